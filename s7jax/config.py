@@ -1,0 +1,213 @@
+"""Presets and validation: what a model is, how it is trained, as frozen data.
+
+A preset is data, never code: everything the program builds is derived from these classes.
+Section numbers (§) refer to the S7-LLM-MOE-140M sizing specification.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from s7jax.errors import UsageError
+
+DOMAINS = ("code", "math", "reason", "general")
+"""Domain of expert 0, 1, 2, 3 (§2)."""
+
+MIXTURE = (7, 5, 4, 4)
+"""Sequences per domain in every 20 of Phase 1: 35/25/20/20 per cent (§3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """A stack of pre-norm transformer layers."""
+
+    layers: int
+    hidden: int
+    heads: int
+    ffn: int  # width between fc1 and fc2
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden // self.heads
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "heads", "ffn"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.hidden % (2 * self.heads):
+            raise UsageError(
+                f"hidden {self.hidden} over {self.heads} heads: expected an even head width "
+                "(rotary embedding turns pairs of channels)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture: embedding, shared trunk, one expert per domain, router (§2, §8)."""
+
+    vocab: int  # tokens; divisible by 32 (§8 alignment)
+    context: int  # tokens a sequence holds
+    trunk: StackConfig
+    expert: StackConfig
+    domains: tuple[str, ...] = DOMAINS
+    routing_window: int = 64  # positions whose router logits are summed to choose the expert
+
+    def __post_init__(self) -> None:
+        if self.vocab % 32:
+            raise UsageError(f"vocab {self.vocab} is not divisible by 32 (§8 alignment)")
+        if self.context < 2:
+            raise UsageError(f"context {self.context}: expected at least 2 tokens")
+        if self.routing_window < 1:
+            raise UsageError(f"routing_window {self.routing_window}: expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """How one phase is trained. Lengths are in tokens, batches in sequences."""
+
+    tokens: tuple[int, ...]  # training tokens; one entry for the trunk, one per expert
+    batch: int  # sequences a step
+    microbatch: int  # sequences a gradient computation; divides batch
+    peak_lr: float
+    warmup: int  # steps of linear warmup; capped at a tenth of a short run
+    final_lr: float = 0.1  # cosine end, as a fraction of peak_lr
+    weight_decay: float = 0.1  # on matrices only
+    clip: float = 1.0  # global gradient norm
+    betas: tuple[float, float] = (0.9, 0.95)
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.microbatch < 1 or self.batch % self.microbatch:
+            raise UsageError(
+                f"batch {self.batch} is not a whole number of microbatches of {self.microbatch}"
+            )
+        if min(self.tokens) < 1:
+            raise UsageError(f"tokens {min(self.tokens)}: expected at least 1")
+
+    def steps(self, context: int, index: int = 0) -> int:
+        """Optimizer steps that see at least ``tokens[index]`` tokens."""
+        return -(-self.tokens[index] // (self.batch * context))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run: everything, beside the data, that decides the trained bytes."""
+
+    preset: str
+    model: ModelConfig
+    trunk: RecipeConfig
+    experts: RecipeConfig
+    seed: int = 0
+    router_sequences: int = 256  # labelled training sequences per domain for the ridge router
+    eval_sequences: int = 64  # held-out sequences per domain in every report
+    mixture: tuple[int, ...] = field(default=MIXTURE)  # sequences per domain and cycle
+
+    def __post_init__(self) -> None:
+        n = len(self.model.domains)
+        if len(self.mixture) != n or min(self.mixture) < 1:
+            raise UsageError(f"mixture {self.mixture}: expected {n} counts of at least 1")
+        if len(self.experts.tokens) != n:
+            raise UsageError(f"experts.tokens has {len(self.experts.tokens)} entries, not {n}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, in field order."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> Self:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            UsageError: a field is missing or unknown.
+        """
+        try:
+            model = dict(tree["model"])
+            model |= {
+                "trunk": StackConfig(**model["trunk"]),
+                "expert": StackConfig(**model["expert"]),
+                "domains": tuple(model["domains"]),
+            }
+            recipes = {
+                phase: RecipeConfig(
+                    **{k: tuple(v) if isinstance(v, list) else v for k, v in tree[phase].items()}
+                )
+                for phase in ("trunk", "experts")
+            }
+            rest = {k: v for k, v in tree.items() if k not in ("model", "trunk", "experts")}
+            rest["mixture"] = tuple(rest["mixture"])
+            return cls(model=ModelConfig(**model), **recipes, **rest)
+        except (KeyError, TypeError) as e:
+            raise UsageError(f"configuration does not fit this version of s7jax: {e}") from e
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, in hexadecimal."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+S7_140M = Config(
+    preset="s7-140m",
+    model=ModelConfig(
+        vocab=24_576,
+        context=2_048,
+        trunk=StackConfig(layers=6, hidden=768, heads=12, ffn=1_024),
+        expert=StackConfig(layers=8, hidden=512, heads=8, ffn=2_048),
+    ),
+    # §3 and §4: 512 and 256 sequences a step, 50 B and 20/15/12/12 B tokens, warmup 2,000.
+    trunk=RecipeConfig(
+        tokens=(50_000_000_000,), batch=512, microbatch=128, peak_lr=6e-4, warmup=2_000
+    ),
+    experts=RecipeConfig(
+        tokens=(20_000_000_000, 15_000_000_000, 12_000_000_000, 12_000_000_000),
+        batch=256,
+        microbatch=64,
+        peak_lr=6e-4,
+        warmup=2_000,
+    ),
+    router_sequences=4_096,
+    eval_sequences=512,
+)
+
+# A laptop or one small GPU: ≈ 9.6 M parameters.
+S7_MINI = Config(
+    preset="s7-mini",
+    model=ModelConfig(
+        vocab=8_192,
+        context=512,
+        trunk=StackConfig(layers=4, hidden=256, heads=4, ffn=384),
+        expert=StackConfig(layers=3, hidden=192, heads=6, ffn=768),
+    ),
+    trunk=RecipeConfig(tokens=(100_000_000,), batch=40, microbatch=40, peak_lr=2e-3, warmup=200),
+    experts=RecipeConfig(
+        tokens=(25_000_000,) * 4, batch=40, microbatch=40, peak_lr=2e-3, warmup=200
+    ),
+    eval_sequences=128,
+)
+
+# The demo and the tests: ≈ 1 M parameters, minutes on two CPU cores.
+S7_NANO = Config(
+    preset="s7-nano",
+    model=ModelConfig(
+        vocab=2_048,
+        context=256,
+        trunk=StackConfig(layers=3, hidden=128, heads=4, ffn=192),
+        expert=StackConfig(layers=2, hidden=64, heads=2, ffn=256),
+    ),
+    trunk=RecipeConfig(tokens=(2_000_000,), batch=40, microbatch=40, peak_lr=4e-3, warmup=50),
+    experts=RecipeConfig(tokens=(600_000,) * 4, batch=40, microbatch=40, peak_lr=4e-3, warmup=20),
+)
+
+PRESETS = {config.preset: config for config in (S7_140M, S7_MINI, S7_NANO)}
+
+
+def preset(name: str) -> Config:
+    """The preset of that name.
+
+    Raises:
+        UsageError: no such preset.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"unknown preset {name!r}; expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]
