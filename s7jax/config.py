@@ -123,28 +123,25 @@ class Config:
             UsageError: a field is missing or unknown.
         """
         try:
-            model = dict(tree["model"])
-            model |= {
-                "trunk": StackConfig(**model["trunk"]),
-                "expert": StackConfig(**model["expert"]),
-                "domains": tuple(model["domains"]),
-            }
-            recipes = {
-                phase: RecipeConfig(
-                    **{k: tuple(v) if isinstance(v, list) else v for k, v in tree[phase].items()}
-                )
-                for phase in ("trunk", "experts")
-            }
-            rest = {k: v for k, v in tree.items() if k not in ("model", "trunk", "experts")}
-            rest["mixture"] = tuple(rest["mixture"])
-            return cls(model=ModelConfig(**model), **recipes, **rest)
-        except (KeyError, TypeError) as e:
+            fields: dict[str, Any] = {k: _tuples(v) for k, v in tree.items()}
+            model = fields.pop("model")
+            stacks = {name: StackConfig(**model.pop(name)) for name in ("trunk", "expert")}
+            recipes: Any = {name: RecipeConfig(**fields.pop(name)) for name in ("trunk", "experts")}
+            return cls(model=ModelConfig(**model, **stacks), **recipes, **fields)
+        except (KeyError, TypeError, AttributeError) as e:
             raise UsageError(f"configuration does not fit this version of s7jax: {e}") from e
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, in hexadecimal."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _tuples(tree: Any) -> Any:
+    """JSON arrays as tuples, objects as fresh dictionaries."""
+    if isinstance(tree, dict):
+        return {k: _tuples(v) for k, v in tree.items()}
+    return tuple(map(_tuples, tree)) if isinstance(tree, list) else tree
 
 
 S7_140M = Config(

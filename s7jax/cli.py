@@ -1,0 +1,33 @@
+"""What every script shares: its help text, and how errors become exit codes."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from s7jax.errors import InputError, UsageError
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is the script's docstring: what it does, then examples."""
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
+def main(run: Callable[[], int | None]) -> None:
+    """Run a script and exit: 0 done, 1 failure, 2 usage, 130 interrupted.
+
+    A user's mistake is printed as one message on standard error, without a traceback;
+    an error of the program keeps its traceback.
+    """
+    try:
+        sys.exit(run() or 0)
+    except UsageError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except (InputError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
