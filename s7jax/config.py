@@ -125,7 +125,7 @@ class Config:
         try:
             fields: dict[str, Any] = {k: _tuples(v) for k, v in tree.items()}
             model = fields.pop("model")
-            stacks = {name: StackConfig(**model.pop(name)) for name in ("trunk", "expert")}
+            stacks: Any = {name: StackConfig(**model.pop(name)) for name in ("trunk", "expert")}
             recipes: Any = {name: RecipeConfig(**fields.pop(name)) for name in ("trunk", "experts")}
             return cls(model=ModelConfig(**model, **stacks), **recipes, **fields)
         except (KeyError, TypeError, AttributeError) as e:
