@@ -189,7 +189,7 @@ S7_NANO = Config(
     model=ModelConfig(
         vocab=2_048,
         context=256,
-        trunk=StackConfig(layers=3, hidden=128, heads=4, ffn=192),
+        trunk=StackConfig(layers=3, hidden=128, heads=2, ffn=192),
         expert=StackConfig(layers=2, hidden=64, heads=2, ffn=256),
     ),
     trunk=RecipeConfig(tokens=(2_000_000,), batch=40, microbatch=40, peak_lr=4e-3, warmup=50),

@@ -1,0 +1,113 @@
+"""Device meshes: "4x2" becomes a mesh of data × model devices.
+
+``data`` groups each see their own sequences; the devices of one ``model`` group share one
+copy of the weights, split Megatron-style (arXiv 1909.08053). §3's cluster, four nodes of two
+A100s, is ``4x2``. Axes are explicit: array types carry their sharding, and a wrong layout is
+an error at trace time.
+"""
+
+import re
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from s7jax.config import ModelConfig
+from s7jax.errors import UsageError
+
+DATA, MODEL = "data", "model"
+
+
+@dataclass(frozen=True)
+class MeshShape:
+    """How many data-parallel groups, and how many devices share one copy of the model."""
+
+    data: int
+    model: int
+
+    @property
+    def devices(self) -> int:
+        """Devices in the mesh."""
+        return self.data * self.model
+
+    def __str__(self) -> str:
+        return f"{self.data}x{self.model}"
+
+
+def parse(text: str) -> MeshShape:
+    """``"4x2"`` → 4 data-parallel groups of 2 model-parallel devices.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if match is None:
+        raise UsageError(f"--mesh {text!r}: expected DATAxMODEL with both at least 1, such as 4x2")
+    return MeshShape(data=int(match[1]), model=int(match[2]))
+
+
+def check(shape: MeshShape, model: ModelConfig, microbatch: int) -> None:
+    """Refuse a mesh over which the model or the microbatch does not divide.
+
+    Raises:
+        UsageError: with the numbers, and the meshes of as many devices that would work.
+    """
+    if problem := _problem(shape, model, microbatch):
+        sizes = [
+            MeshShape(data=n // m, model=m)
+            for n in (shape.devices, *range(shape.devices - 1, 0, -1))
+            for m in range(1, n + 1)
+            if n % m == 0
+        ]
+        fitting = [str(s) for s in sizes if not _problem(s, model, microbatch)]
+        raise UsageError(f"--mesh {shape}: {problem}; meshes that work: {', '.join(fitting[:3])}")
+
+
+def _problem(shape: MeshShape, model: ModelConfig, microbatch: int) -> str | None:
+    split = {
+        "vocabulary": model.vocab,
+        "trunk heads": model.trunk.heads,
+        "trunk FFN width": model.trunk.ffn,
+        "expert heads": model.expert.heads,
+        "expert FFN width": model.expert.ffn,
+    }
+    for name, size in split.items():
+        if size % shape.model:
+            return f"{name} {size} not divisible by {shape.model} model-parallel devices"
+    if microbatch % shape.data:
+        return f"microbatch {microbatch} not divisible by {shape.data} data-parallel groups"
+    return None
+
+
+def provision(shape: MeshShape | None) -> str | None:
+    """Make sure enough devices exist, before JAX is first used; say what was done, if anything.
+
+    With an accelerator the real devices are used. Without one, the CPU is presented as
+    ``shape.devices`` virtual devices. Without a mesh (None) nothing needs doing.
+
+    Raises:
+        UsageError: there are accelerators, but fewer than the mesh needs.
+    """
+    if shape is None or shape.devices == 1:
+        return None
+    jax.config.update("jax_num_cpu_devices", shape.devices)
+    backend, found = jax.default_backend(), jax.device_count()
+    if found < shape.devices:
+        raise UsageError(
+            f"--mesh {shape} needs {shape.devices} devices; {backend} has {found}. Use a smaller "
+            f"mesh, or JAX_PLATFORMS=cpu for {shape.devices} virtual CPU devices"
+        )
+    return f"no accelerator: {shape.devices} virtual CPU devices" if backend == "cpu" else None
+
+
+def make(shape: MeshShape) -> Mesh:
+    """The mesh over the first ``shape.devices`` devices, with explicit axes."""
+    return jax.make_mesh(
+        (shape.data, shape.model),
+        (DATA, MODEL),
+        axis_types=(AxisType.Explicit, AxisType.Explicit),
+        devices=jax.devices()[: shape.devices],
+    )
+
+
+SINGLE = MeshShape(data=1, model=1)

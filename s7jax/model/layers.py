@@ -1,0 +1,151 @@
+"""The layers of trunk and experts: pre-RMSNorm transformer blocks with rotary attention.
+
+Shape suffixes: B batch, T time, S key time, D hidden, F FFN width, H heads, K head width.
+Every matrix is W[in, out] (§5). Each parameter's partition spec stands beside its shape:
+q, k, v, fc1 are split over ``model`` on the output axis, o and fc2 on the input axis
+(Megatron, arXiv 1909.08053). All modules expect to run under an explicit mesh with the axes
+``data`` and ``model`` (:mod:`s7jax.mesh`).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn import initializers
+from jax.sharding import PartitionSpec as P
+
+from s7jax.config import StackConfig
+from s7jax.mesh import DATA, MODEL
+
+NORM_EPSILON = 1e-6
+ROPE_BASE = 10_000.0
+
+ACTIVATIONS = P(DATA, None, None)
+SPLIT_ACTIVATIONS = P(DATA, None, MODEL)
+HEADS = P(DATA, None, MODEL, None)
+
+
+def rms_normalize(x: jax.Array) -> jax.Array:
+    """Divide by the root mean square over the last axis, in float32 (arXiv 1910.07467)."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + NORM_EPSILON)
+
+
+def rope(x_BTHK: jax.Array) -> jax.Array:
+    """Rotary position embedding (arXiv 2104.09864), channel i paired with i + K/2.
+
+    Positions count from 0 along T; angles are float32.
+    """
+    T, K = x_BTHK.shape[1], x_BTHK.shape[3]
+    frequency = ROPE_BASE ** (-jnp.arange(0, K, 2, dtype=jnp.float32) / K)
+    angle_T1K = (jnp.arange(T, dtype=jnp.float32)[:, None] * frequency)[:, None, :]
+    sin, cos = jnp.sin(angle_T1K), jnp.cos(angle_T1K)
+    a, b = jnp.split(x_BTHK, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def causal_attention(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array) -> jax.Array:
+    """Softmax attention of each position over itself and those before it; float32 scores."""
+    T, K = q_BTHK.shape[1], q_BTHK.shape[3]
+    score_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK) * K**-0.5
+    visible_TS = jnp.tril(jnp.ones((T, T), jnp.bool_))
+    score_BHTS = jnp.where(visible_TS, score_BHTS, jnp.finfo(jnp.float32).min)
+    return jnp.einsum("BHTS,BSHK->BTHK", jax.nn.softmax(score_BHTS), v_BSHK)
+
+
+class RMSNorm(nn.Module):
+    """RMS normalisation with a gain, no bias."""
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """[B, T, D] → float32 [B, T, D]."""
+        gain_D = self.param("gain", initializers.ones, x_BTD.shape[-1:], jnp.float32, P(None))
+        return rms_normalize(x_BTD) * gain_D
+
+
+class Linear(nn.Module):
+    """x @ W, the one matrix product of the model: no bias."""
+
+    features: int
+    spec: P  # of W[in, out]
+    out: P  # of the result
+    scale: float = 1.0  # of the initial standard deviation, against 1/√in; 0 starts at zero
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """[B, T, in] → [B, T, features]."""
+        fan_in = x_BTD.shape[-1]
+        weight = self.param(
+            "weight",
+            initializers.normal(self.scale * fan_in**-0.5),
+            (fan_in, self.features),
+            jnp.float32,
+            self.spec,
+        )
+        return jnp.einsum("BTD,DF->BTF", x_BTD, weight, out_sharding=self.out)
+
+
+def _column(features: int, name: str) -> Linear:
+    return Linear(features, spec=P(None, MODEL), out=SPLIT_ACTIVATIONS, name=name)
+
+
+def _row(features: int, scale: float, name: str) -> Linear:
+    return Linear(features, spec=P(MODEL, None), out=ACTIVATIONS, scale=scale, name=name)
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention with rotary positions and RMS-normalised q and k."""
+
+    cfg: StackConfig
+    out_scale: float
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """[B, T, D] → [B, T, D]."""
+        B, T, D = x_BTD.shape
+        heads = (B, T, self.cfg.heads, self.cfg.head_dim)
+        q, k, v = (
+            jnp.reshape(_column(D, f"{name}_proj")(x_BTD), heads, out_sharding=HEADS)
+            for name in "qkv"
+        )
+        y_BTHK = causal_attention(rope(rms_normalize(q)), rope(rms_normalize(k)), v)
+        y_BTD = jnp.reshape(y_BTHK, (B, T, D), out_sharding=SPLIT_ACTIVATIONS)
+        return _row(D, self.out_scale, "o_proj")(y_BTD)
+
+
+class FeedForward(nn.Module):
+    """fc1, GELU (tanh form, arXiv 1606.08415), fc2."""
+
+    cfg: StackConfig
+    out_scale: float
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """[B, T, D] → [B, T, D]."""
+        y_BTF = jax.nn.gelu(_column(self.cfg.ffn, "fc1")(x_BTD))
+        return _row(x_BTD.shape[-1], self.out_scale, "fc2")(y_BTF)
+
+
+class Block(nn.Module):
+    """One pre-norm layer: x + attention(norm(x)), then x + FFN(norm(x))."""
+
+    cfg: StackConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
+        """[B, T, D] → [B, T, D], in the carry form that scanning wants."""
+        # Residual branches start small, so that depth does not change the scale of the sum.
+        out_scale = (2 * self.cfg.layers) ** -0.5
+        x_BTD += Attention(self.cfg, out_scale, name="attn")(RMSNorm(name="attn_norm")(x_BTD))
+        x_BTD += FeedForward(self.cfg, out_scale, name="ffn")(RMSNorm(name="ffn_norm")(x_BTD))
+        return x_BTD, None
+
+
+def stack(cfg: StackConfig, name: str) -> nn.Module:
+    """``cfg.layers`` blocks as one scan: parameters stacked on a leading layer axis.
+
+    Compile time does not grow with depth.
+    """
+    scanned = nn.scan(
+        Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=cfg.layers
+    )
+    return scanned(cfg, name=name)

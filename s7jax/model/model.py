@@ -1,0 +1,153 @@
+"""The model: tied embedding, shared trunk, residual experts, linear router.
+
+Parameters are one plain dictionary whose keys are the components of the sealed file:
+``embedding``, ``trunk``, ``expert0`` …, ``router``. Every function here is pure and takes the
+dictionary (any part of it that holds what the function needs).
+Shape suffixes as in :mod:`s7jax.model.layers`, and V vocabulary, E experts.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn import initializers
+from jax.sharding import PartitionSpec as P
+
+from s7jax.config import ModelConfig
+from s7jax.mesh import MODEL
+from s7jax.model.layers import ACTIVATIONS, SPLIT_ACTIVATIONS, Linear, RMSNorm, stack
+
+Params = dict[str, Any]
+
+EMBEDDING_SCALE = 0.02  # initial standard deviation, as in GPT-2
+
+
+class Embedding(nn.Module):
+    """Token table, tied with the LM head; split over the vocabulary."""
+
+    cfg: ModelConfig
+
+    def setup(self) -> None:
+        self.weight = self.param(
+            "weight",
+            initializers.normal(EMBEDDING_SCALE),
+            (self.cfg.vocab, self.cfg.trunk.hidden),
+            jnp.float32,
+            P(MODEL, None),
+        )
+
+    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+        """int32 [B, T] → [B, T, D]."""
+        return self.weight.at[tokens_BT].get(out_sharding=ACTIVATIONS)
+
+    def attend(self, x_BTD: jax.Array) -> jax.Array:
+        """[B, T, D] → logits [B, T, V], split over the vocabulary."""
+        return jnp.einsum("BTD,VD->BTV", x_BTD, self.weight, out_sharding=SPLIT_ACTIVATIONS)
+
+
+class Trunk(nn.Module):
+    """The shared layers, and the final norm that trunk and experts share."""
+
+    cfg: ModelConfig
+
+    def setup(self) -> None:
+        self.layers = stack(self.cfg.trunk, "layers")
+        self.final_norm = RMSNorm()
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """Embedded tokens → the residual stream h, before the final norm."""
+        return self.layers(x_BTD, None)[0]
+
+    def normalize(self, h_BTD: jax.Array) -> jax.Array:
+        """The final norm."""
+        return self.final_norm(h_BTD)
+
+
+class Expert(nn.Module):
+    """Residual on the trunk: h + out_proj(norm(layers(in_proj(norm(h))))).
+
+    ``out_proj`` starts at zero, so an untrained expert is the trunk. The two projections are
+    replicated: they are a thirtieth of the expert.
+    """
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, h_BTD: jax.Array) -> jax.Array:
+        """[B, T, trunk hidden] → [B, T, trunk hidden]."""
+        replicated = {"spec": P(None, None), "out": ACTIVATIONS}
+        x = RMSNorm(name="in_norm")(h_BTD)
+        x = Linear(self.cfg.expert.hidden, **replicated, name="in_proj")(x)
+        x = stack(self.cfg.expert, "layers")(x, None)[0]
+        x = RMSNorm(name="out_norm")(x)
+        return h_BTD + Linear(h_BTD.shape[-1], **replicated, scale=0.0, name="out_proj")(x)
+
+
+class Router(nn.Module):
+    """Linear map from the normalised trunk output to one logit per expert.
+
+    Fitted in closed form (:mod:`s7jax.train.router`), never by gradient.
+    """
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """[B, T, D] → [B, T, E]."""
+        D, E = self.cfg.trunk.hidden, len(self.cfg.domains)
+        weight = self.param("weight", initializers.zeros, (D, E), jnp.float32, P(None, None))
+        bias = self.param("bias", initializers.zeros, (E,), jnp.float32, P(None))
+        return jnp.einsum("BTD,DE->BTE", x_BTD, weight, out_sharding=ACTIVATIONS) + bias
+
+
+def trunk_output(cfg: ModelConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
+    """int32 [B, T] → h [B, T, D], what the trunk hands to the experts."""
+    x_BTD = Embedding(cfg).apply({"params": params["embedding"]}, tokens_BT)
+    return Trunk(cfg).apply({"params": params["trunk"]}, x_BTD)
+
+
+def expert_output(cfg: ModelConfig, expert: Params, h_BTD: jax.Array) -> jax.Array:
+    """One expert's parameters and h [B, T, D] → its refined h [B, T, D]."""
+    return Expert(cfg).apply({"params": expert}, h_BTD)
+
+
+def normalize(cfg: ModelConfig, params: Params, h_BTD: jax.Array) -> jax.Array:
+    """The shared final norm; what head and router read."""
+    return Trunk(cfg).apply({"params": params["trunk"]}, h_BTD, method="normalize")
+
+
+def head(cfg: ModelConfig, params: Params, h_BTD: jax.Array) -> jax.Array:
+    """h [B, T, D] of trunk or expert → float32 logits [B, T, V]."""
+    x_BTD = normalize(cfg, params, h_BTD)
+    return Embedding(cfg).apply({"params": params["embedding"]}, x_BTD, method="attend")
+
+
+def router_logits(cfg: ModelConfig, params: Params, h_BTD: jax.Array) -> jax.Array:
+    """h [B, T, D] of the trunk → the router's evidence per position [B, T, E]."""
+    x_BTD = normalize(cfg, params, h_BTD)
+    return Router(cfg).apply({"params": params["router"]}, x_BTD)
+
+
+def initialize(cfg: ModelConfig, key: jax.Array) -> Params:
+    """Every parameter of the model, a pure function of (cfg, key).
+
+    Each component has its own key, so that components can be initialised, or left out, in
+    any order. Runs under the ambient mesh; see :func:`s7jax.model.parameters.initial`.
+    """
+    E = len(cfg.domains)
+    tokens_BT = jnp.zeros((1, 2), jnp.int32)
+    h_BTD = jnp.zeros((1, 2, cfg.trunk.hidden), jnp.float32, out_sharding=ACTIVATIONS)
+
+    def run_trunk(module: Trunk, x_BTD: jax.Array) -> jax.Array:
+        return module.normalize(module(x_BTD))
+
+    def init(index: int, module: nn.Module, x: jax.Array, method: Any = None) -> Params:
+        return module.init(jax.random.fold_in(key, index), x, method=method)["params"]
+
+    return {
+        "embedding": init(0, Embedding(cfg), tokens_BT),
+        "trunk": init(1, Trunk(cfg), h_BTD, run_trunk),
+        "router": init(2, Router(cfg), h_BTD),
+        **{f"expert{e}": init(3 + e, Expert(cfg), h_BTD) for e in range(E)},
+    }

@@ -1,0 +1,106 @@
+"""The parameter table: names, shapes and shardings of every weight, and what follows from it.
+
+The table is what ``initialize`` would make, evaluated abstractly. Initial values, placement on
+a mesh, counts, restore targets, the quantisation plan and the names in the sealed file are all
+derived from it.
+
+In memory a stack of layers is one array with a leading layer axis
+(``trunk/layers/attn/q_proj/weight``); in files each layer is its own tensor
+(``trunk.layer3.attn.q_proj.weight``). :func:`named_tensors` is that boundary.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+
+from s7jax.config import ModelConfig
+from s7jax.mesh import DATA, MODEL, SINGLE, make
+from s7jax.model.model import Params, initialize
+
+
+def table(cfg: ModelConfig) -> Params:
+    """Shape, dtype and partition spec of every parameter, as ``jax.ShapeDtypeStruct``.
+
+    Partition specs name mesh axes but no mesh: they hold for every one.
+    """
+    single = AbstractMesh((1, 1), (DATA, MODEL), axis_types=(AxisType.Explicit,) * 2)
+    with jax.sharding.use_abstract_mesh(single):
+        return jax.eval_shape(lambda: initialize(cfg, jax.random.key(0)))
+
+
+def counts(cfg: ModelConfig) -> dict[str, dict[str, int]]:
+    """Parameters per component, matrices apart from vectors (norm gains, biases)."""
+    result: dict[str, dict[str, int]] = {}
+    for name, leaf in named_tensors(table(cfg)):
+        kind = "matrices" if len(leaf.shape) == 2 else "vectors"
+        component = result.setdefault(name.split(".")[0], {"matrices": 0, "vectors": 0})
+        component[kind] += leaf.size
+    return result
+
+
+def shardings(abstract: Params, mesh: Mesh) -> Params:
+    """The table's partition specs on a mesh."""
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, leaf.sharding.spec), abstract)
+
+
+def place(params: Params, abstract: Params, mesh: Mesh) -> Params:
+    """Lay host or device arrays out on a mesh; bytes are copied, never computed."""
+    return jax.device_put(params, shardings(abstract, mesh))
+
+
+def initial(cfg: ModelConfig, seed: int, mesh: Mesh) -> Params:
+    """Initial parameters on a mesh: a pure function of (cfg, seed).
+
+    They are computed by one single-device program and then laid out, so that their bytes do
+    not depend on the mesh.
+    """
+    with jax.set_mesh(make(SINGLE)):
+        params = jax.jit(lambda: initialize(cfg, jax.random.key(seed, impl="threefry2x32")))()
+    return place(params, table(cfg), mesh)
+
+
+def named_tensors(params: Params) -> Iterator[tuple[str, Any]]:
+    """``(name, tensor)`` of every tensor in bytewise order of names, stacked layers taken apart.
+
+    Works on arrays and on abstract values alike. Names are those of the sealed file.
+    """
+    named: dict[str, Callable[[], Any]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        keys = [key.key for key in path]
+        if "layers" not in keys:
+            named[".".join(keys)] = lambda leaf=leaf: leaf
+            continue
+        at = keys.index("layers")
+        for layer in range(leaf.shape[0]):
+            name = ".".join([*keys[:at], f"layer{layer}", *keys[at + 1 :]])
+            named[name] = lambda leaf=leaf, layer=layer: _layer(leaf, layer)
+    return ((name, named[name]()) for name in sorted(named))
+
+
+def _layer(leaf: Any, layer: int) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    return leaf[layer]
+
+
+def host(params: Params) -> Params:
+    """Parameters as NumPy arrays."""
+    return jax.tree.map(np.asarray, params)
+
+
+def digest(params: Params) -> str:
+    """SHA-256 over every tensor in canonical order: name, dtype, shape, little-endian bytes.
+
+    Equal digests mean equal weights, whatever mesh they live on.
+    """
+    sha = hashlib.sha256()
+    for name, tensor in named_tensors(host(params)):
+        array = np.ascontiguousarray(tensor)
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        sha.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
