@@ -73,6 +73,7 @@ class RecipeConfig:
     microbatch: int  # sequences a gradient computation; divides batch
     peak_lr: float
     warmup: int  # steps of linear warmup; capped at a tenth of a short run
+    checkpoint: int  # tokens between checkpoints
     final_lr: float = 0.1  # cosine end, as a fraction of peak_lr
     weight_decay: float = 0.1  # on matrices only
     clip: float = 1.0  # global gradient norm
@@ -113,7 +114,7 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, in field order."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> Self:
@@ -152,9 +153,15 @@ S7_140M = Config(
         trunk=StackConfig(layers=6, hidden=768, heads=12, ffn=1_024),
         expert=StackConfig(layers=8, hidden=512, heads=8, ffn=2_048),
     ),
-    # §3 and §4: 512 and 256 sequences a step, 50 B and 20/15/12/12 B tokens, warmup 2,000.
+    # §3 and §4: 512 and 256 sequences a step, 50 B and 20/15/12/12 B tokens, warmup 2,000,
+    # a checkpoint every 5 B tokens.
     trunk=RecipeConfig(
-        tokens=(50_000_000_000,), batch=512, microbatch=128, peak_lr=6e-4, warmup=2_000
+        tokens=(50_000_000_000,),
+        batch=512,
+        microbatch=128,
+        peak_lr=6e-4,
+        warmup=2_000,
+        checkpoint=5_000_000_000,
     ),
     experts=RecipeConfig(
         tokens=(20_000_000_000, 15_000_000_000, 12_000_000_000, 12_000_000_000),
@@ -162,6 +169,7 @@ S7_140M = Config(
         microbatch=64,
         peak_lr=6e-4,
         warmup=2_000,
+        checkpoint=5_000_000_000,
     ),
     router_sequences=4_096,
     eval_sequences=512,
@@ -176,9 +184,21 @@ S7_MINI = Config(
         trunk=StackConfig(layers=4, hidden=256, heads=4, ffn=384),
         expert=StackConfig(layers=3, hidden=192, heads=6, ffn=768),
     ),
-    trunk=RecipeConfig(tokens=(100_000_000,), batch=40, microbatch=40, peak_lr=2e-3, warmup=200),
+    trunk=RecipeConfig(
+        tokens=(100_000_000,),
+        batch=40,
+        microbatch=40,
+        peak_lr=2e-3,
+        warmup=200,
+        checkpoint=5_000_000,
+    ),
     experts=RecipeConfig(
-        tokens=(25_000_000,) * 4, batch=40, microbatch=40, peak_lr=2e-3, warmup=200
+        tokens=(25_000_000,) * 4,
+        batch=40,
+        microbatch=40,
+        peak_lr=2e-3,
+        warmup=200,
+        checkpoint=5_000_000,
     ),
     eval_sequences=128,
 )
@@ -192,11 +212,62 @@ S7_NANO = Config(
         trunk=StackConfig(layers=3, hidden=128, heads=2, ffn=192),
         expert=StackConfig(layers=2, hidden=64, heads=2, ffn=256),
     ),
-    trunk=RecipeConfig(tokens=(2_000_000,), batch=40, microbatch=40, peak_lr=4e-3, warmup=50),
-    experts=RecipeConfig(tokens=(600_000,) * 4, batch=40, microbatch=40, peak_lr=4e-3, warmup=20),
+    trunk=RecipeConfig(
+        tokens=(2_000_000,),
+        batch=40,
+        microbatch=40,
+        peak_lr=4e-3,
+        warmup=50,
+        checkpoint=250_000,
+    ),
+    experts=RecipeConfig(
+        tokens=(600_000,) * 4,
+        batch=40,
+        microbatch=40,
+        peak_lr=4e-3,
+        warmup=20,
+        checkpoint=250_000,
+    ),
 )
 
 PRESETS = {config.preset: config for config in (S7_140M, S7_MINI, S7_NANO)}
+
+
+def override(config: Config, assignments: list[str]) -> Config:
+    """The configuration with fields replaced: ``["trunk.tokens=5000000", "seed=1"]``.
+
+    Values are JSON. A single value for a field of several entries fills them all.
+
+    Raises:
+        UsageError: no such field, or a value that does not fit it.
+    """
+    tree = config.to_json()
+    for assignment in assignments:
+        path, _, text = assignment.partition("=")
+        *parents, name = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.get(parent, {}) if isinstance(node, dict) else {}
+        if not isinstance(node, dict) or name not in node or isinstance(node[name], dict):
+            raise UsageError(f"--set {assignment}: no field {path!r} in the configuration")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            raise UsageError(f"--set {assignment}: {text!r} is not a JSON value") from None
+        if isinstance(node[name], list) and not isinstance(value, list):
+            value = [value] * len(node[name])
+        if not _same_type(node[name], value):
+            raise UsageError(f"--set {assignment}: expected a value like {node[name]!r}")
+        node[name] = value
+    return Config.from_json(tree)
+
+
+def _same_type(old: Any, new: Any) -> bool:
+    if isinstance(old, list):
+        return isinstance(new, list) and all(_same_type(old[0], item) for item in new)
+    if isinstance(old, float):
+        return isinstance(new, int | float) and not isinstance(new, bool)
+    return type(old) is type(new)
 
 
 def preset(name: str) -> Config:

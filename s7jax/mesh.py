@@ -79,25 +79,27 @@ def _problem(shape: MeshShape, model: ModelConfig, microbatch: int) -> str | Non
     return None
 
 
-def provision(shape: MeshShape | None) -> str | None:
-    """Make sure enough devices exist, before JAX is first used; say what was done, if anything.
+def provision(shape: MeshShape | None) -> str:
+    """Make sure enough devices exist, before JAX is first used; returns what they are, in words.
 
     With an accelerator the real devices are used. Without one, the CPU is presented as
-    ``shape.devices`` virtual devices. Without a mesh (None) nothing needs doing.
+    ``shape.devices`` virtual devices.
 
     Raises:
         UsageError: there are accelerators, but fewer than the mesh needs.
     """
-    if shape is None or shape.devices == 1:
-        return None
-    jax.config.update("jax_num_cpu_devices", shape.devices)
+    wanted = shape.devices if shape else 1
+    if wanted > 1:
+        jax.config.update("jax_num_cpu_devices", wanted)
     backend, found = jax.default_backend(), jax.device_count()
-    if found < shape.devices:
+    if found < wanted:
         raise UsageError(
-            f"--mesh {shape} needs {shape.devices} devices; {backend} has {found}. Use a smaller "
-            f"mesh, or JAX_PLATFORMS=cpu for {shape.devices} virtual CPU devices"
+            f"--mesh {shape} needs {wanted} devices; {backend} has {found}. Use a smaller mesh, "
+            f"or JAX_PLATFORMS=cpu for {wanted} virtual CPU devices"
         )
-    return f"no accelerator: {shape.devices} virtual CPU devices" if backend == "cpu" else None
+    if backend == "cpu":
+        return f"no accelerator: {wanted} virtual CPU device{'s' * (wanted > 1)}"
+    return f"{found} {jax.devices()[0].device_kind}"
 
 
 def make(shape: MeshShape) -> Mesh:

@@ -1,0 +1,1 @@
+"""The float model: pure functions over parameter trees, and the parameter table."""

@@ -10,7 +10,7 @@ In memory a stack of layers is one array with a leading layer axis
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -68,20 +68,22 @@ def named_tensors(params: Params) -> Iterator[tuple[str, Any]]:
 
     Works on arrays and on abstract values alike. Names are those of the sealed file.
     """
-    named: dict[str, Callable[[], Any]] = {}
+    places: dict[str, tuple[Any, int | None]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         keys = [key.key for key in path]
         if "layers" not in keys:
-            named[".".join(keys)] = lambda leaf=leaf: leaf
+            places[".".join(keys)] = leaf, None
             continue
         at = keys.index("layers")
         for layer in range(leaf.shape[0]):
             name = ".".join([*keys[:at], f"layer{layer}", *keys[at + 1 :]])
-            named[name] = lambda leaf=leaf, layer=layer: _layer(leaf, layer)
-    return ((name, named[name]()) for name in sorted(named))
+            places[name] = leaf, layer
+    return ((name, _layer(*places[name])) for name in sorted(places))
 
 
-def _layer(leaf: Any, layer: int) -> Any:
+def _layer(leaf: Any, layer: int | None) -> Any:
+    if layer is None:
+        return leaf
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
     return leaf[layer]

@@ -1,0 +1,129 @@
+"""Opening a run for work: flags → configuration, prepared data, mesh.
+
+The flags are the same in every script that has them. Scripts that start a run take what
+decides its bytes (``--preset``, ``--data``, …); the others take the run alone and read the
+rest from its folder.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from s7jax import mesh as meshes
+from s7jax.config import PRESETS, Config, override, preset
+from s7jax.data.prepare import Prepared, prepare
+from s7jax.data.sources import parse_data_flags
+from s7jax.errors import UsageError
+from s7jax.model.parameters import counts
+from s7jax.run import ROOT, Run, newest, start
+from s7jax.train import determinism
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run opened for work."""
+
+    run: Run
+    config: Config
+    prepared: Prepared
+    mesh: Mesh
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of every script that works on a run."""
+    parser.add_argument("--run", metavar="NAME", help="run under runs/, or a folder path")
+    parser.add_argument(
+        "--mesh", metavar="DxM", help="data × model devices, such as 4x2 (default: all, or 1x1)"
+    )
+
+
+def add_start_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of the scripts that can start a run."""
+    parser.add_argument(
+        "--preset", choices=PRESETS, help="model size (default: s7-nano, on accelerators s7-140m)"
+    )
+    parser.add_argument(
+        "--data", nargs="+", metavar="DOMAIN=PATH", help="sources; all four domains are needed"
+    )
+    parser.add_argument("--prepared", metavar="DIR", help="shards made by tools/prepare.py")
+    parser.add_argument("--seed", type=int, help="root of all randomness (default: 0)")
+    parser.add_argument(
+        "--set", nargs="+", metavar="FIELD=VALUE", help="override, such as trunk.tokens=5000000"
+    )
+
+
+def run_path(name: str) -> Path:
+    """``demo`` → ``runs/demo``; anything with a slash is a path as it stands."""
+    return Path(name) if "/" in name or name in (".", "..") else ROOT / name
+
+
+def begin(args: argparse.Namespace) -> Experiment:
+    """Start a run, or take one up where it is.
+
+    Raises:
+        UsageError: flags that contradict each other, the run folder, the model or the machine.
+        InputError: data that cannot be used.
+    """
+    shape, note = _provision(args)
+    path = run_path(args.run) if args.run else None
+    chosen = (args.preset, args.data, args.prepared, args.seed, args.set)
+    if path and (path / "config.json").exists() and all(flag is None for flag in chosen):
+        return _open(Run(path), shape, note)
+
+    if args.data and args.prepared:
+        raise UsageError("--data and --prepared: give one of them")
+    default = "s7-nano" if jax.default_backend() == "cpu" else "s7-140m"
+    config = override(preset(args.preset or default), args.set or [])
+    if args.seed is not None:
+        config = override(config, [f"seed={args.seed}"])
+    _check(shape, config)
+    sources = parse_data_flags(args.data) if args.data else None
+    absolute = {d: [str(Path(p).absolute()) for p in paths] for d, paths in (sources or {}).items()}
+    prepared = str(Path(args.prepared).absolute()) if args.prepared else None
+    run = start(path or ROOT / config.preset, config, absolute or None, prepared)
+    return _open(run, shape, note)
+
+
+def resume(args: argparse.Namespace) -> Experiment:
+    """Open an existing run, the newest one if none is named."""
+    shape, note = _provision(args)
+    return _open(Run(run_path(args.run)) if args.run else newest(), shape, note)
+
+
+def _provision(args: argparse.Namespace) -> tuple[meshes.MeshShape, str]:
+    determinism.enforce()
+    shape = meshes.parse(args.mesh) if args.mesh else None
+    note = meshes.provision(shape)
+    if shape is None:
+        everything = 1 if jax.default_backend() == "cpu" else jax.device_count()
+        shape = meshes.MeshShape(data=everything, model=1)
+    return shape, note
+
+
+def _check(shape: meshes.MeshShape, config: Config) -> None:
+    for recipe in (config.trunk, config.experts):
+        meshes.check(shape, config.model, recipe.microbatch)
+
+
+def _open(run: Run, shape: meshes.MeshShape, note: str) -> Experiment:
+    config, settings = run.config(), run.read()
+    _check(shape, config)
+    corpus = settings["prepared"] or settings["data"] or "built-in corpus"
+    size = sum(n for part in counts(config.model).values() for n in part.values())
+    print(f"run      {run.path}\npreset   {config.preset}: {size:,} parameters")
+    print(f"config   sha256 {config.digest()}\ndata     {corpus}\nmesh     {shape}: {note}")
+    if settings["prepared"]:
+        prepared = Prepared.load(run.prepared)
+    else:
+        prepared = prepare(
+            settings["data"],
+            run.prepared,
+            vocab=config.model.vocab,
+            context=config.model.context,
+            seed=config.seed,
+        )
+    prepared.check(vocab=config.model.vocab, context=config.model.context)
+    return Experiment(run, config, prepared, meshes.make(shape))

@@ -1,0 +1,98 @@
+"""Phase 3, first half: final checkpoints in, integer weights and sealed vocabulary out."""
+
+from pathlib import Path
+from typing import Any
+
+from s7jax.config import Config
+from s7jax.data.tokenizer import Tokenizer
+from s7jax.errors import InputError, UsageError
+from s7jax.integer import weights
+from s7jax.mesh import SINGLE, make
+from s7jax.model import parameters
+from s7jax.run import write_json
+from s7jax.train import checkpoint
+from s7jax.train.phase import TRUNK
+
+
+def export(
+    trunk: Path,
+    experts: list[Path],
+    router: Path,
+    tokenizer: Path,
+    out: Path,
+    quality: dict[str, Any] | None = None,
+) -> int:
+    """Quantise a trained model: writes ``out`` (the weights folder) and ``out/../vocab.json``.
+
+    Args:
+        trunk: final checkpoint of Phase 1.
+        experts: final checkpoints of Phase 2, in domain order.
+        router: checkpoint of the fitted router.
+        tokenizer: ``tokenizer.json`` the model was trained with.
+        out: weights folder; replaced if it is there.
+        quality: held-out report to be sealed with the weights, if there is one.
+
+    Returns:
+        The number of tensors written.
+
+    Raises:
+        UsageError: not one checkpoint per domain.
+        InputError: a checkpoint is missing, damaged, or not of this trunk and tokenizer.
+    """
+    records = {"trunk": checkpoint.read_record(trunk), "router": checkpoint.read_record(router)}
+    config = Config.from_json(records["trunk"]["config"])
+    domains = config.model.domains
+    if len(experts) != len(domains):
+        raise UsageError(f"--experts: {len(experts)} given, expected {len(domains)}: {domains}")
+    records |= {f"expert{e}": checkpoint.read_record(path) for e, path in enumerate(experts)}
+    folders = {"trunk": trunk, "router": router}
+    folders |= {f"expert{e}": path for e, path in enumerate(experts)}
+    _check_chain(records, folders)
+    vocabulary = Tokenizer.load(tokenizer)
+    if vocabulary.digest != records["trunk"]["inputs"]["tokenizer_sha256"]:
+        raise InputError(f"{tokenizer}: not the tokenizer that {trunk} was trained with")
+
+    mesh, table = make(SINGLE), parameters.table(config.model)
+    params = checkpoint.restore_final(
+        trunk, checkpoint.abstract({name: table[name] for name in TRUNK}, mesh)
+    )
+    for e, path in enumerate(experts):
+        name = f"expert{e}"
+        params[name] = checkpoint.restore_final(path, checkpoint.abstract(table[name], mesh))
+    routers = checkpoint.restore_final(
+        router,
+        checkpoint.abstract({n: table["router"] for n in ("router", "nearest_centroid")}, mesh),
+    )
+    params["router"] = routers["router"]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out.parent / "vocab.json", vocabulary.to_vocabulary())
+    return weights.write(out, config.model, params, _provenance(config, records, quality))
+
+
+def _check_chain(records: dict[str, dict[str, Any]], folders: dict[str, Path]) -> None:
+    """Every expert and the router must stand on this very trunk, at their own place."""
+    trunk_sha256 = records["trunk"]["params_sha256"]
+    for name, record in records.items():
+        if record["phase"] != name:
+            raise InputError(f"{folders[name]}: is {record['phase']}, expected {name}")
+        if name != "trunk" and record["inputs"]["trunk_sha256"] != trunk_sha256:
+            raise InputError(
+                f"{folders[name]}: trained on trunk {record['inputs']['trunk_sha256']}, "
+                f"not on {folders['trunk']} ({trunk_sha256})"
+            )
+
+
+def _provenance(
+    config: Config, records: dict[str, dict[str, Any]], quality: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The chain from data to seal; nothing in it depends on when or where this runs."""
+    kept = ("inputs", "params_sha256", "step", "receipt", "environment")
+    return {
+        "config": config.to_json(),
+        "config_sha256": config.digest(),
+        "checkpoints": {
+            name: {key: record[key] for key in kept if key in record}
+            for name, record in sorted(records.items())
+        },
+        "quality": quality,
+    }

@@ -1,0 +1,1 @@
+"""Integers: post-training quantisation and the weights folder it writes."""

@@ -1,0 +1,158 @@
+"""The run folder: where everything one run makes is kept, and what decided it.
+
+::
+
+    runs/NAME/
+      config.json          preset, model, recipes, seed, data sources (what decided the bytes)
+      data/                tokenised shards, manifest, tokenizer (or elsewhere: --prepared)
+      metrics.jsonl        one line per training step
+      checkpoints/         trunk/ expert0/ … (resumable), trunk_final/ expert0_final/ router_final/
+      model/               weights/ vocab.json moe.s7l
+      evaluation.json      quality on held-out text
+      report.json          the final tables
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from s7jax.config import Config
+from s7jax.errors import InputError, UsageError
+
+ROOT = Path("runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """What the run was started with."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """JSON lines, one per training step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Orbax checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """What Phase 3 makes."""
+        return self.path / "model"
+
+    @property
+    def weights(self) -> Path:
+        """Quantised tensors and their manifest."""
+        return self.model / "weights"
+
+    @property
+    def vocab(self) -> Path:
+        """The vocabulary as it is sealed."""
+        return self.model / "vocab.json"
+
+    @property
+    def sealed(self) -> Path:
+        """The sealed model."""
+        return self.model / "moe.s7l"
+
+    @property
+    def evaluation(self) -> Path:
+        """Quality on held-out text, as JSON."""
+        return self.path / "evaluation.json"
+
+    @property
+    def report(self) -> Path:
+        """The final tables, as JSON."""
+        return self.path / "report.json"
+
+    def read(self) -> dict[str, Any]:
+        """The content of ``config.json``: ``config``, ``data``, ``prepared``.
+
+        Raises:
+            InputError: missing or broken.
+        """
+        try:
+            return json.loads(self.config_file.read_text())
+        except FileNotFoundError:
+            raise InputError(f"{self.path}: not a run (no config.json)") from None
+        except ValueError as e:
+            raise InputError(f"{self.config_file}: {e}") from None
+
+    def config(self) -> Config:
+        """The run's configuration."""
+        return Config.from_json(self.read()["config"])
+
+    @property
+    def prepared(self) -> Path:
+        """Folder of the tokenised shards."""
+        elsewhere = self.read()["prepared"]
+        return Path(elsewhere) if elsewhere else self.path / "data"
+
+
+def start(
+    path: Path, config: Config, data: dict[str, list[str]] | None, prepared: str | None
+) -> Run:
+    """Open a run folder for this configuration, making it if need be.
+
+    Raises:
+        UsageError: the folder holds a run of another configuration; the first difference is
+            named.
+    """
+    run = Run(path)
+    wanted = {"config": config.to_json(), "data": data, "prepared": prepared}
+    if run.config_file.exists():
+        if difference := _difference(run.read(), wanted):
+            raise UsageError(
+                f"{path} holds a run with another configuration: {difference}. "
+                "Choose another --run NAME, or remove the folder"
+            )
+        return run
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(run.config_file, wanted)
+    return run
+
+
+def newest(root: Path = ROOT) -> Run:
+    """The run started last under ``root``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = sorted(root.glob("*/config.json"), key=lambda p: (p.stat().st_mtime_ns, str(p)))
+    if not found:
+        raise UsageError(f"no run under {root}/: start one with `python experiments/pipeline.py`")
+    return Run(found[-1].parent)
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as f:
+        json.dump(tree, f, indent=1, allow_nan=False)
+        f.write("\n")
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.replace(path)
+
+
+def _difference(found: Any, wanted: Any, at: str = "") -> str | None:
+    """The first place where two JSON trees differ."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted(found.keys() | wanted.keys()):
+            where = f"{at}.{key}" if at else key
+            if d := _difference(found.get(key), wanted.get(key), where):
+                return d
+        return None
+    if found == wanted:
+        return None
+    return f"{at} is {json.dumps(found)} there, {json.dumps(wanted)} here"

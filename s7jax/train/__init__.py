@@ -1,0 +1,1 @@
+"""Training: the step, the phases, checkpoints, the router fit, evaluation."""

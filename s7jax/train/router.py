@@ -1,0 +1,112 @@
+"""The router, fitted in closed form: ridge regression from trunk output to domain.
+
+A = XᵀX and B = XᵀY are accumulated in float64 over labelled training sequences in a fixed
+order, and (A + λI) W = B is solved once: no gradient, no seed (after DUME,
+arXiv 2603.29765). X is the normalised trunk output at every position with a constant 1
+appended, Y the one-hot domain. The same sums give the nearest-centroid classifier that reports
+compare it with; both are linear maps, and the routing rule applies to either.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from s7jax.config import Config, ModelConfig
+from s7jax.data.mixture import TrainingBatches
+from s7jax.data.prepare import Prepared
+from s7jax.mesh import DATA
+from s7jax.model import parameters
+from s7jax.model.model import Params, normalize, trunk_output
+from s7jax.progress import bar
+from s7jax.run import Run
+from s7jax.train import checkpoint
+from s7jax.train.phase import final_folder, finished, inputs_record
+
+RIDGE = 1e-2  # λ
+ROWS = 8  # sequences per data-parallel group in one forward pass
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sufficient statistics over positions, float64."""
+
+    xx: np.ndarray  # [D + 1, D + 1]
+    xy: np.ndarray  # [D + 1, E]; the last row counts positions per domain
+
+
+def ridge(sums: Sums) -> Params:
+    """Weight [D, E] and bias [E], float32, of the ridge regression."""
+    identity = np.eye(len(sums.xx))
+    solution = np.linalg.solve(sums.xx + RIDGE * identity, sums.xy)
+    return _linear(solution[:-1], solution[-1])
+
+
+def nearest_centroid(sums: Sums) -> Params:
+    """The classifier by the nearest domain mean, as a linear map: x·c − |c|²/2."""
+    centroids = sums.xy[:-1] / sums.xy[-1]
+    return _linear(centroids, -0.5 * np.square(centroids).sum(axis=0))
+
+
+def _linear(weight: np.ndarray, bias: np.ndarray) -> Params:
+    return {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
+
+
+def accumulate(config: Config, prepared: Prepared, trunk: Params, mesh: Mesh) -> Sums:
+    """The sums over ``config.router_sequences`` training sequences of each domain."""
+    cfg = config.model
+    D, E = cfg.trunk.hidden, len(cfg.domains)
+    xx, xy = np.zeros((D + 1, D + 1)), np.zeros((D + 1, E))
+    rows = ROWS * mesh.shape[DATA]
+    batches = -(-config.router_sequences // rows)
+    with jax.set_mesh(mesh), bar("router", E * batches, "sequences", rows) as progress:
+        for e, domain in enumerate(cfg.domains):
+            data = TrainingBatches(prepared, mixture=domain, batch=rows, seed=config.seed)
+            for i in range(batches):
+                tokens = data.batch(i).tokens[:, :-1]
+                x_BTD = _features(cfg, trunk, _split(tokens, mesh))
+                keep = min(rows, config.router_sequences - i * rows)
+                x = np.asarray(x_BTD)[:keep].reshape(-1, D).astype(np.float64)
+                x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+                xx += x.T @ x
+                xy[:, e] += x.sum(axis=0)
+                progress.update(e * batches + i + 1)
+    return Sums(xx, xy)
+
+
+@partial(jax.jit, static_argnums=0)
+def _features(cfg: ModelConfig, trunk: Params, tokens_BT: jax.Array) -> jax.Array:
+    return normalize(cfg, trunk, trunk_output(cfg, trunk, tokens_BT))
+
+
+def _split(tokens: np.ndarray, mesh: Mesh) -> jax.Array:
+    return jax.device_put(tokens, NamedSharding(mesh, P(DATA, None)))
+
+
+def fit(run: Run, config: Config, prepared: Prepared, trunk: Params, mesh: Mesh) -> str:
+    """Fit and save the router (and the centroids beside it); returns the SHA-256 of both."""
+    folder = final_folder(run, "router")
+    inputs = inputs_record(config, prepared, trunk)
+    if done := finished(folder, inputs):
+        print(f"router: already fitted, parameters sha256 {done}")
+        return done
+    sums = accumulate(config, prepared, trunk, mesh)
+    params = {"router": ridge(sums), "nearest_centroid": nearest_centroid(sums)}
+    record = {"phase": "router", "config": config.to_json(), "inputs": inputs}
+    sha256 = checkpoint.save_final(folder, params, record)
+    print(f"router: fitted in closed form, parameters sha256 {sha256}")
+    return sha256
+
+
+def load_routers(run: Run, config: Config, mesh: Mesh) -> Params:
+    """``router`` and ``nearest_centroid``, verified, on a mesh.
+
+    Raises:
+        InputError: not fitted, or damaged.
+    """
+    table = parameters.table(config.model)["router"]
+    like = checkpoint.abstract({"router": table, "nearest_centroid": table}, mesh)
+    return checkpoint.restore_final(final_folder(run, "router"), like)
