@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 
 from s7jax.errors import InputError, UsageError
 
@@ -31,3 +32,13 @@ def main(run: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def quiet(machine: bool) -> Iterator[None]:
+    """With ``--json``, what is meant for people goes to standard error."""
+    if not machine:
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield

@@ -1,0 +1,28 @@
+"""Phase 2: train the domain experts on the frozen trunk, each independently of the others.
+
+Examples:
+  python experiments/experts.py                   all four experts of the newest run
+  python experiments/experts.py --domain math     one of them (they can be separate jobs)
+  python experiments/experts.py --run demo --mesh 2x1
+
+The order does not matter: an expert's weights depend on the trunk and its own domain alone.
+Next: experiments/router.py.
+"""
+
+from s7jax import cli
+from s7jax.config import DOMAINS
+from s7jax.experiment import add_run_flags, resume
+from s7jax.pipeline import experts
+
+
+def main() -> None:
+    """Parse, open the run, train."""
+    parser = cli.parser(__doc__)
+    add_run_flags(parser)
+    parser.add_argument("--domain", nargs="+", choices=DOMAINS, help="which (default: all)")
+    args = parser.parse_args()
+    experts(resume(args), args.domain)
+
+
+if __name__ == "__main__":
+    cli.main(main)

@@ -1,0 +1,23 @@
+"""The router: ridge regression from the frozen trunk's output to the domain, in closed form.
+
+Examples:
+  python experiments/router.py                    the newest run
+  python experiments/router.py --run demo
+
+Needs Phase 1 alone; the experts may still be training. Next: experiments/evaluate.py.
+"""
+
+from s7jax import cli
+from s7jax.experiment import add_run_flags, resume
+from s7jax.pipeline import fit_router
+
+
+def main() -> None:
+    """Parse, open the run, fit."""
+    parser = cli.parser(__doc__)
+    add_run_flags(parser)
+    fit_router(resume(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    cli.main(main)

@@ -1,0 +1,29 @@
+r"""Phase 1: train embedding and trunk on the mixture of the four domains.
+
+Examples:
+  python experiments/trunk.py                     s7-nano on the built-in corpus
+  python experiments/trunk.py --mesh 4x2          4 data groups × 2 model-parallel devices
+  python experiments/trunk.py --preset s7-mini --run mini \
+      --data code=src/ math=math.jsonl.zst reason=reason.jsonl general=books/
+  python experiments/trunk.py --set trunk.tokens=5000000 --run longer
+
+Without an accelerator a mesh is made of virtual CPU devices. A run that was stopped goes on
+from its newest checkpoint. Next: experiments/experts.py.
+"""
+
+from s7jax import cli
+from s7jax.experiment import add_run_flags, add_start_flags, begin
+from s7jax.train.phase import train_trunk
+
+
+def main() -> None:
+    """Parse, open the run, train."""
+    parser = cli.parser(__doc__)
+    add_run_flags(parser)
+    add_start_flags(parser)
+    x = begin(parser.parse_args())
+    train_trunk(x.run, x.config, x.prepared, x.mesh)
+
+
+if __name__ == "__main__":
+    cli.main(main)

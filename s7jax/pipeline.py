@@ -1,0 +1,122 @@
+"""The whole chain on one run: trunk → experts → router → evaluation → INT8 → seal → verify.
+
+Each phase skips what is already done and valid, so a stopped pipeline goes on where it was.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from s7jax import s7l
+from s7jax.errors import InputError
+from s7jax.experiment import Experiment
+from s7jax.export import export
+from s7jax.run import write_json
+from s7jax.train import phase, router
+from s7jax.train.checkpoint import read_record
+from s7jax.train.evaluate import evaluate
+from s7jax.train.phase import final_folder
+
+
+def experts(x: Experiment, domains: list[str] | None = None) -> None:
+    """Phase 2 of the named domains' experts, or of all."""
+    trunk = phase.load_trunk(x.run, x.config, x.mesh)
+    for index, domain in enumerate(x.config.model.domains):
+        if domains is None or domain in domains:
+            phase.train_expert(x.run, x.config, index, x.prepared, trunk, x.mesh)
+
+
+def fit_router(x: Experiment) -> None:
+    """The router on the frozen trunk."""
+    trunk = phase.load_trunk(x.run, x.config, x.mesh)
+    router.fit(x.run, x.config, x.prepared, trunk, x.mesh)
+
+
+def quality(x: Experiment) -> dict[str, Any]:
+    """The held-out report of the finished model, from ``evaluation.json`` if still valid."""
+    inputs = _digests(x)
+    if x.run.evaluation.exists():
+        saved = json.loads(x.run.evaluation.read_text())
+        if saved.get("inputs") == inputs:
+            print(f"evaluation: already done, {x.run.evaluation}")
+            return dict(saved["quality"])
+    params = phase.load_trunk(x.run, x.config, x.mesh)
+    params |= router.load_routers(x.run, x.config, x.mesh)
+    for e in range(len(x.config.model.domains)):
+        params[f"expert{e}"] = phase.load_expert(x.run, x.config, e, x.mesh)
+    report = evaluate(x.config, x.prepared, params, x.mesh)
+    write_json(x.run.evaluation, {"inputs": inputs, "quality": report})
+    return report
+
+
+def quantize(x: Experiment) -> None:
+    """INT8 weights of the finished model."""
+    if _weights_valid(x):
+        print(f"quantize: already done, {x.run.weights}")
+        return
+    names = [f"expert{e}" for e in range(len(x.config.model.domains))]
+    count = export(
+        final_folder(x.run, "trunk"),
+        [final_folder(x.run, name) for name in names],
+        final_folder(x.run, "router"),
+        x.prepared.path / "tokenizer.json",
+        x.run.weights,
+        quality(x),
+    )
+    print(f"quantize: {count} integer tensors in {x.run.weights}")
+
+
+def run(x: Experiment) -> dict[str, Any]:
+    """Run the chain to the verified seal; returns the report, also written to the run folder."""
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        began = time.monotonic()
+        result = work()
+        seconds[name] = time.monotonic() - began
+        return result
+
+    timed("trunk", lambda: phase.train_trunk(x.run, x.config, x.prepared, x.mesh))
+    timed("experts", lambda: experts(x))
+    timed("router", lambda: fit_router(x))
+    report = {"quality": timed("evaluate", lambda: quality(x))}
+    timed("quantize", lambda: quantize(x))
+    sealed = timed("seal", lambda: s7l.seal(x.run.weights, x.run.vocab, x.run.sealed))
+    timed("verify", lambda: s7l.open(x.run.sealed).verify())
+    print(f"sealed: {x.run.sealed}, {'' if sealed.created else 'already there, '}verified")
+    report |= {"artifacts": _artifacts(x, sealed.root.hex()), "seconds": seconds}
+    write_json(x.run.report, report)
+    return report
+
+
+def _weights_valid(x: Experiment) -> bool:
+    """Whether the weights folder was made from these very checkpoints and is undamaged."""
+    try:
+        weights = s7l.read_weights(x.run.weights)
+        weights.verify()
+    except InputError:
+        return False
+    sealed_from = {
+        name: entry["params_sha256"] for name, entry in weights.provenance["checkpoints"].items()
+    }
+    return sealed_from | {"data": x.prepared.digest, "config": x.config.digest()} == _digests(x)
+
+
+def _artifacts(x: Experiment, root: str) -> list[list[Any]]:
+    """Name, size in bytes and SHA-256 (of a seal: its root) of everything the run made."""
+    rows: list[list[Any]] = []
+    for name, sha256 in _digests(x).items():
+        folder = final_folder(x.run, name)
+        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+        rows.append([name, size if folder.is_dir() else "", sha256])
+    rows.append([str(x.run.sealed), x.run.sealed.stat().st_size, root])
+    return rows
+
+
+def _digests(x: Experiment) -> dict[str, str]:
+    """What the finished model consists of: parameters per checkpoint, and the data."""
+    names = ["trunk", *(f"expert{e}" for e in range(len(x.config.model.domains))), "router"]
+    records = {name: read_record(final_folder(x.run, name)) for name in names}
+    digests = {name: str(record["params_sha256"]) for name, record in records.items()}
+    return digests | {"data": x.prepared.digest, "config": x.config.digest()}

@@ -1,0 +1,56 @@
+"""The tables a person reads at the end of a run."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print whichever parts of a report are there: quality, routers, artifacts, times."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    if quality := report.get("quality"):
+        console.print(_quality(quality), _routers(quality), _confusion(quality))
+    if artifacts := report.get("artifacts"):
+        console.print(_rows("Artifacts", ("artifact", "bytes", "sha256 or root"), artifacts))
+    if seconds := report.get("seconds"):
+        rows = [[phase, f"{value:.1f}"] for phase, value in seconds.items()]
+        console.print(_rows("Wall time", ("phase", "seconds"), rows))
+
+
+def _quality(quality: dict[str, Any]) -> Table:
+    """Bits per byte: one row a domain, one column a model."""
+    domains, bits = quality["domains"], quality["bits_per_byte"]
+    models = list(bits[domains[0]])
+    headings = [f"{m} {domains[int(m[6:])]}" if m.startswith("expert") else m for m in models]
+    rows = [[domain, *(f"{bits[domain][model]:.4f}" for model in models)] for domain in domains]
+    return _rows("Bits per byte on held-out text", ("domain", *headings), rows)
+
+
+def _routers(quality: dict[str, Any]) -> Table:
+    domains = quality["domains"]
+    rows = []
+    for name, row in quality["routers"].items():
+        bits = [row["bits_per_byte"][domain] for domain in domains]
+        cells = [f"{value:.4f}" for value in (*bits, sum(bits) / len(bits))]
+        label = "ridge (the router)" if name == "router" else name.replace("_", " ")
+        rows.append([label, f"{100 * row['accuracy']:.1f} %", *cells])
+    headings = ("choice of expert", "accuracy", *domains, "mean bits per byte")
+    return _rows("Routers (accuracy on windows of 256 tokens)", headings, rows)
+
+
+def _confusion(quality: dict[str, Any]) -> Table:
+    domains, counts = quality["domains"], quality["routers"]["router"]["confusion"]
+    rows = [[domain, *map(str, row)] for domain, row in zip(domains, counts, strict=True)]
+    return _rows("Windows by true domain (row) and chosen expert (column)", ("", *domains), rows)
+
+
+def _rows(title: str, headings: tuple[str, ...], rows: list[list[Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+    return table

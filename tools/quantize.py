@@ -1,0 +1,61 @@
+r"""Phase 3: quantise final checkpoints to INT8, one scale per output channel.
+
+Examples:
+  python tools/quantize.py                        the newest run
+  python tools/quantize.py --run demo
+  python tools/quantize.py \
+      --checkpoint checkpoints/trunk_final/ \
+      --experts    checkpoints/expert{0,1,2,3}_final/ \
+      --out        model/weights/ \
+      --method     per_row_int8
+
+Writes the weights folder and the vocabulary beside it (model/vocab.json). Next: tools/pack.py.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from s7jax import cli
+from s7jax.errors import UsageError
+from s7jax.experiment import run_path
+from s7jax.export import export
+from s7jax.integer.quantize import METHOD
+from s7jax.run import Run, newest
+
+
+def main() -> None:
+    """Parse, find what is not given, quantise."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("--run", metavar="NAME", help="run under runs/, or a folder path")
+    parser.add_argument("--checkpoint", type=Path, help="final checkpoint of the trunk")
+    parser.add_argument("--experts", type=Path, nargs="+", help="the experts', in domain order")
+    parser.add_argument("--router", type=Path, help="default: router_final beside --checkpoint")
+    parser.add_argument("--tokenizer", type=Path, help="default: the run's tokenizer.json")
+    parser.add_argument("--out", type=Path, help="weights folder (default: the run's)")
+    parser.add_argument("--method", choices=[METHOD], default=METHOD)
+    args = parser.parse_args()
+    run = _run(args)
+    trunk = args.checkpoint or run.checkpoints / "trunk_final"
+    experts = args.experts or [trunk.parent / f"expert{e}_final" for e in range(4)]
+    router = args.router or trunk.parent / "router_final"
+    tokenizer = args.tokenizer or run.prepared / "tokenizer.json"
+    quality = json.loads(run.evaluation.read_text())["quality"] if run.evaluation.exists() else None
+    out = args.out or run.weights
+    count = export(trunk, experts, router, tokenizer, out, quality)
+    print(f"{count} integer tensors in {out}\nvocabulary in {out.parent / 'vocab.json'}")
+
+
+def _run(args: argparse.Namespace) -> Run:
+    """The run named, or the one the checkpoint lies in, or the newest."""
+    if args.run:
+        return Run(run_path(args.run))
+    if args.checkpoint is None:
+        if args.experts:
+            raise UsageError("--experts without --checkpoint: give the trunk they were trained on")
+        return newest()
+    return Run(args.checkpoint.absolute().parent.parent)
+
+
+if __name__ == "__main__":
+    cli.main(main)
