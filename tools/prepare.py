@@ -10,6 +10,7 @@ A source is a file, a folder or a glob: .jsonl, .jsonl.gz or .jsonl.zst with a f
 plain text and source files, one document each. A domain may be given several times.
 """
 
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -32,8 +33,9 @@ def run() -> None:
     flags.add_argument("--workers", type=int, help="processes; default: one for each core")
     args = flags.parse_args()
     model = config.preset(args.preset).model
+    sources = parse_data_flags(args.data) if args.data else None
     prepared = prepare(
-        parse_data_flags(args.data) if args.data else None,
+        sources,
         args.out,
         vocab=model.vocab,
         context=model.context,
@@ -41,27 +43,22 @@ def run() -> None:
         held_out=args.held_out,
         workers=args.workers,
     )
-    Console().print(_table(prepared))
+    Console(width=None if sys.stdout.isatty() else 100).print(_table(prepared))
     print(f"digest {prepared.digest}")
 
 
 def _table(prepared: Prepared) -> Table:
     m = prepared.manifest
     table = Table(title=f"{prepared.path}: vocabulary {m['vocab']:,}, context {m['context']:,}")
-    columns = "domain documents bytes tokens bytes/token train+rows held-out+rows shards+MB"
-    for column in columns.split():
-        table.add_column(
-            column.replace("+", " "), justify="left" if column == "domain" else "right"
-        )
+    table.add_column("domain")
+    for name in ("documents", "bytes", "tokens", "bytes/token", "train rows", "held-out rows"):
+        table.add_column(name, justify="right", no_wrap=True)
     for d in m["domains"]:
-        documents, size, tokens = (
-            sum(d[s][k] for s in SPLITS) for k in ("documents", "bytes", "tokens")
-        )
-        stored = sum(shard["bytes"] for s in SPLITS for shard in d[s]["shards"]) / 1e6
-        rows = (d[s]["rows"] for s in SPLITS)
-        cells = [f"{n:,}" for n in (documents, size, tokens)]
-        cells += [f"{size / tokens:.2f}", *(f"{n:,}" for n in rows), f"{stored:.1f}"]
-        table.add_row(d["name"], *cells)
+        totals = [sum(d[s][key] for s in SPLITS) for key in ("documents", "bytes", "tokens")]
+        cells = [*totals, round(totals[1] / totals[2], 2), *(d[s]["rows"] for s in SPLITS)]
+        table.add_row(d["name"], *(f"{cell:,}" for cell in cells))
+    stored = sum(x["bytes"] for d in m["domains"] for s in SPLITS for x in d[s]["shards"])
+    table.caption = f"shards {stored / 1e6:,.1f} MB"
     return table
 
 

@@ -339,7 +339,8 @@ _MONTHS = (
 _KINDS = (
     "cats dancers drummers farmers pilots poets robots sailors singers teachers tigers whales"
     " bakers birds artists painters swimmers readers lawyers horses owls foxes gardeners runners"
-    " climbers potters tailors fishers hunters bees trees ships metals stones rivers stars moons engines"
+    " climbers potters tailors fishers hunters bees trees ships metals stones rivers stars moons"
+    " engines"
 ).split()
 _COMPARISONS = (
     ("taller", "tallest", "shortest"),

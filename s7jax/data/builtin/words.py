@@ -13,8 +13,8 @@ THINGS = tuple(
     (one, one[:-1] + "ies" if one.endswith("y") else one + "s")
     for one in "apple bag ball basket berry bell book boot bottle bowl brush button cake candle"
     " cap card chair clock coat coin cookie cup drum fan flag flower fork hat jar kettle key kite"
-    " ladder lamp lemon map marble melon mug needle orange pan pear pen pencil pillow plate plum puppy"
-    " ribbon ring rope scarf shell shirt shoe spoon stamp stone ticket tile towel train vase"
+    " ladder lamp lemon map marble melon mug needle orange pan pear pen pencil pillow plate plum"
+    " puppy ribbon ring rope scarf shell shirt shoe spoon stamp stone ticket tile towel train vase"
     " whistle".split()
 )
 """Singular and plural."""
