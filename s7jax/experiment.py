@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 
 from s7jax import mesh as meshes
 from s7jax.config import PRESETS, Config, override, preset
-from s7jax.data.prepare import Prepared, prepare
+from s7jax.data.prepare import prepare
+from s7jax.data.prepared import Prepared
 from s7jax.data.sources import parse_data_flags
 from s7jax.errors import UsageError
 from s7jax.model.parameters import counts
@@ -125,5 +126,10 @@ def _open(run: Run, shape: meshes.MeshShape, note: str) -> Experiment:
             context=config.model.context,
             seed=config.seed,
         )
-    prepared.check(vocab=config.model.vocab, context=config.model.context)
+    found, wanted = (prepared.vocab, prepared.context), (config.model.vocab, config.model.context)
+    if found != wanted:
+        raise UsageError(
+            f"--prepared {prepared.path}: vocabulary and context are {found}, the preset's are "
+            f"{wanted}: prepare it with tools/prepare.py --preset {config.preset}"
+        )
     return Experiment(run, config, prepared, meshes.make(shape))

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from s7jax.config import Config, ModelConfig
 from s7jax.data.mixture import held_out
-from s7jax.data.prepare import Prepared
+from s7jax.data.prepared import Prepared
 from s7jax.mesh import DATA
 from s7jax.model.model import Params, expert_output, head, router_logits, trunk_output
 from s7jax.model.routing import route

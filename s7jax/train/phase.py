@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from s7jax.config import Config, RecipeConfig
 from s7jax.data.mixture import Receipt, TrainingBatches, prefetch
-from s7jax.data.prepare import Prepared
+from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError
 from s7jax.model import parameters
 from s7jax.model.model import Params
@@ -165,7 +165,11 @@ def _train(
         return done
 
     with jax.set_mesh(mesh), checkpoint.manager(run.checkpoints / phase.name) as saves:
-        state, first, receipt = initial_state(phase.recipe, start()), 0, Receipt()
+        state, first, receipt = (
+            initial_state(phase.recipe, start()),
+            0,
+            Receipt.start(len(config.model.domains)),
+        )
         if (latest := saves.latest_step()) is not None:
             state, record = checkpoint.restore_step(saves, state)
             _same_inputs(run.checkpoints / phase.name / str(latest), record, inputs)
@@ -190,7 +194,7 @@ def _train(
             MetricsFile(run.metrics, phase.name, tokens_a_step) as log,
             bar(phase.name, phase.steps, "tokens", tokens_a_step) as progress,
         ):
-            for step, batch in enumerate(prefetch(batches, first, phase.steps), first):
+            for step, batch in enumerate(prefetch(batches.batch, first, phase.steps), first):
                 rate = learning_rate(phase.recipe, step, phase.steps)
                 tokens = microbatches(batch.tokens, phase.recipe.microbatch, mesh)
                 state, metrics = step_fn(state, frozen, tokens, np.float32(rate))

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from s7jax.config import Config, ModelConfig
 from s7jax.data.mixture import TrainingBatches
-from s7jax.data.prepare import Prepared
+from s7jax.data.prepared import Prepared
 from s7jax.mesh import DATA
 from s7jax.model import parameters
 from s7jax.model.model import Params, normalize, trunk_output

@@ -1,0 +1,1 @@
+"""From text to exact batches: sources → tokenizer → packed sequences → mixture."""

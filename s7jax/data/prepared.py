@@ -1,0 +1,153 @@
+"""Reading prepared data: the manifest, and the files it vouches for."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from s7jax.data.tokenizer import Tokenizer
+from s7jax.errors import InputError
+
+FORMAT = "s7-data"
+VERSION = 1
+SPLITS = ("train", "held_out")
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folder of tokenised rows. ``manifest`` is its whole description."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Open a prepared folder; checks the manifest and that every shard has its size.
+
+        Raises:
+            InputError: no or a damaged manifest, or a shard that is missing or cut off.
+        """
+        path = Path(path)
+        try:
+            manifest = json.loads((path / MANIFEST).read_bytes())
+        except FileNotFoundError as e:
+            raise InputError(
+                f"{path} holds no {MANIFEST}; run tools/prepare.py --out {path}"
+            ) from e
+        except ValueError as e:
+            raise InputError(f"{path / MANIFEST}: not JSON: {e}") from e
+        if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+            raise InputError(f"{path / MANIFEST}: expected format {FORMAT!r}, version {VERSION}")
+        if manifest.get("digest") != manifest_digest(manifest):
+            raise InputError(f"{path / MANIFEST}: its digest is wrong; the file was changed")
+        prepared = cls(path, manifest)
+        for shard, entry in prepared._entries():
+            size = shard.stat().st_size if shard.exists() else None
+            if size != entry["bytes"]:
+                raise InputError(
+                    f"{shard}: expected {entry['bytes']} bytes, found {size or 'none'}"
+                )
+        return prepared
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest without its digest, in hexadecimal."""
+        return str(self.manifest["digest"])
+
+    @property
+    def context(self) -> int:
+        """Tokens a sequence holds; a row holds one more."""
+        return int(self.manifest["context"])
+
+    @property
+    def vocab(self) -> int:
+        """Size of the tokenizer's vocabulary."""
+        return int(self.manifest["vocab"])
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains, in expert order."""
+        return tuple(entry["name"] for entry in self.manifest["domains"])
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of these rows.
+
+        Raises:
+            InputError: the file is not the one the manifest names.
+        """
+        tokenizer = Tokenizer.load(self.path / TOKENIZER)
+        if tokenizer.digest != self.manifest["tokenizer"]:
+            raise InputError(f"{self.path / TOKENIZER} is not the tokenizer of {MANIFEST}")
+        return tokenizer
+
+    def rows(self, domain: str, split: str) -> int:
+        """Number of rows of one split."""
+        return int(self._split(domain, split)["rows"])
+
+    def shards(self, domain: str, split: str) -> list[Path]:
+        """ArrayRecord files of one split, in row order; records are little-endian tokens."""
+        return [
+            self.path / domain / shard["name"] for shard in self._split(domain, split)["shards"]
+        ]
+
+    def verify(self) -> None:
+        """Hash every shard and load the tokenizer.
+
+        Raises:
+            InputError: a file is not the one the manifest names.
+        """
+        for shard, entry in self._entries():
+            if file_digest(shard) != entry["sha256"]:
+                raise InputError(f"{shard}: SHA-256 differs from {MANIFEST}; prepare it again")
+        _ = self.tokenizer
+
+    def _split(self, domain: str, split: str) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.manifest["domains"][self.domains.index(domain)][split]
+        return found
+
+    def _entries(self) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+        for domain in self.domains:
+            for split in SPLITS:
+                for entry in self._split(domain, split)["shards"]:
+                    yield self.path / domain / entry["name"], entry
+
+
+def token_dtype(vocab: int) -> np.dtype[Any]:
+    """The dtype of tokens in shards: uint16 where ids fit, else uint32, little-endian."""
+    return np.dtype("<u2" if vocab <= 1 << 16 else "<u4")
+
+
+def json_digest(tree: Any) -> str:
+    """SHA-256 of canonical JSON, in hexadecimal."""
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """The digest a manifest must carry: over everything in it but the digest itself."""
+    return json_digest({key: value for key, value in manifest.items() if key != "digest"})
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write JSON so that the file is either whole or not there."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(tree, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

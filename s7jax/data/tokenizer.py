@@ -1,0 +1,200 @@
+"""Byte-level BPE: any bytes in, the same bytes out.
+
+Training and encoding are the ``tokenizers`` library's; here is what it leaves open: bytes that
+are not UTF-8, the literal text of the end-of-document token, and a vocabulary form that is
+enough on its own to encode and decode (it goes into the sealed file).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from s7jax.errors import InputError, UsageError
+
+EOD = "<|eod|>"
+"""The end-of-document token, id 0. It stands for a boundary, never for text."""
+
+PATTERN = (
+    r"'(?:[sdmt]|ll|ve|re)|\p{N}{1,2}| ?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Pieces no token crosses. Digits stand alone, at most two together: arithmetic needs that."""
+
+# Bytes that are no UTF-8, as Python's "surrogateescape" shows them.
+_ESCAPED = re.compile("([\udc80-\udcff]+)")
+
+
+def _byte_symbols() -> list[str]:
+    """The printable character that stands for each byte in byte-level BPE (GPT-2's table)."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(256, 512))
+    return [chr(b if b in printable else next(others)) for b in range(256)]
+
+
+_SYMBOLS = _byte_symbols()
+_BYTES = {symbol: byte for byte, symbol in enumerate(_SYMBOLS)}
+
+
+class Tokenizer:
+    """A vocabulary with its encoder. Build one with ``train``, ``load`` or ``from_vocabulary``."""
+
+    eod = 0
+
+    def __init__(
+        self, tokens: Sequence[bytes], merges: Sequence[tuple[int, int]], pattern: str
+    ) -> None:
+        self.token_bytes = list(tokens)
+        """Bytes of each id; the end-of-document token has none."""
+        self._merges = list(merges)
+        self._pattern = pattern
+        names = [EOD, *("".join(_SYMBOLS[b] for b in token) for token in tokens[1:])]
+        # The end-of-document token is in the vocabulary but not registered as special: nothing
+        # that stands in a text is ever encoded as it.
+        self._hf = _encoder(names, self._merges, pattern)
+        self._byte_ids = np.array([names.index(s) for s in _SYMBOLS], np.int32)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab: int) -> Self:
+        """Learn a vocabulary of exactly ``vocab`` tokens; the same texts give the same one.
+
+        Raises:
+            UsageError: ``vocab`` has no room for 256 bytes, the end-of-document token and a merge.
+            InputError: the texts are too small for so many tokens.
+        """
+        if vocab < 258:
+            raise UsageError(f"vocab {vocab}: expected at least 258 (256 bytes, {EOD}, one merge)")
+        hf = tokenizers.Tokenizer(models.BPE())
+        hf.pre_tokenizer = _pre_tokenizer(PATTERN)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab,
+            special_tokens=[EOD],
+            initial_alphabet=sorted(_SYMBOLS),
+            show_progress=False,
+        )
+        hf.train_from_iterator(texts, trainer)
+        if hf.get_vocab_size() != vocab:
+            raise InputError(
+                f"the training text gives a vocabulary of {hf.get_vocab_size()} tokens, "
+                f"not {vocab}; use more text or a smaller vocabulary"
+            )
+        return cls._from_hf(json.loads(hf.to_str()))
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a file written by :meth:`save`.
+
+        Raises:
+            InputError: not such a file.
+        """
+        try:
+            return cls._from_hf(json.loads(Path(path).read_bytes()))
+        except (ValueError, KeyError, TypeError, IndexError) as e:
+            raise InputError(f"{path}: not a byte-level BPE tokenizer.json: {e!r}") from e
+
+    def save(self, path: Path | str) -> None:
+        """Write a ``tokenizer.json`` that the ``tokenizers`` library reads too."""
+        self._hf.save(str(path))
+
+    @classmethod
+    def _from_hf(cls, tree: dict[str, Any]) -> Self:
+        vocab: dict[str, int] = tree["model"]["vocab"]
+        names = sorted(vocab, key=vocab.__getitem__)
+        if names[0] != EOD or list(vocab.values()) != list(range(len(names))):
+            raise ValueError(f"token 0 is {names[0]!r}, expected {EOD}, then ids without gaps")
+        pattern = tree["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+        merges = [(vocab[left], vocab[right]) for left, right in tree["model"]["merges"]]
+        return cls([b"", *(bytes(_BYTES[s] for s in n) for n in names[1:])], merges, pattern)
+
+    @classmethod
+    def from_vocabulary(cls, vocabulary: dict[str, Any]) -> Self:
+        """Rebuild from :meth:`to_vocabulary`: identical ids for every input.
+
+        Raises:
+            InputError: not such a vocabulary.
+        """
+        try:
+            if (vocabulary["format"], vocabulary["version"]) != ("s7-vocab", 1):
+                raise ValueError("expected format 's7-vocab', version 1")
+            if vocabulary["specials"] != {EOD: cls.eod}:
+                raise ValueError(f"specials are {vocabulary['specials']}, expected {EOD} as id 0")
+            tokens = [bytes.fromhex(token) for token in vocabulary["tokens"]]
+            merges = [(int(left), int(right)) for left, right in vocabulary["merges"]]
+            return cls([b"", *tokens[1:]], merges, vocabulary["pattern"])
+        except (ValueError, KeyError, TypeError, IndexError) as e:
+            raise InputError(f"not an s7 vocabulary: {e!r}") from e
+
+    def to_vocabulary(self) -> dict[str, Any]:
+        """The vocabulary as plain JSON: all that is needed to encode and decode."""
+        return {
+            "format": "s7-vocab",
+            "version": 1,
+            "tokens": [token.hex() for token in [EOD.encode(), *self.token_bytes[1:]]],
+            "merges": [list(pair) for pair in self._merges],
+            "specials": {EOD: self.eod},
+            "pattern": self._pattern,
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the vocabulary's canonical JSON, in hexadecimal."""
+        text = json.dumps(self.to_vocabulary(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return len(self.token_bytes)
+
+    @cached_property
+    def token_lengths(self) -> NDArray[np.int32]:
+        """Bytes each id stands for, int32[vocab]; 0 for the end-of-document token."""
+        return np.array([len(token) for token in self.token_bytes], np.int32)
+
+    def encode(self, text: str | bytes) -> NDArray[np.int32]:
+        """Ids of one text, int32[n]; bytes that are not UTF-8 become one token each."""
+        data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        pieces = _ESCAPED.split(data.decode("utf-8", "surrogateescape"))
+        return np.concatenate([self._encode_piece(piece) for piece in pieces])
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Ids of many valid Unicode texts, on all cores."""
+        batch = self._hf.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in batch]
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        """The exact bytes behind ids; end-of-document tokens stand for none."""
+        return b"".join(self.token_bytes[i] for i in ids)
+
+    def _encode_piece(self, piece: str) -> NDArray[np.int32]:
+        if _ESCAPED.match(piece):
+            return self._byte_ids[list(piece.encode("utf-8", "surrogateescape"))]
+        return np.array(self._hf.encode(piece, add_special_tokens=False).ids, np.int32)
+
+
+def _pre_tokenizer(pattern: str) -> pre_tokenizers.PreTokenizer:
+    split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    return pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+
+
+def _encoder(
+    names: Sequence[str], merges: Sequence[tuple[int, int]], pattern: str
+) -> tokenizers.Tokenizer:
+    vocab = {name: i for i, name in enumerate(names)}
+    if len(vocab) != len(names):
+        raise ValueError("two tokens with the same bytes")
+    model = models.BPE(vocab=vocab, merges=[(names[a], names[b]) for a, b in merges])
+    hf = tokenizers.Tokenizer(model)
+    hf.pre_tokenizer = _pre_tokenizer(pattern)
+    hf.decoder = decoders.ByteLevel()
+    return hf
