@@ -172,7 +172,7 @@ class _Rows:
         return {"tokens": tokens, "domain": self._domain, "row": np.int64(row)}
 
 
-class _ExactMixture(grain.transforms.DatasetSelectionMap):  # type: ignore[misc]
+class _ExactMixture(grain.transforms.DatasetSelectionMap):
     """Position in the run → (domain, position in the domain).
 
     ``MapDataset.mix`` spreads domains evenly too, but rounds weights to hundredths of the

@@ -129,25 +129,32 @@ def router_logits(cfg: ModelConfig, params: Params, h_BTD: jax.Array) -> jax.Arr
     return Router(cfg).apply({"params": params["router"]}, x_BTD)
 
 
-def initialize(cfg: ModelConfig, key: jax.Array) -> Params:
-    """Every parameter of the model, a pure function of (cfg, key).
+def components(cfg: ModelConfig) -> tuple[str, ...]:
+    """The keys of a whole parameter dictionary."""
+    experts = (f"expert{e}" for e in range(len(cfg.domains)))
+    return ("embedding", *experts, "router", "trunk")
 
-    Each component has its own key, so that components can be initialised, or left out, in
-    any order. Runs under the ambient mesh; see :func:`s7jax.model.parameters.initial`.
+
+def initialize(cfg: ModelConfig, component: str, key: jax.Array) -> Params:
+    """Initial parameters of one component, a pure function of (cfg, kind of component, key).
+
+    Runs under the ambient mesh; see :func:`s7jax.model.parameters.initial`.
     """
-    E = len(cfg.domains)
     tokens_BT = jnp.zeros((1, 2), jnp.int32)
     h_BTD = jnp.zeros((1, 2, cfg.trunk.hidden), jnp.float32, out_sharding=ACTIVATIONS)
 
     def run_trunk(module: Trunk, x_BTD: jax.Array) -> jax.Array:
         return module.normalize(module(x_BTD))
 
-    def init(index: int, module: nn.Module, x: jax.Array, method: Any = None) -> Params:
-        return module.init(jax.random.fold_in(key, index), x, method=method)["params"]
-
-    return {
-        "embedding": init(0, Embedding(cfg), tokens_BT),
-        "trunk": init(1, Trunk(cfg), h_BTD, run_trunk),
-        "router": init(2, Router(cfg), h_BTD),
-        **{f"expert{e}": init(3 + e, Expert(cfg), h_BTD) for e in range(E)},
-    }
+    match component.rstrip("0123456789"):
+        case "embedding":
+            variables = Embedding(cfg).init(key, tokens_BT)
+        case "trunk":
+            variables = Trunk(cfg).init(key, h_BTD, method=run_trunk)
+        case "expert":
+            variables = Expert(cfg).init(key, h_BTD)
+        case "router":
+            variables = Router(cfg).init(key, h_BTD)
+        case _:
+            raise AssertionError(component)
+    return variables["params"]

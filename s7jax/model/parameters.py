@@ -11,6 +11,7 @@ In memory a stack of layers is one array with a leading layer axis
 
 import hashlib
 from collections.abc import Iterator
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -19,17 +20,21 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 
 from s7jax.config import ModelConfig
 from s7jax.mesh import DATA, MODEL, SINGLE, make
-from s7jax.model.model import Params, initialize
+from s7jax.model.model import Params, components, initialize
 
 
+@cache
 def table(cfg: ModelConfig) -> Params:
     """Shape, dtype and partition spec of every parameter, as ``jax.ShapeDtypeStruct``.
 
     Partition specs name mesh axes but no mesh: they hold for every one.
     """
     single = AbstractMesh((1, 1), (DATA, MODEL), axis_types=(AxisType.Explicit,) * 2)
+    key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.sharding.use_abstract_mesh(single):
-        return jax.eval_shape(lambda: initialize(cfg, jax.random.key(0)))
+        return {
+            name: jax.eval_shape(partial(initialize, cfg, name), key) for name in components(cfg)
+        }
 
 
 def counts(cfg: ModelConfig) -> dict[str, dict[str, int]]:
@@ -52,15 +57,29 @@ def place(params: Params, abstract: Params, mesh: Mesh) -> Params:
     return jax.device_put(params, shardings(abstract, mesh))
 
 
-def initial(cfg: ModelConfig, seed: int, mesh: Mesh) -> Params:
-    """Initial parameters on a mesh: a pure function of (cfg, seed).
+def initial(
+    cfg: ModelConfig, seed: int, mesh: Mesh, names: tuple[str, ...] | None = None
+) -> Params:
+    """Initial parameters of the named components (default: all) on a mesh.
 
-    They are computed by one single-device program and then laid out, so that their bytes do
+    A pure function of (cfg, seed): each component has its own key, so any of them can be made
+    alone, and is computed by a single-device program and then laid out, so that its bytes do
     not depend on the mesh.
     """
+    root = jax.random.key(seed, impl="threefry2x32")
+    every = components(cfg)
     with jax.set_mesh(make(SINGLE)):
-        params = jax.jit(lambda: initialize(cfg, jax.random.key(seed, impl="threefry2x32")))()
-    return place(params, table(cfg), mesh)
+        params = {
+            # All experts share one compiled program.
+            name: _initialize(
+                cfg, name.rstrip("0123456789"), jax.random.fold_in(root, every.index(name))
+            )
+            for name in names or every
+        }
+    return place(params, {name: table(cfg)[name] for name in params}, mesh)
+
+
+_initialize = jax.jit(initialize, static_argnums=(0, 1))
 
 
 def named_tensors(params: Params) -> Iterator[tuple[str, Any]]:

@@ -98,8 +98,7 @@ def train_trunk(run: Run, config: Config, prepared: Prepared, mesh: Mesh) -> str
     """Phase 1: train embedding and trunk; returns the SHA-256 of their parameters."""
 
     def start() -> Params:
-        params = parameters.initial(config.model, config.seed, mesh)
-        return {name: params[name] for name in TRUNK}
+        return parameters.initial(config.model, config.seed, mesh, TRUNK)
 
     return _train(run, config, trunk_phase(config), prepared, mesh, start, {})
 
@@ -110,7 +109,8 @@ def train_expert(
     """Phase 2: train one expert on the frozen trunk; returns the SHA-256 of its parameters."""
 
     def start() -> Params:
-        return parameters.initial(config.model, config.seed, mesh)[f"expert{index}"]
+        name = f"expert{index}"
+        return parameters.initial(config.model, config.seed, mesh, (name,))[name]
 
     return _train(run, config, expert_phase(config, index), prepared, mesh, start, trunk)
 

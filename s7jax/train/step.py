@@ -95,7 +95,7 @@ def make_step(cfg: ModelConfig, recipe: RecipeConfig, loss: Loss) -> Step:
         mean_loss, gradient = jax.tree.map(lambda x: x / tokens_NBT.shape[0], total)
         update, moments = optimizer.update(gradient, state.optimizer, state.params)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, update)
-        metrics = {"loss": mean_loss, "grad_norm": optax.global_norm(gradient)}
+        metrics = {"loss": mean_loss, "grad_norm": optax.tree.norm(gradient)}
         return TrainState(params=params, optimizer=moments), metrics
 
     return step

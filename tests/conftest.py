@@ -1,0 +1,41 @@
+"""Eight virtual CPU devices for every test, and the tiny model they share."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from s7jax.config import Config, ModelConfig, RecipeConfig, StackConfig
+from s7jax.train import determinism
+
+jax.config.update("jax_num_cpu_devices", 8)
+determinism.enforce()
+
+TINY_RECIPE = RecipeConfig(
+    tokens=(2_560,),
+    batch=8,
+    microbatch=8,
+    peak_lr=1e-2,
+    warmup=2,
+    checkpoint=768,
+)
+
+TINY = Config(
+    preset="tiny",
+    model=ModelConfig(
+        vocab=320,
+        context=32,
+        trunk=StackConfig(layers=2, hidden=32, heads=2, ffn=64),
+        expert=StackConfig(layers=2, hidden=16, heads=2, ffn=32),
+        routing_window=8,
+    ),
+    trunk=TINY_RECIPE,
+    experts=dataclasses.replace(TINY_RECIPE, tokens=(1_280,) * 4),
+    router_sequences=12,
+    eval_sequences=6,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Config:
+    return TINY

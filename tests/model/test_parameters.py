@@ -1,0 +1,104 @@
+import re
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from s7jax import mesh
+from s7jax.config import Config, preset
+from s7jax.model import parameters
+
+S7_140M = preset("s7-140m").model
+
+
+def test_exact_counts_of_s7_140m():
+    """The architecture's table: component sizes without norm gains, then the gains."""
+    counts = parameters.counts(S7_140M)
+    matrices = {component: kinds["matrices"] for component, kinds in counts.items()}
+    assert matrices == {
+        "embedding": 18_874_368,
+        "trunk": 23_592_960,
+        **{f"expert{e}": 25_952_256 for e in range(4)},
+        "router": 3_072,
+    }
+    assert counts["router"]["vectors"] == 4
+    gains = sum(kinds["vectors"] for name, kinds in counts.items() if name != "router")
+    assert gains == 47_872
+    assert sum(map(sum, (kinds.values() for kinds in counts.values()))) == 146_327_300
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("s7-mini", 8e6, 10e6), ("s7-nano", 0.9e6, 1.2e6)]
+)
+def test_small_presets_are_as_large_as_said(name: str, low: float, high: float):
+    total = sum(sum(kinds.values()) for kinds in parameters.counts(preset(name).model).values())
+    assert low <= total <= high
+
+
+def test_shapes_of_an_expert_layer_are_those_of_the_specification():
+    shapes = {
+        name.removeprefix("expert2.layer7."): leaf.shape
+        for name, leaf in parameters.named_tensors(parameters.table(S7_140M))
+        if name.startswith("expert2.layer7.") and name.endswith("weight")
+    }
+    square = (512, 512)
+    assert shapes == {
+        **{f"attn.{name}_proj.weight": square for name in "qkvo"},
+        "ffn.fc1.weight": (512, 2_048),
+        "ffn.fc2.weight": (2_048, 512),
+    }
+
+
+def test_every_partition_spec_has_its_arrays_rank_and_megatron_layout():
+    for path, leaf in jax.tree_util.tree_leaves_with_path(parameters.table(S7_140M)):
+        name, spec = jax.tree_util.keystr(path, simple=True, separator="/"), leaf.sharding.spec
+        assert len(spec) == len(leaf.shape), name
+        if re.search(r"(q|k|v)_proj|fc1", name):
+            assert spec == P(None, None, "model"), name
+        elif re.search(r"o_proj|fc2", name):
+            assert spec == P(None, "model", None), name
+        elif name.startswith("embedding"):
+            assert spec == P("model", None), name
+        else:
+            assert set(spec) == {None}, name
+
+
+def test_names_are_in_bytewise_order_and_components_contiguous():
+    names = [name for name, _ in parameters.named_tensors(parameters.table(S7_140M))]
+    assert names == sorted(names, key=str.encode)
+    assert len(set(names)) == len(names)
+    components = [name.split(".")[0] for name in names]
+    assert [c for i, c in enumerate(components) if c not in components[:i]] == sorted(
+        set(components)
+    )
+
+
+def test_initial_weights_are_the_same_bytes_on_any_mesh(tiny: Config):
+    digests = {
+        shape: parameters.digest(parameters.initial(tiny.model, 3, mesh.make(mesh.parse(shape))))
+        for shape in ("1x1", "8x1", "1x2", "4x2", "2x2")
+    }
+    assert len(set(digests.values())) == 1, digests
+    other = parameters.initial(tiny.model, 4, mesh.make(mesh.SINGLE))
+    assert parameters.digest(other) != digests["1x1"]
+
+
+def test_weights_are_really_split_over_the_mesh(tiny: Config):
+    params = parameters.initial(tiny.model, 0, mesh.make(mesh.parse("4x2")))
+    fc1 = params["trunk"]["layers"]["ffn"]["fc1"]["weight"]
+    assert {shard.data.shape for shard in fc1.addressable_shards} == {(2, 32, 32)}
+    embedding = params["embedding"]["weight"]
+    assert {shard.data.shape for shard in embedding.addressable_shards} == {(160, 32)}
+
+
+def test_digest_sees_every_bit_and_every_name(tiny: Config):
+    params = parameters.host(parameters.initial(tiny.model, 0, mesh.make(mesh.SINGLE)))
+    before = parameters.digest(params)
+    weight = params["expert3"]["layers"]["attn"]["q_proj"]["weight"].copy()
+    weight.view(np.uint32)[1, 5, 7] ^= 1
+    changed = jax.tree.map(lambda leaf: leaf, params)
+    changed["expert3"]["layers"]["attn"]["q_proj"]["weight"] = weight
+    assert parameters.digest(changed) != before
+    swapped = params | {"expert0": params["expert1"], "expert1": params["expert0"]}
+    assert parameters.digest(swapped) != before

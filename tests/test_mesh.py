@@ -1,0 +1,37 @@
+import pytest
+
+from s7jax import mesh
+from s7jax.config import preset
+from s7jax.errors import UsageError
+from s7jax.mesh import MeshShape
+
+
+def test_a_mesh_is_data_by_model():
+    shape = mesh.parse("4x2")
+    assert shape == MeshShape(data=4, model=2)
+    assert str(shape) == "4x2"
+    made = mesh.make(shape)
+    assert dict(made.shape) == {"data": 4, "model": 2}
+    assert made.devices.size == 8
+
+
+@pytest.mark.parametrize("text", ["4", "4x", "0x2", "4x2x", "-1x2", "4X2", "4x2\n", "٤x2", ""])
+def test_other_text_is_refused(text: str):
+    with pytest.raises(UsageError, match="expected DATAxMODEL"):
+        mesh.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("shape", "problem"),
+    [("1x16", "trunk heads 12"), ("3x1", "microbatch 128"), ("1x5", "vocabulary 24576")],
+)
+def test_a_mesh_that_does_not_divide_is_refused_with_the_numbers_and_ones_that_work(shape, problem):
+    with pytest.raises(UsageError, match=f"{problem}.*meshes that work: ") as error:
+        mesh.check(mesh.parse(shape), preset("s7-140m").model, 128)
+    suggested = str(error.value).split("work: ")[1].split(", ")
+    for text in suggested:
+        mesh.check(mesh.parse(text), preset("s7-140m").model, 128)
+
+
+def test_the_specified_cluster_fits():
+    mesh.check(mesh.parse("4x2"), preset("s7-140m").model, preset("s7-140m").trunk.microbatch)
