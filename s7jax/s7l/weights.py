@@ -84,9 +84,9 @@ def _load(path: Path) -> np.ndarray[Any, Any]:
         if not path.is_file():
             raise SealError(str(path), "no such file")
         return np.lib.format.open_memmap(path, mode="r")
+    except SealError:
+        raise
     except OSError as e:
         raise SealError(str(path), e.strerror or str(e)) from e
-    except (ValueError, SyntaxError, EOFError) as e:
-        if isinstance(e, SealError):
-            raise
+    except Exception as e:  # whatever NumPy's header parser makes of a broken header
         raise SealError(str(path), f"not a plain .npy array: {show(str(e))}") from e
