@@ -40,7 +40,7 @@ def show(value: Any) -> str:
         return f"{len(value)} bytes {value[:8].hex()}{'…' if len(value) > 8 else ''}"
     if isinstance(value, str):
         return ascii(value[:64]) + ("…" if len(value) > 64 else "")
-    return repr(value)
+    return repr(value)[:64]
 
 
 def mapping(tree: Any, keys: tuple[str, ...], place: str) -> dict[str, Any]:
