@@ -19,7 +19,7 @@ from s7jax.data.prepared import Prepared
 from s7jax.data.sources import parse_data_flags
 from s7jax.errors import UsageError
 from s7jax.model.parameters import counts
-from s7jax.run import ROOT, Run, newest, start
+from s7jax.run import Run, named, newest, start
 from s7jax.train import determinism
 
 
@@ -56,11 +56,6 @@ def add_start_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_path(name: str) -> Path:
-    """``demo`` → ``runs/demo``; anything with a slash is a path as it stands."""
-    return Path(name) if "/" in name or name in (".", "..") else ROOT / name
-
-
 def begin(args: argparse.Namespace) -> Experiment:
     """Start a run, or take one up where it is.
 
@@ -69,10 +64,10 @@ def begin(args: argparse.Namespace) -> Experiment:
         InputError: data that cannot be used.
     """
     shape, note = _provision(args)
-    path = run_path(args.run) if args.run else None
+    run = named(args.run) if args.run else None
     chosen = (args.preset, args.data, args.prepared, args.seed, args.set)
-    if path and (path / "config.json").exists() and all(flag is None for flag in chosen):
-        return _open(Run(path), shape, note)
+    if run and run.config_file.exists() and all(flag is None for flag in chosen):
+        return _open(run, shape, note)
 
     if args.data and args.prepared:
         raise UsageError("--data and --prepared: give one of them")
@@ -84,14 +79,14 @@ def begin(args: argparse.Namespace) -> Experiment:
     sources = parse_data_flags(args.data) if args.data else None
     absolute = {d: [str(Path(p).absolute()) for p in paths] for d, paths in (sources or {}).items()}
     prepared = str(Path(args.prepared).absolute()) if args.prepared else None
-    run = start(path or ROOT / config.preset, config, absolute or None, prepared)
+    run = start(run or named(config.preset), config, absolute or None, prepared)
     return _open(run, shape, note)
 
 
 def resume(args: argparse.Namespace) -> Experiment:
     """Open an existing run, the newest one if none is named."""
     shape, note = _provision(args)
-    return _open(Run(run_path(args.run)) if args.run else newest(), shape, note)
+    return _open(named(args.run) if args.run else newest(), shape, note)
 
 
 def _provision(args: argparse.Namespace) -> tuple[meshes.MeshShape, str]:

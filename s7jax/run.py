@@ -108,18 +108,22 @@ def start(
         UsageError: the folder holds a run of another configuration; the first difference is
             named.
     """
-    run = Run(path)
     wanted = {"config": config.to_json(), "data": data, "prepared": prepared}
     if run.config_file.exists():
         if difference := _difference(run.read(), wanted):
             raise UsageError(
-                f"{path} holds a run with another configuration: {difference}. "
+                f"{run.path} holds a run with another configuration: {difference}. "
                 "Choose another --run NAME, or remove the folder"
             )
         return run
-    path.mkdir(parents=True, exist_ok=True)
+    run.path.mkdir(parents=True, exist_ok=True)
     write_json(run.config_file, wanted)
     return run
+
+
+def named(name: str) -> Run:
+    """The run called ``name`` under ``runs/``; a name with a slash is a folder as it stands."""
+    return Run(Path(name) if "/" in name or name in (".", "..") else ROOT / name)
 
 
 def newest(root: Path = ROOT) -> Run:

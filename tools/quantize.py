@@ -18,10 +18,9 @@ from pathlib import Path
 
 from s7jax import cli
 from s7jax.errors import UsageError
-from s7jax.experiment import run_path
 from s7jax.export import export
 from s7jax.integer.quantize import METHOD
-from s7jax.run import Run, newest
+from s7jax.run import Run, named, newest
 
 
 def main() -> None:
@@ -49,7 +48,7 @@ def main() -> None:
 def _run(args: argparse.Namespace) -> Run:
     """The run named, or the one the checkpoint lies in, or the newest."""
     if args.run:
-        return Run(run_path(args.run))
+        return named(args.run)
     if args.checkpoint is None:
         if args.experts:
             raise UsageError("--experts without --checkpoint: give the trunk they were trained on")

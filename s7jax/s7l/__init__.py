@@ -1,0 +1,29 @@
+"""The sealed file ``.s7l``, version 3: write it once, verify it anywhere.
+
+Needs NumPy and msgpack alone. ``docs/s7l.md`` describes every byte.
+"""
+
+from s7jax.s7l.manifest import Manifest, Tensor
+from s7jax.s7l.reader import Seal, open
+from s7jax.s7l.rules import Finding, Report, Verdict, check
+from s7jax.s7l.schema import SealError
+from s7jax.s7l.vocabulary import Vocabulary
+from s7jax.s7l.weights import Weights, read_weights
+from s7jax.s7l.writer import Sealed, seal
+
+__all__ = [
+    "Finding",
+    "Manifest",
+    "Report",
+    "Seal",
+    "SealError",
+    "Sealed",
+    "Tensor",
+    "Verdict",
+    "Vocabulary",
+    "Weights",
+    "check",
+    "open",
+    "read_weights",
+    "seal",
+]

@@ -1,0 +1,97 @@
+"""What a sealed file fixes about its execution: folds, the CM-1 phases, the compute contract.
+
+All of it is data. A file that names other folds, phases or operators is refused: a change of
+any of them is a new numeric scheme or a new version of the format.
+"""
+
+from typing import Any, Final
+
+from s7jax.s7l.layout import LANES
+
+COMPUTE_FOLD: Final = "⟁COMPUTE_FOLD⟁"
+"""The sole execution authority."""
+
+FOLDS: Final = {
+    "⟁DATA_FOLD⟁": "DICT",
+    "⟁META_FOLD⟁": "DICT",
+    "⟁STORAGE_FOLD⟁": "FIELD",
+    "⟁UI_FOLD⟁": "LANE",
+    "⟁EVENTS_FOLD⟁": "LANE",
+    "⟁CONTROL_FOLD⟁": "EDGE",
+    COMPUTE_FOLD: "BATCH",
+}
+"""Fold → the one lane it may use."""
+
+LANE_FOLDS: Final = {
+    "DICT": "⟁DATA_FOLD⟁",
+    "FIELD": "⟁STORAGE_FOLD⟁",
+    "LANE": "⟁EVENTS_FOLD⟁",
+    "EDGE": "⟁CONTROL_FOLD⟁",
+    "BATCH": COMPUTE_FOLD,
+}
+"""Lane → the one fold that governs it."""
+
+CONTROLS: Final = {"SOH": 1, "STX": 2, "ETX": 3, "EOT": 4, "SO": 14, "SI": 15}
+"""Control → its C0 code."""
+
+TRANSITIONS: Final = (
+    ("VOID", "SOH", "HEADER"),  # open and verify the seal
+    ("HEADER", "STX", "BODY"),  # bind prompt, policy and limits
+    ("BODY", "SO", "BODY"),  # enter an expert
+    ("BODY", "SI", "BODY"),  # leave it
+    ("BODY", "ETX", "CLOSED"),  # no further forward
+    ("CLOSED", "EOT", "COLLAPSED"),  # caches discarded, proof emitted
+)
+"""(phase, control, next phase); every other pair leads to ILLEGAL, which absorbs."""
+
+OPERATORS: Final = (
+    "argmax",
+    "attention_exp2",
+    "attention_scores",
+    "attention_values",
+    "embedding",
+    "gelu",
+    "gumbel_sample",
+    "logits",
+    "matmul",
+    "max_reduce",
+    "qk_norm",
+    "requantize",
+    "residual_add",
+    "rms_norm",
+    "rope",
+    "route",
+    "rsqrt",
+    "sum_reduce",
+)
+"""The closed operator vocabulary of the numeric scheme, in order."""
+
+
+def phases() -> dict[str, Any]:
+    """The CM-1 phase table as it stands in the manifest."""
+    return {
+        "controls": dict(CONTROLS),
+        "start": "VOID",
+        "compute": "BODY",
+        "otherwise": "ILLEGAL",
+        "transitions": [list(transition) for transition in TRANSITIONS],
+    }
+
+
+def compute_contract() -> dict[str, Any]:
+    """The payload of the BATCH lane: what an implementation must do, never its state."""
+    return {
+        "format": "s7-compute",
+        "version": 1,
+        "scheme": "s7-int8-1",
+        "fold": COMPUTE_FOLD,
+        "endianness": "little",
+        "types": ["int8", "int16", "int32"],
+        "rounding": "rsr(a, k) = (a + (1 << (k - 1))) >> k",
+        "max_contraction": 1_024,
+        "operators": [{"name": name, "fold": COMPUTE_FOLD} for name in OPERATORS],
+    }
+
+
+assert tuple(LANE_FOLDS) == LANES
+assert all(FOLDS[fold] == lane for lane, fold in LANE_FOLDS.items())

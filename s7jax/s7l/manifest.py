@@ -1,0 +1,246 @@
+"""The EDGE lane: the manifest that ties every other lane together.
+
+Only a few of its values are free: dimensions, exponents, chunk hashes, provenance, parent.
+Everything else follows from them, so a reader takes the free values, rebuilds the manifest
+and requires the sealed one to be equal to it, key by key.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any, Final
+
+from s7jax.s7l import merkle
+from s7jax.s7l.canonical import encode
+from s7jax.s7l.contract import FOLDS, LANE_FOLDS, phases
+from s7jax.s7l.dimensions import NAME, Dimensions, TensorSpec, tensor_table
+from s7jax.s7l.layout import PAD, align, place_tensors
+from s7jax.s7l.schema import SealError, digest, equal, integer, mapping, sequence, show, text
+
+METHOD: Final = "per_row_int8"
+MAX_EXPONENT: Final = 127
+_KEYS = (
+    *("format", "version", "method", "model", "tensors", "components", "routing"),
+    *("lanes", "folds", "phases", "hashes", "provenance", "parent"),
+)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One sealed tensor: what the dimensions demand, where it stands, its chunk hashes."""
+
+    spec: TensorSpec
+    offset: int  # in FIELD
+    stored: int  # bytes with padding
+    exponent: int | None
+    chunks: tuple[bytes, ...]
+
+    @property
+    def name(self) -> str:
+        """Full name, e.g. ``expert0.layer3.attn.q_proj.weight``."""
+        return self.spec.name
+
+    def leaf(self) -> bytes:
+        """Hash of the tensor as its component sees it; binds no offset."""
+        described = {**self._described(), "root": merkle.tree(self.chunks)}
+        return merkle.leaf(merkle.TENSOR, encode(described))
+
+    def tree(self) -> dict[str, Any]:
+        """The entry in the manifest."""
+        return {**self._described(), "offset": self.offset, "chunks": list(self.chunks)}
+
+    def _described(self) -> dict[str, Any]:
+        tree = {**self.spec.tree(), "stored": self.stored}
+        return tree if self.exponent is None else {**tree, "exponent": self.exponent}
+
+
+@dataclass(frozen=True)
+class Bindings:
+    """What the manifest's three hashes are made of besides the manifest itself."""
+
+    dictionary: bytes  # hash of the DICT lane
+    batch: bytes  # hash of the BATCH lane
+    defaults: Mapping[str, Any]  # generation defaults of the LANE lane
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The parsed EDGE lane."""
+
+    dimensions: Dimensions
+    tensors: tuple[Tensor, ...]
+    provenance: Mapping[str, Any]
+    parent: bytes | None
+    bindings: Bindings
+
+    @cached_property
+    def components(self) -> dict[str, tuple[Tensor, ...]]:
+        """Component → its tensors, both in order of names."""
+        groups = groupby(self.tensors, key=lambda tensor: tensor.spec.component)
+        return {name: tuple(tensors) for name, tensors in groups}
+
+    @property
+    def field_bytes(self) -> int:
+        """Length of the FIELD lane."""
+        return self.tensors[-1].offset + self.tensors[-1].stored
+
+    def component_root(self, name: str) -> bytes:
+        """Tree over the component's tensor leaves: what proves one expert alone."""
+        return merkle.tree([tensor.leaf() for tensor in self.components[name]])
+
+    def field_root(self) -> bytes:
+        """Hash of the FIELD lane."""
+        named = [{"name": name, "root": self.component_root(name)} for name in self.components]
+        return merkle.tree([merkle.leaf(merkle.COMPONENT, encode(tree)) for tree in named])
+
+    def routing(self) -> list[dict[str, Any]]:
+        """Which component answers for which domain."""
+        return [
+            {"expert": e, "component": f"expert{e}", "domain": domain}
+            for e, domain in enumerate(self.dimensions.domains)
+        ]
+
+    def hashes(self) -> dict[str, bytes]:
+        """The abi, policy and meta hashes that every proof binds.
+
+        abi is the compute contract; policy the folds, phases and generation defaults; meta
+        what the model is and where it comes from.
+        """
+        policy = {"folds": FOLDS, "phases": phases(), "defaults": dict(self.bindings.defaults)}
+        meta = {
+            "dictionary": self.bindings.dictionary,
+            "model": self.dimensions.tree(),
+            "routing": self.routing(),
+            "provenance": dict(self.provenance),
+            "parent": self.parent,
+        }
+        return {
+            "abi": self.bindings.batch,
+            "policy": merkle.leaf(merkle.POLICY, encode(policy)),
+            "meta": merkle.leaf(merkle.META, encode(meta)),
+        }
+
+    def tree(self) -> dict[str, Any]:
+        """The payload of the EDGE lane."""
+        return {
+            "format": "s7-manifest",
+            "version": 1,
+            "method": METHOD,
+            "model": self.dimensions.tree(),
+            "tensors": [tensor.tree() for tensor in self.tensors],
+            "components": [
+                {"name": name, "tensors": [tensor.name for tensor in tensors]}
+                for name, tensors in self.components.items()
+            ],
+            "routing": self.routing(),
+            "lanes": dict(LANE_FOLDS),
+            "folds": dict(FOLDS),
+            "phases": phases(),
+            "hashes": self.hashes(),
+            "provenance": dict(self.provenance),
+            "parent": self.parent,
+        }
+
+
+def make_manifest(
+    dimensions: Dimensions,
+    exponents: Mapping[str, int],
+    chunks: Mapping[str, Sequence[bytes]],
+    *,
+    provenance: Mapping[str, Any],
+    parent: bytes | None,
+    bindings: Bindings,
+) -> Manifest:
+    """The manifest of a model: ``chunks`` for every tensor, ``exponents`` for the vectors."""
+    table = tensor_table(dimensions)
+    placed = place_tensors((spec.name, spec.size) for spec in table)
+    tensors = tuple(
+        Tensor(spec, offset, stored, exponents.get(spec.name), tuple(chunks[spec.name]))
+        for spec, (offset, stored) in zip(table, placed, strict=True)
+    )
+    return Manifest(dimensions, tensors, provenance, parent, bindings)
+
+
+def parse_dimensions(tree: Any, place: str) -> Dimensions:
+    """The model dimensions in a decoded EDGE lane; raises like :func:`parse_manifest`."""
+    return Dimensions.parse(mapping(tree, _KEYS, place)["model"], f"{place}.model")
+
+
+def parse_manifest(tree: Any, dimensions: Dimensions, bindings: Bindings, place: str) -> Manifest:
+    """The manifest in a decoded EDGE lane with these dimensions.
+
+    Raises:
+        SealError: any value differs from what the free values determine, or a free value
+            is out of bounds.
+    """
+    mapping(tree, _KEYS, place)
+    check_provenance(tree["provenance"], f"{place}.provenance")
+    parent = tree["parent"]
+    if parent is not None:
+        digest(parent, f"{place}.parent")
+    exponents, chunks = _free_tensor_values(tree["tensors"], dimensions, f"{place}.tensors")
+    manifest = make_manifest(
+        *(dimensions, exponents, chunks),
+        provenance=tree["provenance"],
+        parent=parent,
+        bindings=bindings,
+    )
+    equal(tree, manifest.tree(), place)
+    return manifest
+
+
+def _free_tensor_values(
+    tree: Any, dimensions: Dimensions, place: str
+) -> tuple[dict[str, int], dict[str, list[bytes]]]:
+    """Exponents and chunk hashes of the table's entries."""
+    table = tensor_table(dimensions)
+    exponents: dict[str, int] = {}
+    chunks: dict[str, list[bytes]] = {}
+    for i, (entry, spec) in enumerate(zip(sequence(tree, place), table, strict=False)):
+        where = f"{place}[{i}]"
+        if type(entry) is not dict or "name" not in entry:
+            raise SealError(where, f"found {show(entry)}; expected a tensor with a name")
+        text(entry["name"], NAME, f"{where}.name")
+        equal(entry["name"], spec.name, f"{where}.name")
+        keys = (*spec.tree(), "stored", "offset", "chunks")
+        mapping(entry, (*keys, "exponent") if spec.is_fixed_point else keys, where)
+        if spec.is_fixed_point:
+            exponents[spec.name] = check_exponent(entry["exponent"], f"{where}.exponent")
+        hashes = sequence(entry["chunks"], f"{where}.chunks")
+        chunks[spec.name] = [digest(h, f"{where}.chunks[{j}]") for j, h in enumerate(hashes)]
+        count = -(-align(spec.size, PAD) // merkle.CHUNK_BYTES)
+        sequence(hashes, f"{where}.chunks", count, count)
+    if len(tree) != len(table):
+        raise SealError(place, f"{len(tree)} tensors; the dimensions demand {len(table)}")
+    return exponents, chunks
+
+
+def check_exponent(tree: Any, place: str) -> int:
+    """An exponent of a fixed-point vector: −127..127."""
+    return integer(tree, -MAX_EXPONENT, MAX_EXPONENT, place)
+
+
+def check_provenance(tree: Any, place: str) -> dict[str, Any]:
+    """A map of maps, lists, strings, numbers, bools and null; ten containers inside it at most.
+
+    Raises:
+        SealError: anything else.
+    """
+    if type(tree) is not dict:
+        raise SealError(place, f"found {show(tree)}; expected a map")
+    _check_plain(tree, place, 0)
+    return tree
+
+
+def _check_plain(tree: Any, place: str, depth: int) -> None:
+    if depth > 10 and isinstance(tree, dict | list):
+        raise SealError(place, "nested deeper than 10")
+    if type(tree) is dict:
+        for key, value in tree.items():
+            _check_plain(value, f"{place}.{show(key)}", depth + 1)
+    elif type(tree) is list:
+        for i, value in enumerate(tree):
+            _check_plain(value, f"{place}[{i}]", depth + 1)
+    elif tree is not None and type(tree) not in (bool, int, float, str):
+        raise SealError(place, f"found {show(tree)}; expected a plain value")

@@ -1,0 +1,26 @@
+"""Element types and the values a sealed tensor may hold."""
+
+from typing import Any
+
+import numpy as np
+
+from s7jax.s7l.dimensions import TensorSpec
+from s7jax.s7l.schema import SealError
+
+
+def little_endian(dtype: str) -> np.dtype[Any]:
+    """The NumPy dtype of a sealed tensor, whatever the machine's own byte order."""
+    return np.dtype(dtype).newbyteorder("<")
+
+
+def check_values(array: np.ndarray[Any, Any], spec: TensorSpec, place: str) -> None:
+    """Require |w| ≤ 127 in int8 and no negative scale.
+
+    Raises:
+        SealError: the tensor holds a value that the integer runtime's bounds exclude.
+    """
+    lowest = int(array.min())
+    if spec.dtype == "int8" and lowest == -128:
+        raise SealError(place, f"value {int(array.argmin())} is -128; expected -127..127")
+    if spec.name.endswith(".scale") and lowest < 0:
+        raise SealError(place, f"scale {int(array.argmin())} is {lowest}; expected none below 0")

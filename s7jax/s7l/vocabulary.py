@@ -1,0 +1,124 @@
+"""The DICT lane: the byte-level BPE vocabulary, enough to encode and decode any bytes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from s7jax.s7l.contract import LANE_FOLDS
+from s7jax.s7l.schema import SealError, equal, integer, mapping, read_json, sequence, text
+
+_MAX_TOKENS = 1 << 20
+_KEYS = ("format", "version", "tokens", "merges", "specials", "pattern")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens in id order, merges in rank order, specials by name, the splitting pattern."""
+
+    tokens: tuple[bytes, ...]
+    merges: tuple[tuple[int, int], ...]
+    specials: Mapping[str, int]
+    pattern: str
+
+    def tree(self) -> dict[str, Any]:
+        """The payload of the DICT lane."""
+        return {
+            "format": "s7-dict",
+            "version": 1,
+            "fold": LANE_FOLDS["DICT"],
+            "tokens": list(self.tokens),
+            "merges": [list(merge) for merge in self.merges],
+            "specials": dict(self.specials),
+            "pattern": self.pattern,
+        }
+
+
+def read_vocabulary(path: Path) -> Vocabulary:
+    """The vocabulary in a ``vocab.json``, whose tokens are hexadecimal.
+
+    Raises:
+        SealError: the file does not hold a complete, unambiguous vocabulary.
+    """
+    place, tree = f"{path} ", read_json(path)
+    mapping(tree, _KEYS, place)
+    equal(tree["format"], "s7-vocab", f"{place}.format")
+    equal(tree["version"], 1, f"{place}.version")
+    tokens = sequence(tree["tokens"], f"{place}.tokens")
+    for i, token in enumerate(tokens):
+        text(token, r"([0-9a-f]{2})+", f"{place}.tokens[{i}]")
+    return _parse({**tree, "tokens": [bytes.fromhex(token) for token in tokens]}, place)
+
+
+def parse_vocabulary(tree: Any, place: str) -> Vocabulary:
+    """The vocabulary in a decoded DICT lane.
+
+    Raises:
+        SealError: it is not a complete, unambiguous vocabulary.
+    """
+    mapping(tree, (*_KEYS, "fold"), place)
+    equal(tree["format"], "s7-dict", f"{place}.format")
+    equal(tree["version"], 1, f"{place}.version")
+    equal(tree["fold"], LANE_FOLDS["DICT"], f"{place}.fold")
+    return _parse(tree, place)
+
+
+def _parse(tree: dict[str, Any], place: str) -> Vocabulary:
+    tokens = sequence(tree["tokens"], f"{place}.tokens", 256, _MAX_TOKENS)
+    specials = _specials(tree["specials"], tokens, f"{place}.specials")
+    ids = _regular_ids(tokens, frozenset(specials.values()), f"{place}.tokens")
+    merges = _merges(tree["merges"], tokens, ids, f"{place}.merges")
+    pattern = text(tree["pattern"], r".{1,4096}", f"{place}.pattern")
+    return Vocabulary(tuple(tokens), merges, specials, pattern)
+
+
+def _specials(tree: Any, tokens: list[Any], place: str) -> dict[str, int]:
+    """Special tokens, each spelt by its own name."""
+    if type(tree) is not dict:
+        raise SealError(place, "expected a map of name to id")
+    for name, number in tree.items():
+        where = f"{place}[{name[:64]!a}]"
+        text(name, r".{1,256}", where)
+        integer(number, 0, len(tokens) - 1, where)
+        if tokens[number] != name.encode(errors="replace"):
+            raise SealError(where, f"token {number} is not spelt like its name")
+    if len(set(tree.values())) != len(tree):
+        raise SealError(place, "two names share one id")
+    return tree
+
+
+def _regular_ids(tokens: list[Any], special: frozenset[int], place: str) -> dict[bytes, int]:
+    """Bytes → id of every token that is not special: unique, and all single bytes present."""
+    ids: dict[bytes, int] = {}
+    for i, token in enumerate(tokens):
+        if type(token) is not bytes or not 1 <= len(token) <= 1 << 16:
+            raise SealError(f"{place}[{i}]", "expected 1 to 65,536 bytes")
+        if i in special:
+            continue
+        if token in ids:
+            raise SealError(f"{place}[{i}]", f"the same bytes as token {ids[token]}")
+        ids[token] = i
+    for byte in range(256):
+        if bytes([byte]) not in ids:
+            raise SealError(place, f"the single byte 0x{byte:02x} is no token")
+    return ids
+
+
+def _merges(
+    tree: Any, tokens: list[Any], ids: dict[bytes, int], place: str
+) -> tuple[tuple[int, int], ...]:
+    """Pairs of regular tokens whose concatenation is a regular token; no pair twice."""
+    merges: dict[tuple[int, int], None] = {}
+    for i, pair in enumerate(sequence(tree, place, 0, _MAX_TOKENS)):
+        where = f"{place}[{i}]"
+        left, right = (
+            integer(part, 0, len(tokens) - 1, where) for part in sequence(pair, where, 2, 2)
+        )
+        if any(tokens[part] not in ids or ids[tokens[part]] != part for part in (left, right)):
+            raise SealError(where, "a special token cannot be merged")
+        if tokens[left] + tokens[right] not in ids:
+            raise SealError(where, f"the result of merging {left} and {right} is no token")
+        if (left, right) in merges:
+            raise SealError(where, f"the pair {left}, {right} is listed twice")
+        merges[left, right] = None
+    return tuple(merges)

@@ -1,0 +1,101 @@
+"""The weights folder: what a quantiser leaves and the writer seals.
+
+``manifest.json`` beside one ``<tensor name>.npy`` per tensor.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s7jax.s7l.canonical import encode
+from s7jax.s7l.dimensions import Dimensions, TensorSpec, tensor_table
+from s7jax.s7l.manifest import METHOD, check_exponent, check_provenance
+from s7jax.s7l.schema import SealError, equal, mapping, read_json, show, text
+from s7jax.s7l.values import check_values, little_endian
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weights folder whose ``manifest.json`` has been checked."""
+
+    folder: Path
+    dimensions: Dimensions
+    exponents: Mapping[str, int]
+    digests: Mapping[str, str]  # SHA-256 of the raw little-endian data, hexadecimal
+    provenance: Mapping[str, Any]
+
+    def data(self, spec: TensorSpec) -> bytes:
+        """The tensor's raw little-endian bytes in row-major order.
+
+        Raises:
+            SealError: the file is missing, no plain ``.npy``, of another shape or dtype, does
+                not have the listed digest, or holds a value that must not be sealed.
+        """
+        path = self.folder / f"{spec.name}.npy"
+        array = _load(path)
+        if array.shape != spec.shape or array.dtype != little_endian(spec.dtype):
+            raise SealError(
+                str(path),
+                f"{array.dtype.str} {list(array.shape)}; "
+                f"expected {little_endian(spec.dtype).str} {list(spec.shape)}",
+            )
+        data = array.tobytes()
+        if hashlib.sha256(data).hexdigest() != self.digests[spec.name]:
+            raise SealError(str(path), "the data does not have the SHA-256 of manifest.json")
+        check_values(np.frombuffer(data, array.dtype), spec, str(path))
+        return data
+
+    def verify(self) -> None:
+        """Read every tensor.
+
+        Raises:
+            SealError: one of them is not what the manifest says.
+        """
+        for spec in tensor_table(self.dimensions):
+            self.data(spec)
+
+
+def read_weights(folder: Path) -> Weights:
+    """The weights folder, every key of its ``manifest.json`` checked; no tensor is read yet.
+
+    Raises:
+        SealError: the manifest does not list exactly the tensors that its model demands.
+    """
+    path = folder / "manifest.json"
+    place, tree = f"{path} ", read_json(path)
+    mapping(tree, ("format", "version", "method", "model", "tensors", "provenance"), place)
+    equal(tree["format"], "s7-weights", f"{place}.format")
+    equal(tree["version"], 1, f"{place}.version")
+    equal(tree["method"], METHOD, f"{place}.method")
+    dimensions = Dimensions.parse(tree["model"], f"{place}.model")
+    encode(check_provenance(tree["provenance"], f"{place}.provenance"), f"{place}.provenance")
+    table = tensor_table(dimensions)
+    entries = mapping(tree["tensors"], tuple(spec.name for spec in table), f"{place}.tensors")
+    exponents, digests = {}, {}
+    for spec in table:
+        where = f"{place}.tensors[{spec.name}]"
+        expected = {k: v for k, v in spec.tree().items() if k != "name"}
+        free = ("sha256", "exponent") if spec.is_fixed_point else ("sha256",)
+        entry = mapping(entries[spec.name], (*expected, *free), where)
+        equal({k: entry[k] for k in expected}, expected, where)
+        digests[spec.name] = text(entry["sha256"], r"[0-9a-f]{64}", f"{where}.sha256")
+        if spec.is_fixed_point:
+            exponents[spec.name] = check_exponent(entry["exponent"], f"{where}.exponent")
+    return Weights(folder, dimensions, exponents, digests, tree["provenance"])
+
+
+def _load(path: Path) -> np.ndarray[Any, Any]:
+    try:
+        if not path.is_file():
+            raise SealError(str(path), "no such file")
+        return np.lib.format.open_memmap(path, mode="r")
+    except SealError:
+        raise
+    except OSError as e:
+        raise SealError(str(path), e.strerror or str(e)) from e
+    except Exception as e:  # whatever NumPy's header parser makes of a broken header
+        raise SealError(str(path), f"not a plain .npy array: {show(str(e))}") from e
