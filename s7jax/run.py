@@ -99,9 +99,7 @@ class Run:
         return Path(elsewhere) if elsewhere else self.path / "data"
 
 
-def start(
-    path: Path, config: Config, data: dict[str, list[str]] | None, prepared: str | None
-) -> Run:
+def start(run: Run, config: Config, data: dict[str, list[str]] | None, prepared: str | None) -> Run:
     """Open a run folder for this configuration, making it if need be.
 
     Raises:
