@@ -44,7 +44,16 @@ def test_every_aligned_cycle_is_exact(small, mixture, batch):
 
 def test_a_mixture_cycle_is_spread_not_in_lumps(small):
     domains = TrainingBatches(small, batch=20, seed=0).batch(0).domain
-    assert np.all(np.bincount(domains[:10], minlength=4) >= (3, 2, 2, 2))
+    for place in range(1, 21):
+        counts = np.bincount(domains[:place], minlength=4)
+        assert np.all(np.abs(counts - place * np.array([7, 5, 4, 4]) / 20) < 1)
+
+
+@pytest.mark.parametrize(("domain", "count"), [(0, 7), (1, 5), (3, 4)])
+def test_an_epoch_inside_a_mixture_uses_every_row_once(small, domain, count):
+    n = small.rows(small.domains[domain], "train")
+    batch = TrainingBatches(small, batch=-(-n // count) * 20, seed=0).batch(0)
+    assert sorted(batch.row[batch.domain == domain][:n]) == list(range(n))
 
 
 def test_jumping_to_a_step_is_walking_there(small):
