@@ -66,7 +66,9 @@ class Sample:
     bytes: int
 
 
-def sample(corpus: Corpus, held_out: float, characters: int) -> Sample:
+def sample(
+    corpus: Corpus, held_out: float, characters: int, advance: Callable[[int], None]
+) -> Sample:
     """A fixed random sample of the training texts: those with the smallest keys.
 
     It depends on the set of texts alone, not on their order, and holds no more than it gives.
@@ -74,7 +76,9 @@ def sample(corpus: Corpus, held_out: float, characters: int) -> Sample:
     kept: list[tuple[int, str]] = []  # a heap: the largest key first
     size = total = 0
     for key, document in distinct(corpus.read()):
-        total += len(document.text.encode())
+        length = len(document.text.encode())
+        total += length
+        advance(length)
         if is_held_out(key, held_out):
             continue
         # The first 8 bytes decide the split, so other ones decide the sample.

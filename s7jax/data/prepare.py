@@ -30,6 +30,7 @@ from s7jax.data.prepared import (
     file_digest,
     json_digest,
     manifest_digest,
+    read_manifest,
     token_dtype,
     write_json,
 )
@@ -80,8 +81,8 @@ def prepare(
     job = _Job(
         corpora(sources), out, vocab, context, seed, held_out, workers or os.cpu_count() or 1
     )
-    if (out / MANIFEST).exists():
-        return _finished(job)
+    if (out / MANIFEST).exists() and (finished := _finished(job)):
+        return finished
     _start(work, job.key)
     sizes = _tokenizer(job)
     with encoder(out / TOKENIZER, job.workers) as encode:
@@ -121,14 +122,23 @@ class _Job:
         return json_digest([VERSION, self.arguments, described])
 
 
-def _finished(job: _Job) -> Prepared:
-    prepared = Prepared.load(job.out)
-    if prepared.manifest["key"] != job.key:
+def _finished(job: _Job) -> Prepared | None:
+    """What an earlier run finished; None, and the rest kept, if a file of it was damaged since."""
+    manifest = read_manifest(job.out)
+    if manifest["key"] != job.key:
         raise InputError(
             f"{job.out} holds finished data of other sources or arguments (digest "
-            f"{prepared.digest[:12]}); choose another folder or remove this one"
+            f"{manifest['digest'][:12]}); choose another folder or remove this one"
         )
-    prepared.verify()
+    try:
+        prepared = Prepared.load(job.out)
+        prepared.verify()
+    except InputError:
+        _start(job.out / _WORK, job.key)
+        for entry in manifest["domains"]:
+            write_json(job.out / _WORK / f"{entry['name']}.json", entry)
+        (job.out / MANIFEST).unlink()
+        return None
     return prepared
 
 
@@ -149,7 +159,10 @@ def _tokenizer(job: _Job) -> dict[str, int]:
     path, sizes = job.out / TOKENIZER, job.out / _WORK / "bytes.json"
     if not sizes.exists():
         characters = max(_SAMPLE_AT_LEAST, _SAMPLE_PER_TOKEN * job.vocab) // len(job.corpora)
-        samples = [sample(corpus, job.held_out, characters) for corpus in job.corpora]
+        with Progress("reading") as progress:
+            samples = [
+                sample(corpus, job.held_out, characters, progress.advance) for corpus in job.corpora
+            ]
         tokenizer = Tokenizer.train([text for s in samples for text in s.texts], job.vocab)
         tokenizer.save(path)
         write_json(sizes, {c.domain: s.bytes for c, s in zip(job.corpora, samples, strict=True)})

@@ -35,20 +35,7 @@ class Prepared:
         Raises:
             InputError: no or a damaged manifest, or a shard that is missing or cut off.
         """
-        path = Path(path)
-        try:
-            manifest = json.loads((path / MANIFEST).read_bytes())
-        except FileNotFoundError as e:
-            raise InputError(
-                f"{path} holds no {MANIFEST}; run tools/prepare.py --out {path}"
-            ) from e
-        except ValueError as e:
-            raise InputError(f"{path / MANIFEST}: not JSON: {e}") from e
-        if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-            raise InputError(f"{path / MANIFEST}: expected format {FORMAT!r}, version {VERSION}")
-        if manifest.get("digest") != manifest_digest(manifest):
-            raise InputError(f"{path / MANIFEST}: its digest is wrong; the file was changed")
-        prepared = cls(path, manifest)
+        prepared = cls(Path(path), read_manifest(Path(path)))
         for shard, entry in prepared._entries():
             size = shard.stat().st_size if shard.exists() else None
             if size != entry["bytes"]:
@@ -119,6 +106,30 @@ class Prepared:
             for split in SPLITS:
                 for entry in self._split(domain, split)["shards"]:
                     yield self.path / domain / entry["name"], entry
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The checked manifest of a prepared folder.
+
+    Raises:
+        InputError: there is none, or it is damaged or of another version.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError as e:
+        raise InputError(
+            f"{folder} holds no {MANIFEST}; run tools/prepare.py --out {folder}"
+        ) from e
+    except ValueError as e:
+        raise InputError(f"{path}: not JSON: {e}") from e
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InputError(f"{path}: not the manifest of prepared data")
+    if manifest.get("version") != VERSION:
+        raise InputError(f"{path}: version {manifest.get('version')}, expected {VERSION}")
+    if manifest.get("digest") != manifest_digest(manifest):
+        raise InputError(f"{path}: its digest is wrong, so the file was changed; prepare it again")
+    return manifest
 
 
 def token_dtype(vocab: int) -> np.dtype[Any]:

@@ -17,9 +17,9 @@ _EVERY = 10.0  # seconds between plain lines
 
 
 class Progress:
-    """Bytes done of a known total, on standard error."""
+    """Bytes done, of a total if it is known, on standard error."""
 
-    def __init__(self, label: str, total: int) -> None:
+    def __init__(self, label: str, total: int | None = None) -> None:
         self._label = label
         self._total = total
         self._done = 0
@@ -51,9 +51,8 @@ class Progress:
         if not self._console.is_terminal and now - self._printed > _EVERY:
             self._printed = now
             rate = self._done / (now - self._started)
-            left = max(0, self._total - self._done) / rate
-            self._console.print(
-                f"{self._label}: {self._done / 1e6:.1f} of {self._total / 1e6:.1f} MB, "
-                f"{rate / 1e6:.1f} MB/s, {left:.0f} s left",
-                highlight=False,
-            )
+            line = f"{self._label}: {self._done / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s"
+            if self._total:
+                left = max(0, self._total - self._done)
+                line += f", {left / 1e6:.1f} MB in {left / rate:.0f} s left"
+            self._console.print(line, highlight=False)

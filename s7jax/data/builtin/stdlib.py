@@ -54,7 +54,7 @@ def prose() -> tuple[Document, ...]:
     ]
     topics = [
         Document(text, f"Python help topic, {name}")
-        for name, text in sorted(_topics().items())
+        for name, text in _topics().items()
         if len(text) >= _SHORTEST
     ]
     return (*modules, *topics)
@@ -90,7 +90,8 @@ def _topics() -> dict[str, str]:
     tree = ast.parse((_root() / _TOPICS).read_text(encoding="utf-8"))
     tables = [node.value for node in tree.body if isinstance(node, ast.Assign)]
     topics: dict[str, str] = ast.literal_eval(tables[-1])
-    return topics
+    names = {text: name for name, text in sorted(topics.items())}  # some stand under two names
+    return {name: text for text, name in names.items()}
 
 
 def _documented(node: ast.AST) -> bool:

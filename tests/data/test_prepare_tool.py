@@ -1,0 +1,67 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from s7jax.data.builtin import math
+from s7jax.data.prepared import Prepared
+
+TOOL = Path(__file__).parents[2] / "tools" / "prepare.py"
+
+
+def tool(*arguments):
+    command = [sys.executable, TOOL, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Enough text for the vocabulary of s7-nano: one folder for all domains."""
+    folder = tmp_path_factory.mktemp("text")
+    for i in range(900):
+        (folder / f"{i}.txt").write_text(math.document(0, i) + " ".join(f"w{i}q{i * 37}"))
+    words = [chr(97 + i % 26) + chr(97 + i // 26 % 26) + chr(97 + i // 676) for i in range(3000)]
+    for i in range(10):
+        (folder / f"words{i}.txt").write_text(f"{i} " + " ".join(words[i::2] * 2))
+    return [f"{domain}={folder}" for domain in ("code", "math", "reasoning", "general")]
+
+
+def test_it_prepares_and_says_what_there_is(sources, tmp_path):
+    run = tool("--preset", "s7-nano", "--out", tmp_path, "--workers", 2, "--data", *sources)
+    assert run.returncode == 0, run.stderr
+    prepared = Prepared.load(tmp_path)
+    assert run.stdout.splitlines()[-1] == f"digest {prepared.digest}"
+    assert (prepared.vocab, prepared.context) == (2048, 256)
+    for domain in prepared.domains:
+        row = next(line for line in run.stdout.splitlines() if f" {domain} " in line)
+        assert f" {prepared.rows(domain, 'train'):,} " in row
+    assert run.stderr == ""
+
+
+def test_a_broken_source_is_exit_code_1(sources, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"text": "x"}\nnonsense\n')
+    run = tool(
+        *("--preset", "s7-nano", "--out", tmp_path / "o"),
+        *("--data", *sources, f"math={tmp_path / 'bad.jsonl'}"),
+    )
+    assert run.returncode == 1
+    assert f"{tmp_path / 'bad.jsonl'}:2: not a JSON line" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "s7-nano"], "--out"),
+        (["--preset", "s8", "--out", "o"], "unknown preset 's8'"),
+        (["--preset", "s7-nano", "--out", "o", "--data", "cod=x"], "did you mean 'code'"),
+        (["--preset", "s7-nano", "--out", "o", "--held-out", "2"], "held-out 2.0"),
+    ],
+)
+def test_a_wrong_command_line_is_exit_code_2(arguments, message):
+    run = tool(*arguments)
+    assert run.returncode == 2
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not Path("o").exists()
