@@ -9,7 +9,7 @@ from s7jax.errors import InputError, UsageError
 from s7jax.integer import weights
 from s7jax.mesh import SINGLE, make
 from s7jax.model import parameters
-from s7jax.run import write_json
+from s7jax.storage import write_json
 from s7jax.train import checkpoint
 from s7jax.train.phase import TRUNK
 

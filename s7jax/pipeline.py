@@ -12,7 +12,7 @@ from s7jax import s7l
 from s7jax.errors import InputError
 from s7jax.experiment import Experiment
 from s7jax.export import export
-from s7jax.run import write_json
+from s7jax.storage import write_json
 from s7jax.train import phase, router
 from s7jax.train.checkpoint import read_record
 from s7jax.train.evaluate import evaluate

@@ -1,82 +1,76 @@
-"""Progress on the terminal: a bar with rate and ETA; plain lines when there is no terminal."""
+"""Progress of long work on standard error: a bar with rate and ETA, plain lines elsewhere."""
 
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from typing import Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.filesize import decimal
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 
-PLAIN_INTERVAL = 10.0  # seconds between plain lines
+PLAIN_INTERVAL = 10.0  # seconds between lines where there is no terminal
 
 
-@dataclass
-class Bar:
-    """One piece of long work, counted in ``unit``."""
+class Progress:
+    """Work done, of a total if it is known; use as a context manager.
 
-    name: str
-    total: int
-    unit: str
-    scale: int = 1  # units of the rate in one count: tokens in a step
-    _progress: Progress | None = None
-    _task: TaskID | None = None
-    _done: int = 0
-    _first: int = 0
-    _began: float = field(default_factory=time.monotonic)
-    _printed: float = field(default_factory=time.monotonic)
+    Counts are in ``unit``. The rate may be in another one: ``rate=(tokens_a_step, "tokens")``.
+    """
 
-    def restart_clock(self, done: int) -> None:
-        """Count the rate from here: what was resumed, or took compiling, is not speed."""
-        self._first = self._done = done
+    def __init__(
+        self, name: str, total: int | None, unit: str, rate: tuple[int, str] | None = None
+    ) -> None:
+        self._name, self._total, self._unit = name, total, unit
+        self._scale, self._rate_unit = rate or (1, unit)
+        self._done = self._first = 0
+        self._began = self._printed = time.monotonic()
+        self._console = Console(stderr=True)
+        self._bar = RichProgress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(name, total=total, text="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def restart_clock(self) -> None:
+        """Count the rate from here on: what was resumed, or took compiling, is not speed."""
+        self._first = self._done
         self._began = time.monotonic()
 
-    def update(self, done: int, note: str = "") -> None:
-        """``done`` of ``total`` are done; ``note`` says what a user watches, such as the loss."""
-        self._done = done
+    def advance(self, count: int, note: str = "") -> None:
+        """``count`` more are done; ``note`` is what a user watches, such as the loss."""
+        self._done += count
         now = time.monotonic()
-        if self._progress is not None and self._task is not None:
-            text = f"{note} {self._rate(now)}".strip()
-            self._progress.update(self._task, completed=done, note=text)
-        elif now - self._printed >= PLAIN_INTERVAL or done == self.total:
+        text = self._text(now, note)
+        self._bar.update(self._task, completed=self._done, text=text)
+        due = self._done == self._total or now - self._printed >= PLAIN_INTERVAL
+        if due and not self._console.is_terminal:
             self._printed = now
-            rate = self._per_second(now)
-            left = (self.total - done) * self.scale / rate if rate else 0
-            print(
-                f"{self.name}: {done}/{self.total} {note} {self._rate(now)}, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            self._console.print(f"{self._name}: {text}{self._left(now)}", highlight=False)
 
-    def _per_second(self, now: float) -> float:
-        return (self._done - self._first) * self.scale / max(now - self._began, 1e-9)
+    def _text(self, now: float, note: str) -> str:
+        done = _amount(self._done, self._unit)
+        total = f" of {_amount(self._total, self._unit)}" if self._total else ""
+        rate = _amount(self._scale * self._speed(now), self._rate_unit)
+        return f"{done}{total}, {note}{note and ', '}{rate}/s"
 
-    def _rate(self, now: float) -> str:
-        return f"{self._per_second(now):,.0f} {self.unit}/s"
+    def _left(self, now: float) -> str:
+        speed = self._speed(now)
+        return f", {(self._total - self._done) / speed:.0f} s left" if self._total and speed else ""
+
+    def _speed(self, now: float) -> float:
+        return (self._done - self._first) / max(now - self._began, 1e-9)
 
 
-@contextmanager
-def bar(name: str, total: int, unit: str, scale: int = 1) -> Iterator[Bar]:
-    """A progress bar on standard error for the length of the block."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield Bar(name, total, unit, scale)
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(name, total=total, note="")
-        yield Bar(name, total, unit, scale, progress, task)
+def _amount(count: float, unit: str) -> str:
+    return decimal(int(count)) if unit == "bytes" else f"{count:,.0f} {unit}"

@@ -13,13 +13,13 @@
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from s7jax.config import Config
 from s7jax.errors import InputError, UsageError
+from s7jax.storage import write_json
 
 ROOT = Path("runs")
 
@@ -134,17 +134,6 @@ def newest(root: Path = ROOT) -> Run:
     if not found:
         raise UsageError(f"no run under {root}/: start one with `python experiments/pipeline.py`")
     return Run(found[-1].parent)
-
-
-def write_json(path: Path, tree: Any) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as f:
-        json.dump(tree, f, indent=1, allow_nan=False)
-        f.write("\n")
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.replace(path)
 
 
 def _difference(found: Any, wanted: Any, at: str = "") -> str | None:

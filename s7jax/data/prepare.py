@@ -32,12 +32,12 @@ from s7jax.data.prepared import (
     manifest_digest,
     read_manifest,
     token_dtype,
-    write_json,
 )
-from s7jax.data.progress import Progress
 from s7jax.data.sources import Document
 from s7jax.data.tokenizer import Tokenizer
 from s7jax.errors import InputError, UsageError
+from s7jax.progress import Progress
+from s7jax.storage import write_json
 
 _WORK = ".work"  # what an interrupted run leaves, removed when all is done
 _BATCH = 1 << 19  # characters tokenised at a time by one worker
@@ -159,7 +159,7 @@ def _tokenizer(job: _Job) -> dict[str, int]:
     path, sizes = job.out / TOKENIZER, job.out / _WORK / "bytes.json"
     if not sizes.exists():
         characters = max(_SAMPLE_AT_LEAST, _SAMPLE_PER_TOKEN * job.vocab) // len(job.corpora)
-        with Progress("reading") as progress:
+        with Progress("reading", None, "bytes") as progress:
             samples = [
                 sample(corpus, job.held_out, characters, progress.advance) for corpus in job.corpora
             ]
@@ -188,7 +188,7 @@ def _domain(job: _Job, corpus: Corpus, encode: Encoder, size: int) -> dict[str, 
             )
             for split in SPLITS
         }
-        with Progress(corpus.domain, size) as progress:
+        with Progress(corpus.domain, size, "bytes") as progress:
             _tokenise(job, corpus, encode, spools, progress)
         for split, spool in spools.items():
             _require_a_row(corpus.domain, split, spool.tokens, job.context + 1)

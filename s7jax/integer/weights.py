@@ -16,8 +16,8 @@ from s7jax.config import ModelConfig
 from s7jax.integer.quantize import METHOD, quantize_tensor
 from s7jax.model.model import Params
 from s7jax.model.parameters import host, named_tensors
-from s7jax.progress import bar
-from s7jax.run import write_json
+from s7jax.progress import Progress
+from s7jax.storage import write_json
 
 
 def write(out: Path, cfg: ModelConfig, params: Params, provenance: dict[str, Any]) -> int:
@@ -33,8 +33,8 @@ def write(out: Path, cfg: ModelConfig, params: Params, provenance: dict[str, Any
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     named = list(named_tensors(host(params)))
-    with bar("quantize", len(named), "tensors") as progress:
-        for done, (name, tensor) in enumerate(named, 1):
+    with Progress("quantize", len(named), "tensors") as progress:
+        for name, tensor in named:
             for out_name, (array, attributes) in quantize_tensor(name, tensor).items():
                 little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
                 np.save(unfinished / f"{out_name}.npy", little, allow_pickle=False)
@@ -44,7 +44,7 @@ def write(out: Path, cfg: ModelConfig, params: Params, provenance: dict[str, Any
                     "sha256": hashlib.sha256(little.tobytes()).hexdigest(),
                     **attributes,
                 }
-            progress.update(done)
+            progress.advance(1)
     manifest = {
         "format": "s7-weights",
         "version": 1,

@@ -20,8 +20,6 @@ from s7jax.model.layers import ACTIVATIONS, SPLIT_ACTIVATIONS, Linear, RMSNorm, 
 
 Params = dict[str, Any]
 
-EMBEDDING_SCALE = 0.02  # initial standard deviation, as in GPT-2
-
 
 class Embedding(nn.Module):
     """Token table, tied with the LM head; split over the vocabulary."""
@@ -31,7 +29,7 @@ class Embedding(nn.Module):
     def setup(self) -> None:
         self.weight = self.param(
             "weight",
-            initializers.normal(EMBEDDING_SCALE),
+            initializers.normal(self.cfg.trunk.hidden**-0.5),
             (self.cfg.vocab, self.cfg.trunk.hidden),
             jnp.float32,
             P(MODEL, None),

@@ -19,7 +19,7 @@ from s7jax.data.prepared import Prepared
 from s7jax.mesh import DATA
 from s7jax.model.model import Params, expert_output, head, router_logits, trunk_output
 from s7jax.model.routing import route
-from s7jax.progress import bar
+from s7jax.progress import Progress
 from s7jax.train.step import cross_entropy
 
 ROWS = 4  # sequences per data-parallel group in one forward pass
@@ -81,7 +81,7 @@ def evaluate(config: Config, prepared: Prepared, params: Params, mesh: Mesh) -> 
     routers: dict[str, dict[str, Any]] = {
         name: {"confusion": [], "bits_per_byte": {}} for name in ROUTERS
     }
-    with jax.set_mesh(mesh), bar("evaluate", len(cfg.domains), "domains") as progress:
+    with jax.set_mesh(mesh), Progress("evaluate", len(cfg.domains), "domains") as progress:
         for index, domain in enumerate(cfg.domains):
             tokens = held_out(prepared, domain, config.eval_sequences)
             scores = score(config, params, tokens, mesh)
@@ -96,7 +96,7 @@ def evaluate(config: Config, prepared: Prepared, params: Params, mesh: Mesh) -> 
                 routers[name]["confusion"].append(_window_votes(scores[name]))
             bits[domain]["routed"] = routers["router"]["bits_per_byte"][domain]
             bits[domain]["oracle"] = experts[index]
-            progress.update(index + 1)
+            progress.advance(1)
     for row in routers.values():
         confusion = np.array(row["confusion"])
         row["accuracy"] = float(np.trace(confusion) / confusion.sum())

@@ -5,21 +5,24 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+import jax
+
 
 class MetricsFile:
     """Appends one line per step to ``metrics.jsonl``.
 
-    A step's metrics are read from the device only when the next step has been dispatched.
+    A step's metrics are read from the device only when the next step has been dispatched, so
+    that the device never waits for the host.
     """
 
-    def __init__(self, path: Path, phase: str, tokens_a_step: int) -> None:
+    def __init__(self, path: Path, phase: str) -> None:
         self._file = path.open("a", buffering=1)
-        self._phase, self._tokens = phase, tokens_a_step
-        self._pending: tuple[int, dict[str, Any]] | None = None
-        self._last = time.monotonic()
+        self._phase = phase
+        self._pending: tuple[dict[str, Any], dict[str, jax.Array]] | None = None
+        self._began = time.monotonic()
         self.note = ""
 
-    def put(self, step: int, metrics: dict[str, Any]) -> None:
+    def put(self, step: dict[str, Any], metrics: dict[str, jax.Array]) -> None:
         """Queue a step's metrics (device scalars) and write those of the step before."""
         self._flush()
         self._pending = step, metrics
@@ -28,16 +31,10 @@ class MetricsFile:
         if self._pending is None:
             return
         step, metrics = self._pending
+        self._pending = None
         values = {name: float(value) for name, value in metrics.items()}
-        now = time.monotonic()
-        line = {
-            "phase": self._phase,
-            "step": step,
-            "tokens": (step + 1) * self._tokens,
-            **values,
-            "tokens_per_second": self._tokens / (now - self._last),
-        }
-        self._last, self._pending = now, None
+        seconds = round(time.monotonic() - self._began, 3)
+        line = {"phase": self._phase, **step, **values, "seconds": seconds}
         self._file.write(json.dumps(line) + "\n")
         self.note = f"loss {values['loss']:.3f}"
 

@@ -6,6 +6,7 @@ trunk, step), so a run that was stopped goes on from its newest checkpoint to th
 would have reached undisturbed, on the same mesh.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,20 @@ from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError
 from s7jax.model import parameters
 from s7jax.model.model import Params
-from s7jax.progress import bar
+from s7jax.progress import Progress
 from s7jax.run import Run
 from s7jax.train import checkpoint
 from s7jax.train.metrics import MetricsFile
 from s7jax.train.optimizer import learning_rate
-from s7jax.train.step import Loss, expert_loss, initial_state, make_step, microbatches, trunk_loss
+from s7jax.train.step import (
+    Loss,
+    TrainState,
+    expert_loss,
+    initial_state,
+    make_step,
+    microbatches,
+    trunk_loss,
+)
 
 TRUNK = ("embedding", "trunk")  # the components Phase 1 trains and Phase 2 freezes
 
@@ -155,62 +164,82 @@ def _train(
     phase: Phase,
     prepared: Prepared,
     mesh: Mesh,
-    start: Any,
+    start: Callable[[], Params],
     frozen: Params,
 ) -> str:
+    """Run a phase from its newest checkpoint, or its start, to its final checkpoint."""
     folder = final_folder(run, phase.name)
     inputs = inputs_record(config, prepared, frozen)
     if done := finished(folder, inputs):
         print(f"{phase.name}: already trained, parameters sha256 {done}")
         return done
 
-    with jax.set_mesh(mesh), checkpoint.manager(run.checkpoints / phase.name) as saves:
-        state, first, receipt = (
-            initial_state(phase.recipe, start()),
-            0,
-            Receipt.start(len(config.model.domains)),
-        )
-        if (latest := saves.latest_step()) is not None:
-            state, record = checkpoint.restore_step(saves, state)
-            _same_inputs(run.checkpoints / phase.name / str(latest), record, inputs)
-            first, receipt = int(latest), Receipt.from_json(record["receipt"])
+    def record(step: int, receipt: Receipt) -> dict[str, Any]:
+        return {
+            "phase": phase.name,
+            "step": step,
+            "tokens": step * phase.recipe.batch * config.model.context,
+            "config": config.to_json(),
+            "inputs": inputs,
+            "receipt": receipt.to_json(),
+            "environment": _environment(mesh),
+        }
 
-        def record_at(step: int, receipt: Receipt) -> dict[str, Any]:
-            return {
-                "phase": phase.name,
-                "step": step,
-                "tokens": step * phase.recipe.batch * config.model.context,
-                "config": config.to_json(),
-                "inputs": inputs,
-                "receipt": receipt.to_json(),
-                "environment": _environment(mesh),
-            }
+    saves = run.checkpoints / phase.name
+    with jax.set_mesh(mesh), checkpoint.manager(saves) as manager:
+        first, state = 0, initial_state(phase.recipe, start())
+        receipt = Receipt.start(len(config.model.domains))
+        if manager.latest_step() is not None:
+            state, saved = checkpoint.restore_step(manager, state)
+            _same_inputs(saves / str(manager.latest_step()), saved, inputs)
+            first, receipt = int(saved["step"]), Receipt.from_json(saved["receipt"])
+            print(f"{phase.name}: going on from step {first}")
 
-        step_fn = make_step(config.model, phase.recipe, phase.loss)
-        batches = phase.batches(config, prepared)
-        every = max(1, phase.recipe.checkpoint // (phase.recipe.batch * config.model.context))
-        tokens_a_step = phase.recipe.batch * config.model.context
-        with (
-            MetricsFile(run.metrics, phase.name, tokens_a_step) as log,
-            bar(phase.name, phase.steps, "tokens", tokens_a_step) as progress,
-        ):
-            for step, batch in enumerate(prefetch(batches.batch, first, phase.steps), first):
-                rate = learning_rate(phase.recipe, step, phase.steps)
-                tokens = microbatches(batch.tokens, phase.recipe.microbatch, mesh)
-                state, metrics = step_fn(state, frozen, tokens, np.float32(rate))
-                receipt = receipt.extend(batch)
-                if step == first:
-                    jax.block_until_ready(metrics)
-                    progress.restart_clock(first + 1)
-                # Reading the step before keeps one step in flight: the device never waits.
-                log.put(step, metrics | {"learning_rate": rate})
-                progress.update(step + 1, log.note)
-                if (step + 1) % every == 0 and step + 1 < phase.steps:
-                    checkpoint.save_step(saves, step + 1, state, record_at(step + 1, receipt))
-        saves.wait_until_finished()
-        sha256 = checkpoint.save_final(folder, state.params, record_at(phase.steps, receipt))
+        def save(step: int, state: TrainState, receipt: Receipt) -> None:
+            checkpoint.save_step(manager, step, state, record(step, receipt))
+
+        data = phase.batches(config, prepared)
+        with MetricsFile(run.metrics, phase.name) as log:
+            state, receipt = _loop(
+                config, phase, data, mesh, (first, state, receipt), frozen, log, save
+            )
+        manager.wait_until_finished()
+        sha256 = checkpoint.save_final(folder, state.params, record(phase.steps, receipt))
     print(f"{phase.name}: {phase.steps} steps, parameters sha256 {sha256}")
     return sha256
+
+
+def _loop(
+    config: Config,
+    phase: Phase,
+    data: TrainingBatches,
+    mesh: Mesh,
+    at: tuple[int, TrainState, Receipt],
+    frozen: Params,
+    log: MetricsFile,
+    save: Callable[[int, TrainState, Receipt], None],
+) -> tuple[TrainState, Receipt]:
+    """Every step from ``at`` to the end of the phase."""
+    first, state, receipt = at
+    step_fn = make_step(config.model, phase.recipe, phase.loss)
+    tokens_a_step = phase.recipe.batch * config.model.context
+    checkpoint_steps = max(1, phase.recipe.checkpoint // tokens_a_step)
+    with Progress(phase.name, phase.steps, "steps", (tokens_a_step, "tokens")) as progress:
+        progress.advance(first)
+        for step, batch in enumerate(prefetch(data.batch, first, phase.steps), first):
+            rate = learning_rate(phase.recipe, step, phase.steps)
+            tokens = microbatches(batch.tokens, phase.recipe.microbatch, mesh)
+            state, metrics = step_fn(state, frozen, tokens, np.float32(rate))
+            receipt = receipt.extend(batch)
+            seen = (step + 1) * tokens_a_step
+            log.put({"step": step, "tokens": seen, "learning_rate": rate}, metrics)
+            progress.advance(1, log.note)
+            if step == first:
+                jax.block_until_ready(metrics)
+                progress.restart_clock()
+            if (step + 1) % checkpoint_steps == 0 and step + 1 < phase.steps:
+                save(step + 1, state, receipt)
+    return state, receipt
 
 
 def _environment(mesh: Mesh) -> dict[str, Any]:

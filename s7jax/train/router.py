@@ -21,7 +21,7 @@ from s7jax.data.prepared import Prepared
 from s7jax.mesh import DATA
 from s7jax.model import parameters
 from s7jax.model.model import Params, normalize, trunk_output
-from s7jax.progress import bar
+from s7jax.progress import Progress
 from s7jax.run import Run
 from s7jax.train import checkpoint
 from s7jax.train.phase import final_folder, finished, inputs_record
@@ -62,7 +62,10 @@ def accumulate(config: Config, prepared: Prepared, trunk: Params, mesh: Mesh) ->
     xx, xy = np.zeros((D + 1, D + 1)), np.zeros((D + 1, E))
     rows = ROWS * mesh.shape[DATA]
     batches = -(-config.router_sequences // rows)
-    with jax.set_mesh(mesh), bar("router", E * batches, "sequences", rows) as progress:
+    with (
+        jax.set_mesh(mesh),
+        Progress("router", E * config.router_sequences, "sequences") as progress,
+    ):
         for e, domain in enumerate(cfg.domains):
             data = TrainingBatches(prepared, mixture=domain, batch=rows, seed=config.seed)
             for i in range(batches):
@@ -73,7 +76,7 @@ def accumulate(config: Config, prepared: Prepared, trunk: Params, mesh: Mesh) ->
                 x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
                 xx += x.T @ x
                 xy[:, e] += x.sum(axis=0)
-                progress.update(e * batches + i + 1)
+                progress.advance(keep)
     return Sums(xx, xy)
 
 
