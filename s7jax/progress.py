@@ -53,8 +53,7 @@ class Progress:
         now = time.monotonic()
         text = self._text(now, note)
         self._bar.update(self._task, completed=self._done, text=text)
-        due = self._done == self._total or now - self._printed >= PLAIN_INTERVAL
-        if due and not self._console.is_terminal:
+        if not self._console.is_terminal and now - self._printed >= PLAIN_INTERVAL:
             self._printed = now
             self._console.print(f"{self._name}: {text}{self._left(now)}", highlight=False)
 

@@ -8,9 +8,7 @@ from rich.table import Table
 
 def show(report: dict[str, Any]) -> None:
     """Print whichever parts of a report are there: quality, routers, artifacts, times."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    console = _console()
     if quality := report.get("quality"):
         console.print(_quality(quality), _routers(quality), _confusion(quality))
     if artifacts := report.get("artifacts"):
@@ -18,6 +16,26 @@ def show(report: dict[str, Any]) -> None:
     if seconds := report.get("seconds"):
         rows = [[phase, f"{value:.1f}"] for phase, value in seconds.items()]
         console.print(_rows("Wall time", ("phase", "seconds"), rows))
+
+
+def show_tensors(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print one row per tensor, whatever its columns; digests shortened."""
+    if not rows:
+        print(title)
+        return
+    cells = [[_cell(name, value) for name, value in row.items()] for row in rows]
+    _console().print(_rows(title, tuple(rows[0]), cells))
+
+
+def _cell(name: str, value: Any) -> Any:
+    if name == "sha256":
+        return f"{value[:16]}…"
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
 
 
 def _quality(quality: dict[str, Any]) -> Table:

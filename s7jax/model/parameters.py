@@ -66,9 +66,9 @@ def initial(
     alone, and is computed by a single-device program and then laid out, so that its bytes do
     not depend on the mesh.
     """
-    root = jax.random.key(seed, impl="threefry2x32")
     every = components(cfg)
     with jax.set_mesh(make(SINGLE)):
+        root = jax.random.key(seed, impl="threefry2x32")
         params = {
             # All experts share one compiled program.
             name: _initialize(

@@ -1,0 +1,52 @@
+"""A prepared tiny corpus of four easily told domains, and runs on it."""
+
+import numpy as np
+import pytest
+
+from s7jax import mesh
+from s7jax.config import DOMAINS, Config
+from s7jax.data.prepare import prepare
+from s7jax.data.prepared import Prepared
+from s7jax.run import start
+
+WORDS = {
+    "code": "def return import class for if else self print lambda".split(),
+    "math": "1 2 3 4 5 + - = x y".split(),
+    "reason": "therefore because all some no if then but implies so".split(),
+    "general": "the a river old house walked green morning quiet said".split(),
+}
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, tiny: Config) -> Prepared:
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    sources = {}
+    for domain in DOMAINS:
+        file = folder / domain
+        file.mkdir()
+        for i in range(120):
+            (file / f"{i}.txt").write_text(" ".join(rng.choice(WORDS[domain], 60)))
+        sources[domain] = [file]
+    return prepare(
+        sources,
+        tmp_path_factory.mktemp("prepared"),
+        vocab=tiny.model.vocab,
+        context=tiny.model.context,
+        workers=1,
+    )
+
+
+@pytest.fixture
+def new_run(tmp_path, tiny: Config, prepared: Prepared):
+    def make(name: str, config: Config = tiny):
+        from s7jax.run import Run
+
+        return start(Run(tmp_path / name), config, None, str(prepared.path))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def single():
+    return mesh.make(mesh.SINGLE)

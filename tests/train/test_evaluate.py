@@ -1,0 +1,85 @@
+import jax
+import numpy as np
+import pytest
+
+from s7jax import mesh
+from s7jax.config import Config
+from s7jax.data.mixture import held_out
+from s7jax.data.prepared import Prepared
+from s7jax.model import parameters
+from s7jax.train import router
+from s7jax.train.evaluate import evaluate, score
+from s7jax.train.phase import TRUNK
+
+
+@pytest.fixture(scope="module")
+def params(tiny: Config, prepared: Prepared, single):
+    params = parameters.host(parameters.initial(tiny.model, 0, single))
+    trunk = {name: params[name] for name in TRUNK}
+    sums = router.accumulate(tiny, prepared, trunk, single)
+    key = iter(jax.random.split(jax.random.key(1), 80))
+    for e in range(4):
+        params[f"expert{e}"] = jax.tree.map(
+            lambda w: np.asarray(w + 0.05 * jax.random.normal(next(key), w.shape)),
+            params[f"expert{e}"],
+        )
+    return params | {
+        "router": router.ridge(sums),
+        "nearest_centroid": router.nearest_centroid(sums),
+    }
+
+
+@pytest.fixture(scope="module")
+def report(tiny: Config, prepared: Prepared, params, single):
+    return evaluate(tiny, prepared, params, single)
+
+
+def test_a_uniform_model_costs_log2_of_the_vocabulary_per_token(
+    tiny: Config, prepared: Prepared, params, single
+):
+    flat = params | {"embedding": {"weight": np.zeros_like(params["embedding"]["weight"])}}
+    bits = evaluate(tiny, prepared, flat, single)["bits_per_byte"]
+    lengths = prepared.tokenizer.token_lengths
+    for domain in tiny.model.domains:
+        labels = held_out(prepared, domain, tiny.eval_sequences)[:, 1:]
+        expected = labels.size * np.log2(tiny.model.vocab) / lengths[labels].sum()
+        assert bits[domain]["trunk"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_routed_row_is_the_choice_among_the_experts(
+    tiny: Config, prepared: Prepared, params, report, single
+):
+    with jax.set_mesh(single):
+        tokens = held_out(prepared, "math", tiny.eval_sequences)
+        scores = score(tiny, params, tokens, single)
+    total = sum(
+        float(scores["nll"][1 + expert, n, t])
+        for (n, t), expert in np.ndenumerate(scores["router_route"])
+    )
+    bytes_ = prepared.tokenizer.token_lengths[tokens[:, 1:]].sum()
+    expected = total / np.log(2) / bytes_
+    assert report["bits_per_byte"]["math"]["routed"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_report_is_complete_and_consistent(tiny: Config, report):
+    for index, domain in enumerate(tiny.model.domains):
+        row = report["bits_per_byte"][domain]
+        assert list(row) == ["trunk", *(f"expert{e}" for e in range(4)), "routed", "oracle"]
+        assert row["oracle"] == row[f"expert{index}"]
+    assert list(report["routers"]) == ["router", "nearest_centroid", "random", "oracle"]
+    confusion = np.array(report["routers"]["router"]["confusion"])
+    assert (confusion.sum(axis=1) == tiny.eval_sequences).all()
+    accuracy = report["routers"]["router"]["accuracy"]
+    assert accuracy == pytest.approx(np.trace(confusion) / confusion.sum())
+    assert accuracy > 0.9  # the tiny domains share no word
+
+
+@pytest.mark.parametrize("shape", ["4x2", "8x1"])
+def test_sharded_evaluation_agrees(tiny: Config, prepared: Prepared, params, report, shape: str):
+    made = mesh.make(mesh.parse(shape))
+    table = parameters.table(tiny.model)
+    table = table | {"nearest_centroid": table["router"]}
+    sharded = evaluate(tiny, prepared, parameters.place(params, table, made), made)
+    for domain, row in report["bits_per_byte"].items():
+        for name, value in row.items():
+            assert sharded["bits_per_byte"][domain][name] == pytest.approx(value, rel=1e-5)
