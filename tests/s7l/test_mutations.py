@@ -215,17 +215,19 @@ def shift(by):
     return forge(change)
 
 
+FORM = "expected a string of the form [a-z0-9_]"
+
 TABLE = [
     ("60 duplicate name", ".tensors[1].name", edge("tensors", 1, "name", to="embedding.scale")),
     ("61 order", ".tensors[0].name", forge(swap_neighbours)),
     ("62 components", ".components[1].name", forge(swap_components)),
-    ("63 path", ".tensors[0].name", name0("../../etc/passwd")),
-    ("64 NUL", ".tensors[0].name", name0("embedding.scale\0")),
-    ("65 newline", ".tensors[0].name", name0("embedding.scale\n")),
-    ("66 homoglyph", ".tensors[0].name", name0("еmbedding.scale")),
-    ("67 override", ".tensors[0].name", name0("embedding.\u202escale")),
-    ("68 empty name", ".tensors[0].name", name0("")),
-    ("69 10 kB name", ".tensors[0].name", name0("a" * 10_000)),
+    ("63 path", FORM, name0("../../etc/passwd")),
+    ("64 NUL", FORM, name0("embedding.scale\0")),
+    ("65 newline", FORM, name0("embedding.scale\n")),
+    ("66 homoglyph", FORM, name0("еmbedding.scale")),
+    ("67 override", FORM, name0("embedding.\u202escale")),
+    ("68 empty name", FORM, name0("")),
+    ("69 10 kB name", FORM, name0("a" * 10_000)),
     ("70 misfiled", ".components[1].tensors", forge(misfile)),
     ("71 expert10", ".name", entry(Q, "name", Q.replace("expert0", "expert10"))),
     ("72 huge dims", ".shape", entry(Q, "shape", [1 << 31] * 4)),
@@ -281,6 +283,9 @@ def lose_last_token(f):
 
 
 MEANING = [
+    ("DICT's fold", "lane 1 (DICT) .fold", forge(lambda f: f.dict.update(fold="⟁UI_FOLD⟁"))),
+    ("LANE's fold", "lane 3 (LANE) .fold", forge(lambda f: f.stream.update(fold="⟁UI_FOLD⟁"))),
+    ("two stops", ".defaults.stop", forge(lambda f: f.stream["defaults"].update(stop=[2, 2]))),
     ("routing component", ".routing[1].component", edge("routing", 1, "component", to="expert0")),
     ("routing twice", ".routing[1].expert", edge("routing", 1, "expert", to=0)),
     ("113 routing domain", ".routing[0].domain", edge("routing", 0, "domain", to="math")),
@@ -332,6 +337,15 @@ MEANING = [
         forge(
             lambda f: f.stream["answers"].append(
                 {"domain": "code", "prompt": [1], "output": [2], "logits": []}
+            )
+        ),
+    ),
+    (
+        "answer's digest",
+        ".answers[0].logits[0]",
+        forge(
+            lambda f: f.stream["answers"].append(
+                {"domain": "code", "prompt": [1], "output": [2], "logits": [bytes(31)]}
             )
         ),
     ),
