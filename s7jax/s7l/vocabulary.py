@@ -82,8 +82,6 @@ def _specials(tree: Any, tokens: list[Any], place: str) -> dict[str, int]:
         integer(number, 0, len(tokens) - 1, where)
         if tokens[number] != name.encode(errors="replace"):
             raise SealError(where, f"token {number} is not spelt like its name")
-    if len(set(tree.values())) != len(tree):
-        raise SealError(place, "two names share one id")
     return tree
 
 

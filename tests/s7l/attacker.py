@@ -111,6 +111,17 @@ class Forgery:
         return reroot(data)
 
 
+def forge(change, **options):
+    """A mutation that takes the file apart, changes a part and rebuilds every hash."""
+
+    def mutate(data):
+        forgery = Forgery(data)
+        change(forgery)
+        return forgery.build(**options)
+
+    return mutate
+
+
 def reroot(data: bytes | bytearray) -> bytes:
     """The same bytes with the root recomputed over whatever the head now says."""
     data = bytearray(data)

@@ -127,6 +127,12 @@ def test_only_the_shortest_integer(value):
                 decode(data, "tree")
 
 
+@pytest.mark.parametrize("tail", ["7ff8000000000000", "7ff0000000000000", "fff0000000000000"])
+def test_only_finite_floats(tail):
+    with pytest.raises(SealError, match=r"byte 1: .* is not a finite number"):
+        decode(b"\x91\xcb" + bytes.fromhex(tail), "tree")
+
+
 def test_memory_follows_the_input_not_its_claims():
     bomb = b"\xdd\x00\xff\xff\xff" * 11 + b"\xdd\xff\xff\xff\xff" + b"\xc0" * 1_000
     tracemalloc.start()

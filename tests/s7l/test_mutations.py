@@ -8,13 +8,11 @@ import re
 import struct
 
 import pytest
-from attacker import Forgery, pack, patch, record_of, reroot
+from attacker import Forgery, forge, pack, patch, record_of, reroot
 
 from s7jax import s7l
 
 Q = "expert0.layer0.attn.q_proj.weight"
-K = "expert0.layer0.attn.k_proj.weight"
-LAST = "trunk.layer1.ffn_norm.gain"  # '.' sorts below '_': behind ffn.fc2
 
 
 def u16(n):
@@ -23,17 +21,6 @@ def u16(n):
 
 def u64(n):
     return struct.pack(">Q", n % (1 << 64))
-
-
-def forge(change, **options):
-    """A mutation that takes the file apart, changes a part and rebuilds every hash."""
-
-    def mutate(data):
-        forgery = Forgery(data)
-        change(forgery)
-        return forgery.build(**options)
-
-    return mutate
 
 
 def edge(*path, to):
@@ -215,17 +202,19 @@ def shift(by):
     return forge(change)
 
 
+FORM = "expected a string of the form [a-z0-9_]"
+
 TABLE = [
     ("60 duplicate name", ".tensors[1].name", edge("tensors", 1, "name", to="embedding.scale")),
     ("61 order", ".tensors[0].name", forge(swap_neighbours)),
     ("62 components", ".components[1].name", forge(swap_components)),
-    ("63 path", ".tensors[0].name", name0("../../etc/passwd")),
-    ("64 NUL", ".tensors[0].name", name0("embedding.scale\0")),
-    ("65 newline", ".tensors[0].name", name0("embedding.scale\n")),
-    ("66 homoglyph", ".tensors[0].name", name0("еmbedding.scale")),
-    ("67 override", ".tensors[0].name", name0("embedding.\u202escale")),
-    ("68 empty name", ".tensors[0].name", name0("")),
-    ("69 10 kB name", ".tensors[0].name", name0("a" * 10_000)),
+    ("63 path", FORM, name0("../../etc/passwd")),
+    ("64 NUL", FORM, name0("embedding.scale\0")),
+    ("65 newline", FORM, name0("embedding.scale\n")),
+    ("66 homoglyph", FORM, name0("еmbedding.scale")),
+    ("67 override", FORM, name0("embedding.\u202escale")),
+    ("68 empty name", FORM, name0("")),
+    ("69 10 kB name", FORM, name0("a" * 10_000)),
     ("70 misfiled", ".components[1].tensors", forge(misfile)),
     ("71 expert10", ".name", entry(Q, "name", Q.replace("expert0", "expert10"))),
     ("72 huge dims", ".shape", entry(Q, "shape", [1 << 31] * 4)),
@@ -281,6 +270,9 @@ def lose_last_token(f):
 
 
 MEANING = [
+    ("DICT's fold", "lane 1 (DICT) .fold", forge(lambda f: f.dict.update(fold="⟁UI_FOLD⟁"))),
+    ("LANE's fold", "lane 3 (LANE) .fold", forge(lambda f: f.stream.update(fold="⟁UI_FOLD⟁"))),
+    ("two stops", ".defaults.stop", forge(lambda f: f.stream["defaults"].update(stop=[2, 2]))),
     ("routing component", ".routing[1].component", edge("routing", 1, "component", to="expert0")),
     ("routing twice", ".routing[1].expert", edge("routing", 1, "expert", to=0)),
     ("113 routing domain", ".routing[0].domain", edge("routing", 0, "domain", to="math")),
@@ -295,6 +287,7 @@ MEANING = [
     ("130 hidden", ".tensors[1].shape", edge("model", "trunk", "hidden", to=96)),
     ("130 layers", ".tensors", edge("model", "trunk", "layers", to=3)),
     ("130 vocab", ".tokens", edge("model", "vocab", to=320)),
+    ("130 vocab of 300", ".model.vocab", edge("model", "vocab", to=300)),
     ("130 odd heads", ".model.trunk.heads", edge("model", "trunk", "heads", to=5)),
     ("130 domains", ".model.domains[1]", edge("model", "domains", 1, to="code")),
     ("131 folds", ".folds", edge("folds", "⟁UI_FOLD⟁", to="BATCH")),
@@ -332,6 +325,15 @@ MEANING = [
         forge(
             lambda f: f.stream["answers"].append(
                 {"domain": "code", "prompt": [1], "output": [2], "logits": []}
+            )
+        ),
+    ),
+    (
+        "answer's digest",
+        ".answers[0].logits[0]",
+        forge(
+            lambda f: f.stream["answers"].append(
+                {"domain": "code", "prompt": [1], "output": [2], "logits": [bytes(31)]}
             )
         ),
     ),
@@ -374,89 +376,3 @@ def test_swapped_bindings_are_refused(pristine, tmp_path):
     (tmp_path / "forged.s7l").write_bytes(forgery.build(bind=False))
     with pytest.raises(s7l.SealError, match=r"\.hashes\.meta"):
         s7l.open(tmp_path / "forged.s7l")
-
-
-def set_byte(name, index, value):
-    """Change one stored byte of a tensor; −1 is the last."""
-
-    def change(f):
-        e = f.entry(name)
-        f.field[e["offset"] + index % e["stored"]] = value
-
-    return change
-
-
-def swap_experts(f):
-    for e in f.edge["tensors"]:
-        if e["name"].startswith("expert0."):
-            other = f.entry(e["name"].replace("expert0", "expert1"))
-            a, b = (slice(t["offset"], t["offset"] + t["stored"]) for t in (e, other))
-            f.field[a], f.field[b] = f.field[b], f.field[a]
-
-
-def gap_byte(f):
-    e = f.entry("router.weight")  # the last of its component: a page boundary follows
-    f.field[e["offset"] + e["stored"]] = 1
-
-
-def rehashed(change):
-    def mutate(f):
-        change(f)
-        f.rehash()
-
-    return mutate
-
-
-DATA = [
-    ("100 q and k hashes", f"{K} chunk 0", lambda f: f.swap(Q, K, "chunks")),
-    ("101 weight bit", f"{Q} chunk 0", set_byte(Q, 5, 0x77)),
-    ("102 first byte", "embedding.scale chunk 0", set_byte("embedding.scale", 0, 0x77)),
-    ("103 last byte", f"{LAST} chunk 0", set_byte(LAST, -1, 0x77)),
-    ("104 negative scale", "router.scale: scale 0", rehashed(set_byte("router.scale", 3, 0x80))),
-    ("106 padding", "router.bias padding", rehashed(set_byte("router.bias", -1, 1))),
-    ("107 gap", "gap behind tensor router.weight", rehashed(gap_byte)),
-    ("108 experts swapped", "expert0.", swap_experts),
-    ("111 -128", f"{Q}: value 5", rehashed(set_byte(Q, 5, 0x80))),
-]
-
-
-@pytest.mark.parametrize(
-    ("place", "change"), [pytest.param(place, change, id=name) for name, place, change in DATA]
-)
-def test_verify_refuses_data(pristine, tmp_path, place, change):
-    path = tmp_path / "forged.s7l"
-    path.write_bytes(forge(change)((pristine / "moe.s7l").read_bytes()))
-    seal = s7l.open(path)
-    with pytest.raises(s7l.SealError, match=re.escape(place)):
-        seal.verify()
-    assert not s7l.check(seal).passed
-
-
-@pytest.mark.parametrize("size", [-32, 32])
-def test_field_of_another_length(pristine, tmp_path, size):
-    forgery = Forgery((pristine / "moe.s7l").read_bytes())
-    forgery.field = forgery.field[:size] if size < 0 else forgery.field + bytes(size)
-    (tmp_path / "forged.s7l").write_bytes(forgery.build())
-    with pytest.raises(s7l.SealError, match=r"lane 2 \(FIELD\) length"):
-        s7l.open(tmp_path / "forged.s7l")
-
-
-def test_honest_reseal_has_another_root(pristine, tmp_path):
-    # Only a pinned root can refuse what is well-formed in itself.
-    original = s7l.open(pristine / "moe.s7l")
-    forgery = Forgery((pristine / "moe.s7l").read_bytes())
-    set_byte(Q, 5, 0x11)(forgery)
-    path = tmp_path / "forged.s7l"
-    path.write_bytes(forgery.rehash().build())
-    s7l.open(path).verify()
-    with pytest.raises(s7l.SealError, match="expected " + original.root.hex()):
-        s7l.open(path, root=original.root)
-
-
-def test_every_sampled_byte_is_bound(pristine, tmp_path):
-    data = (pristine / "moe.s7l").read_bytes()
-    path = tmp_path / "flipped.s7l"
-    for at in [*range(384), *range(384, len(data), 311), len(data) - 1]:
-        path.write_bytes(patch(data, at, bytes([data[at] ^ 0x10]), hashed=False))
-        with pytest.raises(s7l.SealError):
-            s7l.open(path).verify()

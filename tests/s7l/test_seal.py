@@ -1,4 +1,5 @@
 import hashlib
+import io
 import json
 import os
 import signal
@@ -128,6 +129,12 @@ def test_whatever_has_the_name_stays(model, pristine, kind):
     after = os.lstat(out)
     assert (before.st_ino, before.st_size) == (after.st_ino, after.st_size)
     assert listing(model) == ["moe.s7l", "vocab.json", "weights"]
+
+
+def test_longer_by_a_whole_block_is_not_the_same(tmp_path):
+    (tmp_path / "x").write_bytes(bytes((1 << 20) + 1))
+    assert not writer._same(io.BytesIO(bytes(1 << 20)), tmp_path / "x")
+    assert writer._same(io.BytesIO(bytes((1 << 20) + 1)), tmp_path / "x")
 
 
 def test_a_file_that_appears_meanwhile_stays(model, monkeypatch):
