@@ -107,7 +107,8 @@ def _check(shape: meshes.MeshShape, config: Config) -> None:
 def _open(run: Run, shape: meshes.MeshShape, note: str) -> Experiment:
     config, settings = run.config(), run.read()
     _check(shape, config)
-    corpus = settings["prepared"] or settings["data"] or "built-in corpus"
+    sources = [f"{d}={path}" for d, paths in (settings["data"] or {}).items() for path in paths]
+    corpus = settings["prepared"] or " ".join(sources) or "built-in corpus"
     size = sum(n for part in counts(config.model).values() for n in part.values())
     print(f"run      {run.path}\npreset   {config.preset}: {size:,} parameters")
     print(f"config   sha256 {config.digest()}\ndata     {corpus}\nmesh     {shape}: {note}")

@@ -4,12 +4,17 @@ import dataclasses
 
 import jax
 import pytest
+from hypothesis import settings
 
 from s7jax.config import Config, ModelConfig, RecipeConfig, StackConfig
 from s7jax.train import determinism
 
 jax.config.update("jax_num_cpu_devices", 8)
 determinism.enforce()
+
+# Tests are as deterministic as the code; machines are too noisy for deadlines.
+settings.register_profile("s7jax", deadline=None, derandomize=True)
+settings.load_profile("s7jax")
 
 TINY_RECIPE = RecipeConfig(
     tokens=(2_560,),

@@ -1,0 +1,32 @@
+# Two commands on a fresh machine with Python ≥ 3.11: `make demo` and `make test`.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+INSTALLED := .venv/installed
+
+.PHONY: demo test test-long clean
+
+# The whole chain with s7-nano on the built-in corpus, in runs/demo.
+demo: $(INSTALLED)
+	$(PY) experiments/pipeline.py --preset s7-nano --run demo
+	$(PY) tools/verify.py runs/demo/model/moe.s7l
+
+# Lint, types, tests.
+test: $(INSTALLED)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest -n 2 --dist loadfile -m "not long"
+
+# The tests that take minutes each.
+test-long: $(INSTALLED)
+	$(PY) -m pytest -m long
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,254 @@
+"""The commands a user types, as real processes, from raw text to a verified seal."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s7jax import s7l
+from s7jax.config import DOMAINS
+
+ROOT = Path(__file__).parent.parent
+SIZE = """
+model.vocab=320 model.context=32 model.routing_window=8 router_sequences=12 eval_sequences=6
+model.trunk.layers=2 model.trunk.hidden=32 model.trunk.ffn=64
+model.expert.layers=1 model.expert.hidden=16 model.expert.ffn=32
+trunk.tokens=5120 trunk.batch=8 experts.tokens=2560 experts.batch=8
+""".split()
+WORDS = {
+    "code": "def return import class for if else self print lambda",
+    "math": "1 2 3 4 5 + - = x y",
+    "reason": "therefore because all some no if then but implies so",
+    "general": "the a river old house walked green morning quiet said",
+}
+
+
+def script(name: str, *args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    command = [sys.executable, "-W", "error::DeprecationWarning:s7jax", str(ROOT / name)]
+    command += map(str, args)
+    return subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def good(name: str, *args: object, cwd: Path) -> str:
+    result = script(name, *args, cwd=cwd)
+    assert result.returncode == 0, result.stderr + result.stdout
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("text")
+    rng = np.random.default_rng(0)
+    for domain, words in WORDS.items():
+        lines = [json.dumps({"text": " ".join(rng.choice(words.split(), 60))}) for _ in range(120)]
+        (folder / f"{domain}.jsonl").write_text("\n".join(lines) + "\n")
+    return [f"{domain}={folder / domain}.jsonl" for domain in DOMAINS]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, corpus) -> Path:
+    """A folder in which the pipeline has run once, as ``runs/tiny``."""
+    folder = tmp_path_factory.mktemp("work")
+    out = good(
+        "experiments/pipeline.py",
+        *("--preset", "s7-nano", "--run", "tiny", "--data", *corpus, "--set", *SIZE),
+        cwd=folder,
+    )
+    assert "Bits per byte on held-out text" in out
+    return folder
+
+
+def test_the_pipeline_leaves_everything_behind(work: Path):
+    run = work / "runs/tiny"
+    for name in ("trunk", *(f"expert{e}" for e in range(4)), "router"):
+        assert (run / "checkpoints" / f"{name}_final").is_dir(), name
+    for name in ("config.json", "metrics.jsonl", "evaluation.json", "data/tokenizer.json"):
+        assert (run / name).is_file(), name
+    report = json.loads((run / "report.json").read_text())
+    assert set(report) == {"quality", "artifacts", "seconds"}
+    assert report["artifacts"][-1][2] == s7l.open(run / "model/moe.s7l").root.hex()
+    assert not (run / "model/moe.s7l").stat().st_mode & 0o222
+
+
+def test_the_seal_chains_back_to_data_and_checkpoints(work: Path):
+    provenance = s7l.open(work / "runs/tiny/model/moe.s7l").manifest.provenance
+    data = json.loads((work / "runs/tiny/data/manifest.json").read_text())["digest"]
+    checkpoints = provenance["checkpoints"]
+    assert set(checkpoints) == {"trunk", "expert0", "expert1", "expert2", "expert3", "router"}
+    assert {c["inputs"]["data_sha256"] for c in checkpoints.values()} == {data}
+    frozen = {c["inputs"]["trunk_sha256"] for n, c in checkpoints.items() if n != "trunk"}
+    assert frozen == {checkpoints["trunk"]["params_sha256"]}
+    assert provenance["quality"]["bits_per_byte"]["code"]["trunk"] > 0
+
+
+def test_the_pipeline_again_skips_everything_and_changes_no_byte(work: Path):
+    sealed = work / "runs/tiny/model/moe.s7l"
+    before = sealed.read_bytes(), (work / "runs/tiny/metrics.jsonl").read_bytes()
+    out = good("experiments/pipeline.py", "--run", "tiny", cwd=work)
+    assert out.count("already trained") == 5
+    for phrase in ("already fitted", "evaluation: already done", "quantize: already done"):
+        assert phrase in out
+    assert "already there" in out
+    assert before == (sealed.read_bytes(), (work / "runs/tiny/metrics.jsonl").read_bytes())
+
+
+def test_the_same_run_elsewhere_gives_the_same_seal(work: Path, corpus, tmp_path: Path):
+    """Phase by phase with the single scripts, from another folder: the same bytes."""
+    arguments = ("--run", "again", "--data", *corpus, "--set", *SIZE)
+    good("experiments/trunk.py", "--preset", "s7-nano", *arguments, cwd=tmp_path)
+    good("experiments/router.py", cwd=tmp_path)
+    good("experiments/experts.py", "--domain", "general", "code", cwd=tmp_path)
+    good("experiments/experts.py", cwd=tmp_path)
+    quality = json.loads(good("experiments/evaluate.py", "--json", cwd=tmp_path))
+    assert quality == json.loads((work / "runs/tiny/evaluation.json").read_text())["quality"]
+    good("tools/quantize.py", cwd=tmp_path)
+    good("tools/pack.py", cwd=tmp_path)
+    again = tmp_path / "runs/again/model/moe.s7l"
+    assert again.read_bytes() == (work / "runs/tiny/model/moe.s7l").read_bytes()
+    assert "identical" in good(
+        *("tools/inspect_checkpoint.py", "--diff", work / "runs/tiny/checkpoints/trunk_final"),
+        tmp_path / "runs/again/checkpoints/trunk_final",
+        cwd=tmp_path,
+    )
+
+
+def test_the_commands_of_the_specification_work_as_written(work: Path, tmp_path: Path):
+    """§5's flags, in a folder laid out as there."""
+    shutil.copytree(work / "runs/tiny", tmp_path / "run")
+    here = tmp_path / "run"
+    shutil.move(here / "model", tmp_path / "before")
+    experts = [f"checkpoints/expert{e}_final/" for e in range(4)]
+    good(
+        *("tools/quantize.py", "--checkpoint", "checkpoints/trunk_final/", "--experts", *experts),
+        *("--out", "model/weights/", "--method", "per_row_int8"),
+        cwd=here,
+    )
+    good(
+        *("tools/pack.py", "--weights-dir", "model/weights/", "--vocab", "model/vocab.json"),
+        *("--out", "model/moe.s7l"),
+        cwd=here,
+    )
+    assert "V6" in good("tools/verify.py", "model/moe.s7l", cwd=here)
+    assert (here / "model/moe.s7l").read_bytes() == (tmp_path / "before/moe.s7l").read_bytes()
+
+
+def test_pack_again_says_so_and_other_weights_are_refused(work: Path, tmp_path: Path):
+    assert "already sealed, identical" in good("tools/pack.py", cwd=work)
+    (tmp_path / "moe.s7l").write_bytes(b"something else")
+    result = script("tools/pack.py", "--out", tmp_path / "moe.s7l", cwd=work)
+    assert result.returncode == 1
+    assert "never overwritten" in result.stderr
+    assert (tmp_path / "moe.s7l").read_bytes() == b"something else"
+
+
+def test_verify_rejects_one_flipped_weight_bit(work: Path, tmp_path: Path):
+    assert good("tools/verify.py", cwd=work).count("PASS") >= 8
+    blob = bytearray((work / "runs/tiny/model/moe.s7l").read_bytes())
+    field = s7l.open(work / "runs/tiny/model/moe.s7l").head.lanes[1]
+    blob[field.offset + 100] ^= 1
+    (tmp_path / "bad.s7l").write_bytes(blob)
+    result = script("tools/verify.py", tmp_path / "bad.s7l", cwd=work)
+    assert result.returncode == 1
+    assert "FAIL" in result.stdout
+    assert "embedding.scale" in result.stdout
+
+
+def test_inspect_shows_checkpoints_and_seals(work: Path):
+    checkpoints = work / "runs/tiny/checkpoints"
+    rows = json.loads(
+        good("tools/inspect_checkpoint.py", checkpoints / "expert1_final", "--json", cwd=work)
+    )
+    by_name = {row["name"]: row for row in rows}
+    q_proj = by_name["layers.attn.q_proj.weight"]
+    assert (q_proj["shape"], q_proj["dtype"]) == ([1, 16, 16], "float32")
+    assert q_proj["sharding"] == "1x1 (None, None, 'model')"
+    sealed = json.loads(
+        good("tools/inspect_checkpoint.py", work / "runs/tiny/model/moe.s7l", "--json", cwd=work)
+    )
+    assert {row["dtype"] for row in sealed} == {"int8", "int32"}
+    assert [row["name"] for row in sealed] == sorted(row["name"] for row in sealed)
+    result = script(
+        *("tools/inspect_checkpoint.py", "--diff"),
+        *(checkpoints / "expert1_final", checkpoints / "expert2_final"),
+        cwd=work,
+    )
+    assert result.returncode == 1
+    assert "tensors differ" in result.stdout
+    assert "values, by at most" in result.stdout
+
+
+def test_a_mesh_of_virtual_devices_trains_and_says_so(work: Path, corpus, tmp_path: Path):
+    out = good(
+        *("experiments/trunk.py", "--preset", "s7-nano", "--mesh", "4x2", "--run", "mesh"),
+        *("--data", *corpus, "--set", *SIZE),
+        cwd=tmp_path,
+    )
+    assert "no accelerator: 8 virtual CPU devices" in out
+    rows = json.loads(
+        good(
+            *("tools/inspect_checkpoint.py", "runs/mesh/checkpoints/trunk_final", "--json"),
+            cwd=tmp_path,
+        )
+    )
+    shardings = {row["name"]: row["sharding"] for row in rows}
+    assert shardings["embedding.weight"] == "4x2 ('model', None)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--preset", "s7-huge"), 2, "invalid choice: 's7-huge'"),
+        (("--mesh", "4by2"), 2, "expected DATAxMODEL"),
+        (("--mesh", "3x1", "--preset", "s7-nano"), 2, "not divisible by 3"),
+        (("--data", "code=x"), 2, "math"),
+        (("--data", "poetry=x"), 2, "poetry"),
+        (("--set", "trunk.tokns=5"), 2, "no field 'trunk.tokns'"),
+        (("--prepared", "nowhere"), 1, "nowhere"),
+        (("--data", "code=x", "--prepared", "y"), 2, "give one of them"),
+    ],
+)
+def test_wrong_usage_is_one_clear_message(tmp_path: Path, arguments, code: int, message: str):
+    result = script("experiments/trunk.py", *arguments, cwd=tmp_path)
+    assert result.returncode == code, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_broken_data_is_named_by_file_and_line(corpus, tmp_path: Path):
+    (tmp_path / "broken.jsonl").write_text('{"text": "fine"}\n{"text": oops}\n')
+    flags = [f"code={tmp_path / 'broken.jsonl'}", *corpus[1:]]
+    result = script("experiments/trunk.py", "--data", *flags, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "broken.jsonl" in result.stderr
+    assert "line 2" in result.stderr or ":2" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_run_of_another_configuration_is_refused(work: Path):
+    result = script("experiments/pipeline.py", "--run", "tiny", "--seed", 1, cwd=work)
+    assert result.returncode == 2
+    assert "another configuration" in result.stderr
+
+
+def test_without_a_run_the_command_that_makes_one_is_named(tmp_path: Path):
+    for name in ("experiments/experts.py", "tools/pack.py", "tools/verify.py"):
+        result = script(name, cwd=tmp_path)
+        assert result.returncode == 2
+        assert "experiments/pipeline.py" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*(ROOT / "experiments").glob("*.py"), *(ROOT / "tools").glob("*.py")]), ids=str
+)
+def test_help_has_examples(path: Path, tmp_path: Path):
+    assert f"  python {path.relative_to(ROOT)}" in good(
+        str(path.relative_to(ROOT)), "--help", cwd=tmp_path
+    )
