@@ -221,7 +221,7 @@ S7_NANO = Config(
         checkpoint=250_000,
     ),
     experts=RecipeConfig(
-        tokens=(500_000,) * 4,
+        tokens=(600_000,) * 4,
         batch=40,
         microbatch=8,
         peak_lr=1e-2,

@@ -50,8 +50,8 @@ def quality(x: Experiment) -> dict[str, Any]:
     return report
 
 
-def quantize(x: Experiment) -> None:
-    """INT8 weights of the finished model."""
+def quantize(x: Experiment, report: dict[str, Any]) -> None:
+    """INT8 weights of the finished model, with its held-out report as provenance."""
     if _weights_valid(x):
         print(f"quantize: already done, {x.run.weights}")
         return
@@ -62,7 +62,7 @@ def quantize(x: Experiment) -> None:
         final_folder(x.run, "router"),
         x.prepared.path / "tokenizer.json",
         x.run.weights,
-        quality(x),
+        report,
     )
     print(f"quantize: {count} integer tensors in {x.run.weights}")
 
@@ -81,7 +81,7 @@ def run(x: Experiment) -> dict[str, Any]:
     timed("experts", lambda: experts(x))
     timed("router", lambda: fit_router(x))
     report = {"quality": timed("evaluate", lambda: quality(x))}
-    timed("quantize", lambda: quantize(x))
+    timed("quantize", lambda: quantize(x, report["quality"]))
     sealed = timed("seal", lambda: s7l.seal(x.run.weights, x.run.vocab, x.run.sealed))
     timed("verify", lambda: s7l.open(x.run.sealed).verify())
     print(f"sealed: {x.run.sealed}, {'' if sealed.created else 'already there, '}verified")

@@ -21,6 +21,6 @@ def check_values(array: np.ndarray[Any, Any], spec: TensorSpec, place: str) -> N
     """
     lowest = int(array.min())
     if spec.dtype == "int8" and lowest == -128:
-        raise SealError(place, f"value {int(array.argmin())} is -128; expected -127..127")
+        raise SealError(place, f"value {int(np.argmin(array))} is -128; expected -127..127")
     if spec.name.endswith(".scale") and lowest < 0:
-        raise SealError(place, f"scale {int(array.argmin())} is {lowest}; expected none below 0")
+        raise SealError(place, f"scale {int(np.argmin(array))} is {lowest}; expected none below 0")
