@@ -16,10 +16,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from s7jax.config import ModelConfig
-from s7jax.mesh import DATA, MODEL, SINGLE, make
+from s7jax.mesh import SINGLE, make
 from s7jax.model.model import Params, components, initialize
 
 
@@ -29,9 +29,8 @@ def table(cfg: ModelConfig) -> Params:
 
     Partition specs name mesh axes but no mesh: they hold for every one.
     """
-    single = AbstractMesh((1, 1), (DATA, MODEL), axis_types=(AxisType.Explicit,) * 2)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    with jax.sharding.use_abstract_mesh(single):
+    with jax.set_mesh(make(SINGLE)):
+        key = jax.eval_shape(lambda: jax.random.key(0))
         return {
             name: jax.eval_shape(partial(initialize, cfg, name), key) for name in components(cfg)
         }

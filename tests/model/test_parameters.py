@@ -84,6 +84,17 @@ def test_initial_weights_are_the_same_bytes_on_any_mesh(tiny: Config):
     assert parameters.digest(other) != digests["1x1"]
 
 
+def test_the_table_is_the_same_under_any_mesh(tiny: Config):
+    parameters.table.cache_clear()
+    with jax.set_mesh(mesh.make(mesh.parse("4x2"))):
+        inside = parameters.table(tiny.model)
+    parameters.table.cache_clear()
+    outside = parameters.table(tiny.model)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.sharding.spec), inside) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.sharding.spec), outside
+    )
+
+
 def test_weights_are_really_split_over_the_mesh(tiny: Config):
     params = parameters.initial(tiny.model, 0, mesh.make(mesh.parse("4x2")))
     fc1 = params["trunk"]["layers"]["ffn"]["fc1"]["weight"]
