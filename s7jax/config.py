@@ -70,7 +70,7 @@ class RecipeConfig:
 
     tokens: tuple[int, ...]  # training tokens; one entry for the trunk, one per expert
     batch: int  # sequences a step
-    microbatch: int  # sequences a gradient computation; divides batch
+    microbatch: int  # sequences of one gradient program, on one data-parallel group
     peak_lr: float
     warmup: int  # steps of linear warmup; capped at a tenth of a short run
     checkpoint: int  # tokens between checkpoints
@@ -86,6 +86,11 @@ class RecipeConfig:
             )
         if min(self.tokens) < 1:
             raise UsageError(f"tokens {min(self.tokens)}: expected at least 1")
+
+    @property
+    def microbatches(self) -> int:
+        """Gradient programs a step: the leaves of the reduction tree."""
+        return self.batch // self.microbatch
 
     def steps(self, context: int, index: int = 0) -> int:
         """Optimizer steps that see at least ``tokens[index]`` tokens."""
@@ -104,11 +109,14 @@ class Config:
     router_sequences: int = 256  # labelled training sequences per domain for the ridge router
     eval_sequences: int = 64  # held-out sequences per domain in every report
     mixture: tuple[int, ...] = field(default=MIXTURE)  # sequences per domain and cycle
+    reduction: str = "tree"  # how gradients are summed over groups: "tree" or "psum"
 
     def __post_init__(self) -> None:
         n = len(self.model.domains)
         if len(self.mixture) != n or min(self.mixture) < 1:
             raise UsageError(f"mixture {self.mixture}: expected {n} counts of at least 1")
+        if self.reduction not in ("tree", "psum"):
+            raise UsageError(f"reduction {self.reduction!r}: expected 'tree' or 'psum'")
         if len(self.experts.tokens) != n:
             raise UsageError(f"experts.tokens has {len(self.experts.tokens)} entries, not {n}")
 
@@ -158,7 +166,7 @@ S7_140M = Config(
     trunk=RecipeConfig(
         tokens=(50_000_000_000,),
         batch=512,
-        microbatch=128,
+        microbatch=16,
         peak_lr=6e-4,
         warmup=2_000,
         checkpoint=5_000_000_000,
@@ -166,7 +174,7 @@ S7_140M = Config(
     experts=RecipeConfig(
         tokens=(20_000_000_000, 15_000_000_000, 12_000_000_000, 12_000_000_000),
         batch=256,
-        microbatch=64,
+        microbatch=16,
         peak_lr=6e-4,
         warmup=2_000,
         checkpoint=5_000_000_000,
@@ -187,7 +195,7 @@ S7_MINI = Config(
     trunk=RecipeConfig(
         tokens=(100_000_000,),
         batch=40,
-        microbatch=40,
+        microbatch=5,
         peak_lr=2e-3,
         warmup=200,
         checkpoint=5_000_000,
@@ -195,7 +203,7 @@ S7_MINI = Config(
     experts=RecipeConfig(
         tokens=(25_000_000,) * 4,
         batch=40,
-        microbatch=40,
+        microbatch=5,
         peak_lr=2e-3,
         warmup=200,
         checkpoint=5_000_000,
@@ -215,7 +223,7 @@ S7_NANO = Config(
     trunk=RecipeConfig(
         tokens=(2_000_000,),
         batch=40,
-        microbatch=8,
+        microbatch=5,
         peak_lr=1e-2,
         warmup=50,
         checkpoint=250_000,
@@ -223,7 +231,7 @@ S7_NANO = Config(
     experts=RecipeConfig(
         tokens=(600_000,) * 4,
         batch=40,
-        microbatch=8,
+        microbatch=5,
         peak_lr=1e-2,
         warmup=20,
         checkpoint=250_000,

@@ -19,6 +19,7 @@ from s7jax.data.prepared import Prepared
 from s7jax.data.sources import parse_data_flags
 from s7jax.errors import UsageError
 from s7jax.model.parameters import counts
+from s7jax.processes import one_after_another, say
 from s7jax.run import Run, named, newest, start
 from s7jax.train import determinism
 
@@ -41,6 +42,16 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of the scripts that can train as several processes."""
+    parser.add_argument(
+        "--distributed", action="store_true", help="several processes, found by JAX (SLURM, …)"
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="process 0, when not found")
+    parser.add_argument("--processes", type=int, metavar="N", help="how many processes")
+    parser.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+
+
 def add_start_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of the scripts that can start a run."""
     parser.add_argument(
@@ -51,6 +62,11 @@ def add_start_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prepared", metavar="DIR", help="shards made by tools/prepare.py")
     parser.add_argument("--seed", type=int, help="root of all randomness (default: 0)")
+    parser.add_argument(
+        "--reduction",
+        choices=("tree", "psum"),
+        help="gradient sums: tree (default; equal bits on any number of data groups) or psum",
+    )
     parser.add_argument(
         "--set", nargs="+", metavar="FIELD=VALUE", help="override, such as trunk.tokens=5000000"
     )
@@ -65,7 +81,7 @@ def begin(args: argparse.Namespace) -> Experiment:
     """
     shape, note = _provision(args)
     run = named(args.run) if args.run else None
-    chosen = (args.preset, args.data, args.prepared, args.seed, args.set)
+    chosen = (args.preset, args.data, args.prepared, args.seed, args.reduction, args.set)
     if run and run.config_file.exists() and all(flag is None for flag in chosen):
         return _open(run, shape, note)
 
@@ -75,11 +91,15 @@ def begin(args: argparse.Namespace) -> Experiment:
     config = override(preset(args.preset or default), args.set or [])
     if args.seed is not None:
         config = override(config, [f"seed={args.seed}"])
+    if args.reduction:
+        config = override(config, [f'reduction="{args.reduction}"'])
     _check(shape, config)
     sources = parse_data_flags(args.data) if args.data else None
     absolute = {d: [str(Path(p).absolute()) for p in paths] for d, paths in (sources or {}).items()}
     prepared = str(Path(args.prepared).absolute()) if args.prepared else None
-    run = start(run or named(config.preset), config, absolute or None, prepared)
+    run = run or named(config.preset)
+    with one_after_another():
+        start(run, config, absolute or None, prepared)
     return _open(run, shape, note)
 
 
@@ -92,16 +112,27 @@ def resume(args: argparse.Namespace) -> Experiment:
 def _provision(args: argparse.Namespace) -> tuple[meshes.MeshShape, str]:
     determinism.enforce()
     shape = meshes.parse(args.mesh) if args.mesh else None
-    note = meshes.provision(shape)
+    note = meshes.provision(shape, _cluster(args))
     if shape is None:
         everything = 1 if jax.default_backend() == "cpu" else jax.device_count()
         shape = meshes.MeshShape(data=everything, model=1)
     return shape, note
 
 
+def _cluster(args: argparse.Namespace) -> meshes.Cluster | None:
+    given = [getattr(args, name, None) for name in ("coordinator", "processes", "process")]
+    if getattr(args, "distributed", False):
+        return meshes.Cluster()
+    if all(value is None for value in given):
+        return None
+    if None in given:
+        raise UsageError("--coordinator, --processes and --process go together")
+    return meshes.Cluster(*given)
+
+
 def _check(shape: meshes.MeshShape, config: Config) -> None:
     for recipe in (config.trunk, config.experts):
-        meshes.check(shape, config.model, recipe.microbatch)
+        meshes.check(shape, config.model, recipe)
 
 
 def _open(run: Run, shape: meshes.MeshShape, note: str) -> Experiment:
@@ -110,18 +141,19 @@ def _open(run: Run, shape: meshes.MeshShape, note: str) -> Experiment:
     sources = [f"{d}={path}" for d, paths in (settings["data"] or {}).items() for path in paths]
     corpus = settings["prepared"] or " ".join(sources) or "built-in corpus"
     size = sum(n for part in counts(config.model).values() for n in part.values())
-    print(f"run      {run.path}\npreset   {config.preset}: {size:,} parameters")
-    print(f"config   sha256 {config.digest()}\ndata     {corpus}\nmesh     {shape}: {note}")
+    say(f"run      {run.path}\npreset   {config.preset}: {size:,} parameters")
+    say(f"config   sha256 {config.digest()}\ndata     {corpus}\nmesh     {shape}: {note}")
     if settings["prepared"]:
         prepared = Prepared.load(run.prepared)
     else:
-        prepared = prepare(
-            settings["data"],
-            run.prepared,
-            vocab=config.model.vocab,
-            context=config.model.context,
-            seed=config.seed,
-        )
+        with one_after_another():
+            prepared = prepare(
+                settings["data"],
+                run.prepared,
+                vocab=config.model.vocab,
+                context=config.model.context,
+                seed=config.seed,
+            )
     found, wanted = (prepared.vocab, prepared.context), (config.model.vocab, config.model.context)
     if found != wanted:
         raise UsageError(

@@ -7,7 +7,7 @@ from s7jax.config import Config
 from s7jax.data.tokenizer import Tokenizer
 from s7jax.errors import InputError, UsageError
 from s7jax.integer import weights
-from s7jax.mesh import SINGLE, make
+from s7jax.mesh import single
 from s7jax.model import parameters
 from s7jax.storage import write_json
 from s7jax.train import checkpoint
@@ -52,7 +52,7 @@ def export(
     if vocabulary.digest != records["trunk"]["inputs"]["tokenizer_sha256"]:
         raise InputError(f"{tokenizer}: not the tokenizer that {trunk} was trained with")
 
-    mesh, table = make(SINGLE), parameters.table(config.model)
+    mesh, table = single(), parameters.table(config.model)
     params = checkpoint.restore_final(
         trunk, checkpoint.abstract({name: table[name] for name in TRUNK}, mesh)
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import AxisType, Mesh
 
-from s7jax.config import ModelConfig
+from s7jax.config import ModelConfig, RecipeConfig
 from s7jax.errors import UsageError
 
 DATA, MODEL = "data", "model"
@@ -46,24 +46,24 @@ def parse(text: str) -> MeshShape:
     return MeshShape(data=int(match[1]), model=int(match[2]))
 
 
-def check(shape: MeshShape, model: ModelConfig, microbatch: int) -> None:
-    """Refuse a mesh over which the model or the microbatch does not divide.
+def check(shape: MeshShape, model: ModelConfig, recipe: RecipeConfig) -> None:
+    """Refuse a mesh over which the model or the microbatches of a step do not divide.
 
     Raises:
-        UsageError: with the numbers, and the meshes of as many devices that would work.
+        UsageError: with the numbers, and the largest meshes that would work.
     """
-    if problem := _problem(shape, model, microbatch):
+    if problem := _problem(shape, model, recipe):
         sizes = [
             MeshShape(data=n // m, model=m)
-            for n in (shape.devices, *range(shape.devices - 1, 0, -1))
+            for n in range(shape.devices, 0, -1)
             for m in range(1, n + 1)
             if n % m == 0
         ]
-        fitting = [str(s) for s in sizes if not _problem(s, model, microbatch)]
+        fitting = [str(s) for s in sizes if not _problem(s, model, recipe)]
         raise UsageError(f"--mesh {shape}: {problem}; meshes that work: {', '.join(fitting[:3])}")
 
 
-def _problem(shape: MeshShape, model: ModelConfig, microbatch: int) -> str | None:
+def _problem(shape: MeshShape, model: ModelConfig, recipe: RecipeConfig) -> str | None:
     split = {
         "vocabulary": model.vocab,
         "trunk heads": model.trunk.heads,
@@ -74,41 +74,78 @@ def _problem(shape: MeshShape, model: ModelConfig, microbatch: int) -> str | Non
     for name, size in split.items():
         if size % shape.model:
             return f"{name} {size} not divisible by {shape.model} model-parallel devices"
-    if microbatch % shape.data:
-        return f"microbatch {microbatch} not divisible by {shape.data} data-parallel groups"
+    if shape.data & (shape.data - 1):
+        return f"{shape.data} data-parallel groups: expected a power of two"
+    if recipe.microbatches % shape.data:
+        return (
+            f"{recipe.microbatches} microbatches a step (batch {recipe.batch} in microbatches of "
+            f"{recipe.microbatch}) not divisible by {shape.data} data-parallel groups"
+        )
     return None
 
 
-def provision(shape: MeshShape | None) -> str:
+@dataclass(frozen=True)
+class Cluster:
+    """Processes that train together, one coordinator; all None: found by JAX itself.
+
+    JAX knows SLURM, Open MPI, Kubernetes and Cloud TPU environments.
+    """
+
+    coordinator: str | None = None  # HOST:PORT of process 0
+    processes: int | None = None
+    process: int | None = None  # this one, from 0
+
+
+def provision(shape: MeshShape | None, cluster: Cluster | None = None) -> str:
     """Make sure enough devices exist, before JAX is first used; returns what they are, in words.
 
     With an accelerator the real devices are used. Without one, the CPU is presented as
-    ``shape.devices`` virtual devices.
+    ``shape.devices`` virtual devices, shared out over the processes of the cluster.
 
     Raises:
-        UsageError: there are accelerators, but fewer than the mesh needs.
+        UsageError: there are accelerators, but fewer than the mesh needs; or CPU devices do not
+            divide over the processes.
     """
     wanted = shape.devices if shape else 1
+    processes = 1
+    if cluster:
+        processes = cluster.processes or wanted
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(cluster.coordinator, cluster.processes, cluster.process)
+    if wanted % processes:
+        raise UsageError(
+            f"--mesh {shape}: {wanted} devices do not divide over {processes} processes"
+        )
     if wanted > 1:
-        jax.config.update("jax_num_cpu_devices", wanted)
+        jax.config.update("jax_num_cpu_devices", wanted // processes)
     backend, found = jax.default_backend(), jax.device_count()
     if found < wanted:
         raise UsageError(
             f"--mesh {shape} needs {wanted} devices; {backend} has {found}. Use a smaller mesh, "
             f"or JAX_PLATFORMS=cpu for {wanted} virtual CPU devices"
         )
+    where = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     if backend == "cpu":
-        return f"no accelerator: {wanted} virtual CPU device{'s' * (wanted > 1)}"
-    return f"{found} {jax.devices()[0].device_kind}"
+        return f"no accelerator: {wanted} virtual CPU device{'s' * (wanted > 1)}{where}"
+    return f"{found} {jax.devices()[0].device_kind}{where}"
 
 
 def make(shape: MeshShape) -> Mesh:
     """The mesh over the first ``shape.devices`` devices, with explicit axes."""
+    return _mesh(shape, jax.devices()[: shape.devices])
+
+
+def single() -> Mesh:
+    """A 1 × 1 mesh on this process's first device."""
+    return _mesh(SINGLE, jax.local_devices()[:1])
+
+
+def _mesh(shape: MeshShape, devices: list[jax.Device]) -> Mesh:
     return jax.make_mesh(
         (shape.data, shape.model),
         (DATA, MODEL),
         axis_types=(AxisType.Explicit, AxisType.Explicit),
-        devices=jax.devices()[: shape.devices],
+        devices=devices,
     )
 
 

@@ -19,7 +19,7 @@ settings.load_profile("s7jax")
 TINY_RECIPE = RecipeConfig(
     tokens=(2_560,),
     batch=8,
-    microbatch=8,
+    microbatch=1,
     peak_lr=1e-2,
     warmup=2,
     checkpoint=768,

@@ -48,7 +48,7 @@ def test_override_sets_nested_fields_and_spreads_one_value_over_all_experts():
         ("seed=abc", "not a JSON value"),
         ("seed=true", "expected a value like 0"),
         ("trunk.batch=1.5", "expected a value like 40"),
-        ("trunk.batch=30", "whole number of microbatches"),
+        ("trunk.batch=33", "whole number of microbatches"),
         ("model.vocab=100", "divisible by 32"),
         ("trunk.tokens=0", "at least 1"),
     ],

@@ -5,6 +5,8 @@ from s7jax.config import preset
 from s7jax.errors import UsageError
 from s7jax.mesh import MeshShape
 
+RECIPE = preset("s7-140m").trunk
+
 
 def test_a_mesh_is_data_by_model():
     shape = mesh.parse("4x2")
@@ -23,15 +25,20 @@ def test_other_text_is_refused(text: str):
 
 @pytest.mark.parametrize(
     ("shape", "problem"),
-    [("1x16", "trunk heads 12"), ("3x1", "microbatch 128"), ("1x5", "vocabulary 24576")],
+    [
+        ("1x16", "trunk heads 12"),
+        ("3x1", "3 data-parallel groups: expected a power of two"),
+        ("64x1", "32 microbatches a step"),
+        ("1x5", "vocabulary 24576"),
+    ],
 )
 def test_a_mesh_that_does_not_divide_is_refused_with_the_numbers_and_ones_that_work(shape, problem):
     with pytest.raises(UsageError, match=f"{problem}.*meshes that work: ") as error:
-        mesh.check(mesh.parse(shape), preset("s7-140m").model, 128)
+        mesh.check(mesh.parse(shape), preset("s7-140m").model, RECIPE)
     suggested = str(error.value).split("work: ")[1].split(", ")
     for text in suggested:
-        mesh.check(mesh.parse(text), preset("s7-140m").model, 128)
+        mesh.check(mesh.parse(text), preset("s7-140m").model, RECIPE)
 
 
 def test_the_specified_cluster_fits():
-    mesh.check(mesh.parse("4x2"), preset("s7-140m").model, preset("s7-140m").trunk.microbatch)
+    mesh.check(mesh.parse("4x2"), preset("s7-140m").model, RECIPE)

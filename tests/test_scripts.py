@@ -18,7 +18,8 @@ SIZE = """
 model.vocab=320 model.context=32 model.routing_window=8 router_sequences=12 eval_sequences=6
 model.trunk.layers=2 model.trunk.hidden=32 model.trunk.ffn=64
 model.expert.layers=1 model.expert.hidden=16 model.expert.ffn=32
-trunk.tokens=5120 trunk.batch=8 experts.tokens=2560 experts.batch=8
+trunk.tokens=5120 trunk.batch=8 trunk.microbatch=2
+experts.tokens=2560 experts.batch=8 experts.microbatch=2
 """.split()
 WORDS = {
     "code": "def return import class for if else self print lambda",
@@ -207,7 +208,8 @@ def test_a_mesh_of_virtual_devices_trains_and_says_so(work: Path, corpus, tmp_pa
     [
         (("--preset", "s7-huge"), 2, "invalid choice: 's7-huge'"),
         (("--mesh", "4by2"), 2, "expected DATAxMODEL"),
-        (("--mesh", "3x1", "--preset", "s7-nano"), 2, "not divisible by 3"),
+        (("--mesh", "3x1", "--preset", "s7-nano"), 2, "expected a power of two"),
+        (("--process", "1"), 2, "go together"),
         (("--data", "code=x"), 2, "math"),
         (("--data", "poetry=x"), 2, "poetry"),
         (("--set", "trunk.tokns=5"), 2, "no field 'trunk.tokns'"),

@@ -16,10 +16,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from s7jax.config import ModelConfig
-from s7jax.mesh import SINGLE, make
+from s7jax.mesh import single
 from s7jax.model.model import Params, components, initialize
 
 
@@ -29,7 +30,7 @@ def table(cfg: ModelConfig) -> Params:
 
     Partition specs name mesh axes but no mesh: they hold for every one.
     """
-    with jax.set_mesh(make(SINGLE)):
+    with jax.set_mesh(single()):
         key = jax.eval_shape(lambda: jax.random.key(0))
         return {
             name: jax.eval_shape(partial(initialize, cfg, name), key) for name in components(cfg)
@@ -52,8 +53,16 @@ def shardings(abstract: Params, mesh: Mesh) -> Params:
 
 
 def place(params: Params, abstract: Params, mesh: Mesh) -> Params:
-    """Lay host or device arrays out on a mesh; bytes are copied, never computed."""
-    return jax.device_put(params, shardings(abstract, mesh))
+    """Lay host or device arrays out on a mesh; bytes are copied, never computed.
+
+    Every process gives the whole arrays and keeps what its devices need.
+    """
+
+    def lay_out(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda at: array[at])
+
+    return jax.tree.map(lay_out, params, shardings(abstract, mesh))
 
 
 def initial(
@@ -66,7 +75,7 @@ def initial(
     not depend on the mesh.
     """
     every = components(cfg)
-    with jax.set_mesh(make(SINGLE)):
+    with jax.set_mesh(single()):
         root = jax.random.key(seed, impl="threefry2x32")
         params = {
             # All experts share one compiled program.
@@ -108,8 +117,14 @@ def _layer(leaf: Any, layer: int | None) -> Any:
 
 
 def host(params: Params) -> Params:
-    """Parameters as NumPy arrays."""
-    return jax.tree.map(np.asarray, params)
+    """Parameters as whole NumPy arrays, in every process."""
+
+    def fetch(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    return jax.tree.map(fetch, params)
 
 
 def digest(params: Params) -> str:

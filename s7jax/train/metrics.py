@@ -1,6 +1,7 @@
 """Training metrics as JSON lines, one step behind the device."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +17,9 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, phase: str) -> None:
-        self._file = path.open("a", buffering=1)
+        # Only process 0 writes reports.
+        target = path if jax.process_index() == 0 else Path(os.devnull)
+        self._file = target.open("a", buffering=1)
         self._phase = phase
         self._pending: tuple[dict[str, Any], dict[str, jax.Array]] | None = None
         self._began = time.monotonic()

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from s7jax.config import Config, RecipeConfig
@@ -21,6 +20,7 @@ from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError
 from s7jax.model import parameters
 from s7jax.model.model import Params
+from s7jax.processes import say
 from s7jax.progress import Progress
 from s7jax.run import Run
 from s7jax.train import checkpoint
@@ -28,11 +28,10 @@ from s7jax.train.metrics import MetricsFile
 from s7jax.train.optimizer import learning_rate
 from s7jax.train.step import (
     Loss,
+    Stepper,
     TrainState,
     expert_loss,
     initial_state,
-    make_step,
-    microbatches,
     trunk_loss,
 )
 
@@ -171,7 +170,7 @@ def _train(
     folder = final_folder(run, phase.name)
     inputs = inputs_record(config, prepared, frozen)
     if done := finished(folder, inputs):
-        print(f"{phase.name}: already trained, parameters sha256 {done}")
+        say(f"{phase.name}: already trained, parameters sha256 {done}")
         return done
 
     def record(step: int, receipt: Receipt) -> dict[str, Any]:
@@ -193,19 +192,21 @@ def _train(
             state, saved = checkpoint.restore_step(manager, state)
             _same_inputs(saves / str(manager.latest_step()), saved, inputs)
             first, receipt = int(saved["step"]), Receipt.from_json(saved["receipt"])
-            print(f"{phase.name}: going on from step {first}")
+            say(f"{phase.name}: going on from step {first}")
 
         def save(step: int, state: TrainState, receipt: Receipt) -> None:
             checkpoint.save_step(manager, step, state, record(step, receipt))
 
+        stepper = Stepper(
+            config.model, phase.recipe, phase.loss, mesh, state, frozen, config.reduction
+        )
         data = phase.batches(config, prepared)
         with MetricsFile(run.metrics, phase.name) as log:
-            state, receipt = _loop(
-                config, phase, data, mesh, (first, state, receipt), frozen, log, save
-            )
+            receipt = _loop(config, phase, data, stepper, (first, receipt), log, save)
         manager.wait_until_finished()
-        sha256 = checkpoint.save_final(folder, state.params, record(phase.steps, receipt))
-    print(f"{phase.name}: {phase.steps} steps, parameters sha256 {sha256}")
+        params = stepper.state.params
+        sha256 = checkpoint.save_final(folder, params, record(phase.steps, receipt))
+    say(f"{phase.name}: {phase.steps} steps, parameters sha256 {sha256}")
     return sha256
 
 
@@ -213,23 +214,20 @@ def _loop(
     config: Config,
     phase: Phase,
     data: TrainingBatches,
-    mesh: Mesh,
-    at: tuple[int, TrainState, Receipt],
-    frozen: Params,
+    stepper: Stepper,
+    at: tuple[int, Receipt],
     log: MetricsFile,
     save: Callable[[int, TrainState, Receipt], None],
-) -> tuple[TrainState, Receipt]:
+) -> Receipt:
     """Every step from ``at`` to the end of the phase."""
-    first, state, receipt = at
-    step_fn = make_step(config.model, phase.recipe, phase.loss)
+    first, receipt = at
     tokens_a_step = phase.recipe.batch * config.model.context
     checkpoint_steps = max(1, phase.recipe.checkpoint // tokens_a_step)
     with Progress(phase.name, phase.steps, "steps", (tokens_a_step, "tokens")) as progress:
         progress.advance(first)
         for step, batch in enumerate(prefetch(data.batch, first, phase.steps), first):
             rate = learning_rate(phase.recipe, step, phase.steps)
-            tokens = microbatches(batch.tokens, phase.recipe.microbatch, mesh)
-            state, metrics = step_fn(state, frozen, tokens, np.float32(rate))
+            metrics = stepper.step(batch.tokens, rate)
             receipt = receipt.extend(batch)
             seen = (step + 1) * tokens_a_step
             log.put({"step": step, "tokens": seen, "learning_rate": rate}, metrics)
@@ -238,8 +236,8 @@ def _loop(
                 jax.block_until_ready(metrics)
                 progress.restart_clock()
             if (step + 1) % checkpoint_steps == 0 and step + 1 < phase.steps:
-                save(step + 1, state, receipt)
-    return state, receipt
+                save(step + 1, stepper.state, receipt)
+    return receipt
 
 
 def _environment(mesh: Mesh) -> dict[str, Any]:

@@ -1,8 +1,14 @@
-"""The training step of both phases, as one compiled program each.
+"""The training step of both phases.
 
 Phase 1 trains embedding and trunk. Phase 2 trains one expert on the frozen trunk: gradients
 are taken with respect to the expert alone, so the program holds no trunk backward.
-Shape suffixes: N microbatches, B sequences of one, T time, D hidden, V vocabulary.
+
+A step is a fixed number of logical microbatches of fixed shape. The gradient of one is one
+compiled program, the optimizer's update another; what lies between is additions in a fixed
+tree (:mod:`s7jax.train.reduction`). With ``reduction="tree"`` both programs are compiled for a
+single data-parallel group and never see the others: any number of groups computes the same
+bits. With ``"psum"`` the whole mesh is one group and the compiler sums as it likes.
+Shape suffixes: B sequences, T time, D hidden, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -19,7 +25,9 @@ from jax.sharding import PartitionSpec as P
 from s7jax.config import ModelConfig, RecipeConfig
 from s7jax.mesh import DATA
 from s7jax.model.model import Params, expert_output, head, trunk_output
+from s7jax.train.groups import join, split, submeshes
 from s7jax.train.optimizer import adamw
+from s7jax.train.reduction import across_groups, tree_sum
 
 
 class TrainState(NamedTuple):
@@ -29,9 +37,6 @@ class TrainState(NamedTuple):
     optimizer: Any
 
 
-Step = Callable[
-    [TrainState, Params, jax.Array, float | np.float32], tuple[TrainState, dict[str, jax.Array]]
-]
 Loss = Callable[[ModelConfig, Params, Params, jax.Array], jax.Array]
 
 
@@ -67,35 +72,100 @@ def initial_state(recipe: RecipeConfig, params: Params) -> TrainState:
     return TrainState(params=params, optimizer=jax.jit(adamw(recipe).init)(params))
 
 
-def microbatches(tokens: np.ndarray, microbatch: int, mesh: Mesh) -> jax.Array:
-    """int32 [batch, T] → [N, B, T] on the mesh, each microbatch split over ``data``."""
-    shaped = tokens.reshape(-1, microbatch, tokens.shape[1])
-    return jax.device_put(shaped, NamedSharding(mesh, P(None, DATA, None)))
+class Stepper:
+    """Steps a training state on a mesh; the state lives in the groups between steps."""
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        recipe: RecipeConfig,
+        loss: Loss,
+        mesh: Mesh,
+        state: TrainState,
+        frozen: Params,
+        reduction: str = "tree",
+    ) -> None:
+        """Take over ``state`` and ``frozen``, both laid out on ``mesh``."""
+        self._mesh, self._recipe = mesh, recipe
+        self._groups = submeshes(mesh) if reduction == "tree" else (mesh,)
+        self._tree = reduction == "tree"
+        self._states = split(state, self._groups)
+        self._frozen = split(frozen, self._groups)
+        self._gradient, self._update = gradient_program(cfg, loss), update_program(recipe)
+
+    @property
+    def state(self) -> TrainState:
+        """The training state on the whole mesh."""
+        return join(self._states, self._mesh)
+
+    def step(self, tokens: np.ndarray, learning_rate: float) -> dict[str, jax.Array]:
+        """One optimizer step on the global batch, int32 [batch, T + 1].
+
+        Returns:
+            float32 scalars: ``loss`` in nats per token, ``grad_norm`` before clipping.
+        """
+        leaves = self._rows(tokens)
+
+        def gradient(i: int) -> list[Any]:
+            return [
+                _under(group, self._gradient, state.params, frozen, _place(rows[i], group))
+                for group, state, frozen, rows in zip(
+                    self._groups, self._states, self._frozen, leaves, strict=True
+                )
+            ]
+
+        totals = tree_sum(gradient, leaves[0].shape[0], self._groups)
+        if self._tree:
+            totals = across_groups(totals, self._mesh)
+        rate, count = np.float32(learning_rate), self._recipe.batch // self._recipe.microbatch
+        if not self._tree:
+            count //= self._mesh.shape[DATA]  # each leaf is already a mean over the groups
+        updated = [
+            _under(group, self._update, state, total, rate, np.float32(count))
+            for group, state, total in zip(self._groups, self._states, totals, strict=True)
+        ]
+        self._states = [state for state, _ in updated]
+        return updated[0][1]
+
+    def _rows(self, tokens: np.ndarray) -> list[np.ndarray]:
+        """Each local group's leaves, [leaf, sequence, T + 1]: contiguous rows of the batch."""
+        data = self._mesh.shape[DATA]
+        if not self._tree:
+            return [tokens.reshape(-1, self._recipe.microbatch * data, tokens.shape[1])]
+        every = tokens.reshape(data, -1, self._recipe.microbatch, tokens.shape[1])
+        first = [row[0] for row in self._mesh.devices]
+        return [every[first.index(group.devices[0, 0])] for group in self._groups]
+
+
+def _under(mesh: Mesh, program: Callable[..., Any], *args: Any) -> Any:
+    with jax.set_mesh(mesh):
+        return program(*args)
+
+
+def _place(tokens_BT: np.ndarray, mesh: Mesh) -> jax.Array:
+    sharding = NamedSharding(mesh, P(DATA, None))
+    return jax.make_array_from_callback(tokens_BT.shape, sharding, lambda at: tokens_BT[at])
 
 
 @cache
-def make_step(cfg: ModelConfig, recipe: RecipeConfig, loss: Loss) -> Step:
-    """The compiled step ``(state, frozen, tokens_NBT, learning_rate) → (state, metrics)``.
+def gradient_program(cfg: ModelConfig, loss: Loss) -> Callable[..., Any]:
+    """The program ``(params, frozen, tokens_BT) → (loss, gradient)`` of one microbatch."""
+    return jax.jit(jax.value_and_grad(partial(loss, cfg)))
 
-    Gradients are summed over the microbatches in order. ``metrics`` are float32 scalars:
-    ``loss`` in nats per token and ``grad_norm`` before clipping.
-    """
+
+@cache
+def update_program(recipe: RecipeConfig) -> Callable[..., Any]:
+    """The program ``(state, (loss, gradient) sums, learning rate, count) → (state, metrics)``."""
     optimizer = adamw(recipe)
 
     @partial(jax.jit, donate_argnums=0)
-    def step(
-        state: TrainState, frozen: Params, tokens_NBT: jax.Array, learning_rate: float
+    def update(
+        state: TrainState, total: Any, learning_rate: jax.Array, count: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        def add(total: Any, tokens_BT: jax.Array) -> tuple[Any, None]:
-            one = jax.value_and_grad(partial(loss, cfg))(state.params, frozen, tokens_BT)
-            return jax.tree.map(jnp.add, total, one), None
-
-        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
-        total, _ = jax.lax.scan(add, zero, tokens_NBT)
-        mean_loss, gradient = jax.tree.map(lambda x: x / tokens_NBT.shape[0], total)
-        update, moments = optimizer.update(gradient, state.optimizer, state.params)
-        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, update)
-        metrics = {"loss": mean_loss, "grad_norm": optax.tree.norm(gradient)}
+        loss, gradient = jax.tree.map(lambda x: x / count, total)
+        change, moments = optimizer.update(gradient, state.optimizer, state.params)
+        params = jax.tree.map(lambda p, c: p - learning_rate * c, state.params, change)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
         return TrainState(params=params, optimizer=moments), metrics
 
-    return step
+    return update

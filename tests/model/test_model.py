@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -12,7 +13,7 @@ from s7jax.config import Config
 from s7jax.model import model, parameters
 from s7jax.model.layers import causal_attention, rms_normalize, rope
 from s7jax.train.optimizer import learning_rate
-from s7jax.train.step import cross_entropy, initial_state, make_step, microbatches, trunk_loss
+from s7jax.train.step import Stepper, cross_entropy, initial_state, trunk_loss
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -145,9 +146,9 @@ def test_a_repeating_sequence_is_learnt_and_labels_are_shifted_exactly_once(tiny
 
     Only with labels shifted exactly once is the fourth prediction the first that can be right.
     """
-    cfg, recipe, symbols = tiny.model, tiny.trunk, 32
+    cfg, symbols = tiny.model, 32
+    recipe = dataclasses.replace(tiny.trunk, batch=64, microbatch=64)
     made = mesh.make(mesh.SINGLE)
-    step = make_step(cfg, recipe, trunk_loss)
     rng = np.random.default_rng(0)
 
     def sequences():
@@ -156,9 +157,10 @@ def test_a_repeating_sequence_is_learnt_and_labels_are_shifted_exactly_once(tiny
 
     with jax.set_mesh(made):
         state = initial_state(recipe, parameters.initial(cfg, 0, made, ("embedding", "trunk")))
+        stepper = Stepper(cfg, recipe, trunk_loss, made, state, {})
         for i in range(400):
-            rate = learning_rate(recipe, i, 400)
-            state, _ = step(state, {}, microbatches(sequences(), 64, made), rate)
+            stepper.step(sequences(), learning_rate(recipe, i, 400))
+        state = stepper.state
         tokens = sequences()
         out = model.head(cfg, state.params, model.trunk_output(cfg, state.params, tokens[:, :-1]))
         nll = np.asarray(cross_entropy(out, tokens[:, 1:])).mean(axis=0)

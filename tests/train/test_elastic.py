@@ -1,0 +1,154 @@
+"""One model-axis size, any number of data groups, any split over processes: the same bytes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s7jax import mesh
+from s7jax.config import Config, override
+from s7jax.data.prepared import Prepared
+from s7jax.train import phase
+from s7jax.train.groups import join, split, submeshes
+from s7jax.train.reduction import across_groups, tree_sum
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def trained(config: Config, prepared: Prepared, run, shape: str) -> str:
+    return phase.train_trunk(run, config, prepared, mesh.make(mesh.parse(shape)))
+
+
+def test_any_number_of_data_groups_trains_the_same_bytes(tiny, prepared, new_run):
+    for model in (1, 2):
+        digests = {
+            shape: trained(tiny, prepared, new_run(shape), shape)
+            for shape in (f"{data}x{model}" for data in (1, 2, 4, 8) if data * model <= 8)
+        }
+        assert len(set(digests.values())) == 1, digests
+
+
+def test_a_plain_all_reduce_does_not(tiny, prepared, new_run):
+    """So the test above can fail."""
+    config = override(tiny, ['reduction="psum"'])
+    digests = {trained(config, prepared, new_run(s, config), s) for s in ("1x1", "4x1", "8x1")}
+    assert len(digests) > 1
+
+
+def test_a_run_resized_by_restarts_ends_with_the_same_bytes(tiny, prepared, new_run, monkeypatch):
+    undisturbed = trained(tiny, prepared, new_run("undisturbed"), "2x1")
+    run = new_run("resized")
+
+    class Stop(Exception):
+        pass
+
+    for shape, stop in (("8x1", 4), ("2x1", 7)):
+
+        class Stopping(phase.TrainingBatches):
+            def batch(self, step, stop=stop):
+                if step == stop:
+                    raise Stop
+                return super().batch(step)
+
+        monkeypatch.setattr(phase, "TrainingBatches", Stopping)
+        with pytest.raises(Stop):
+            trained(tiny, prepared, run, shape)
+        monkeypatch.undo()
+    assert trained(tiny, prepared, run, "4x1") == undisturbed
+
+
+@given(st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_the_tree_is_fixed_and_complete(count, seed):
+    """Against the same tree in NumPy, bit for bit; and each leaf is used once, in order."""
+    values = np.random.default_rng(seed).normal(size=count).astype(np.float32)
+
+    def expected(first, n):
+        if n == 1:
+            return values[first]
+        half = n // 2 if n % 2 == 0 else n - 1
+        return expected(first, half) + expected(first + half, n - half)
+
+    group = mesh.make(mesh.SINGLE)
+    used = []
+
+    def leaf(i):
+        used.append(i)
+        return [{"x": jax.device_put(values[i], jax.NamedSharding(group, jax.P()))}]
+
+    (total,) = tree_sum(leaf, count, (group,))
+    assert used == list(range(count))
+    assert np.asarray(total["x"]).tobytes() == expected(0, count).tobytes()
+
+
+@pytest.mark.parametrize("shape", ["2x1", "8x1", "4x2"])
+def test_the_sum_across_groups_is_the_binary_tree_in_every_group(shape: str):
+    made = mesh.make(mesh.parse(shape))
+    groups = submeshes(made)
+    values = np.random.default_rng(0).normal(size=(len(groups), 6)).astype(np.float32)
+    trees = [
+        jax.device_put(row, jax.NamedSharding(group, jax.P("model")))
+        for row, group in zip(values, groups, strict=True)
+    ]
+    while len(values) > 1:
+        values = values[::2] + values[1::2]
+    for result in across_groups(trees, made):
+        assert np.asarray(result).tobytes() == values[0].tobytes()
+
+
+def test_split_and_join_copy_nothing():
+    made = mesh.make(mesh.parse("4x2"))
+    whole = jax.device_put(
+        np.arange(8.0, dtype=np.float32), jax.NamedSharding(made, jax.P("model"))
+    )
+    parts = split({"x": whole}, submeshes(made))
+    again = join(parts, made)["x"]
+    pointers = [shard.data.unsafe_buffer_pointer() for shard in whole.addressable_shards]
+    assert [s.data.unsafe_buffer_pointer() for s in again.addressable_shards] == pointers
+    assert again.sharding == whole.sharding
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def train_in_processes(processes: int, folder: Path, prepared: Prepared, *extra: str) -> str:
+    """Run experiments/trunk.py as real processes on one 8-device mesh; returns the digest."""
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, str(ROOT / "experiments/trunk.py"), "--preset", "s7-nano"]
+    command += ["--mesh", "8x1", "--run", "r", "--prepared", str(prepared.path), "--set", *extra]
+    port = free_port()
+    running = []
+    for i in range(processes):
+        cluster = ["--coordinator", f"localhost:{port}", "--processes", str(processes)]
+        arguments = [*command, *cluster, "--process", str(i)] if processes > 1 else command
+        running.append(
+            subprocess.Popen(
+                arguments, cwd=folder, env=env, text=True, stdout=-1, stderr=subprocess.STDOUT
+            )
+        )
+    outputs = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * processes, "\n".join(outputs)
+    assert not any("sha256" in output for output in outputs[1:]), "only process 0 speaks"
+    return outputs[0].rsplit("parameters sha256 ", 1)[1].strip()
+
+
+def test_any_split_over_processes_trains_the_same_bytes(tmp_path, prepared: Prepared):
+    size = """model.vocab=320 model.context=32 model.trunk.layers=1 model.trunk.hidden=32
+    model.trunk.ffn=64 trunk.tokens=1280 trunk.batch=8 trunk.microbatch=1 experts.batch=8
+    experts.microbatch=1""".split()
+    digests = {}
+    for processes in (1, 2, 4):
+        (tmp_path / str(processes)).mkdir()
+        digests[processes] = train_in_processes(
+            processes, tmp_path / str(processes), prepared, *size
+        )
+    assert len(set(digests.values())) == 1, digests
