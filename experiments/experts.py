@@ -11,7 +11,7 @@ Next: experiments/router.py.
 
 from s7jax import cli
 from s7jax.config import DOMAINS
-from s7jax.experiment import add_cluster_flags, add_run_flags, resume
+from s7jax.experiment import add_run_flags, add_training_flags, resume
 from s7jax.pipeline import experts
 
 
@@ -19,10 +19,10 @@ def main() -> None:
     """Parse, open the run, train."""
     parser = cli.parser(__doc__)
     add_run_flags(parser)
-    add_cluster_flags(parser)
+    add_training_flags(parser)
     parser.add_argument("--domain", nargs="+", choices=DOMAINS, help="which (default: all)")
     args = parser.parse_args()
-    experts(resume(args), args.domain)
+    experts(resume(args), args.domain, args.resume_from)
 
 
 if __name__ == "__main__":

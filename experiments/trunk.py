@@ -12,18 +12,19 @@ from its newest checkpoint. Next: experiments/experts.py.
 """
 
 from s7jax import cli
-from s7jax.experiment import add_cluster_flags, add_run_flags, add_start_flags, begin
-from s7jax.train.phase import train_trunk
+from s7jax.experiment import add_run_flags, add_start_flags, add_training_flags, begin
+from s7jax.train.loop import train_trunk
 
 
 def main() -> None:
     """Parse, open the run, train."""
     parser = cli.parser(__doc__)
     add_run_flags(parser)
-    add_cluster_flags(parser)
+    add_training_flags(parser)
     add_start_flags(parser)
-    x = begin(parser.parse_args())
-    train_trunk(x.run, x.config, x.prepared, x.mesh)
+    args = parser.parse_args()
+    x = begin(args)
+    train_trunk(x.run, x.config, x.prepared, x.mesh, args.resume_from)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,8 @@ class RecipeConfig:
     weight_decay: float = 0.1  # on matrices only
     clip: float = 1.0  # global gradient norm
     betas: tuple[float, float] = (0.9, 0.95)
+    spike: float = 1.0  # nats above the running mean of the loss at which a step is skipped
+    skip_steps: tuple[int, ...] = ()  # steps to skip beside those, to replay a run that did
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.microbatch < 1 or self.batch % self.microbatch:
@@ -263,7 +265,7 @@ def override(config: Config, assignments: list[str]) -> Config:
         except ValueError:
             raise UsageError(f"--set {assignment}: {text!r} is not a JSON value") from None
         if isinstance(node[name], list) and not isinstance(value, list):
-            value = [value] * len(node[name])
+            value = [value] * (len(node[name]) or 1)
         if not _same_type(node[name], value):
             raise UsageError(f"--set {assignment}: expected a value like {node[name]!r}")
         node[name] = value
@@ -272,7 +274,8 @@ def override(config: Config, assignments: list[str]) -> Config:
 
 def _same_type(old: Any, new: Any) -> bool:
     if isinstance(old, list):
-        return isinstance(new, list) and all(_same_type(old[0], item) for item in new)
+        like = old[0] if old else 0  # the one list that may be empty holds steps
+        return isinstance(new, list) and all(_same_type(like, item) for item in new)
     if isinstance(old, float):
         return isinstance(new, int | float) and not isinstance(new, bool)
     return type(old) is type(new)

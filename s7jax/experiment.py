@@ -42,8 +42,11 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of the scripts that can train as several processes."""
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of the scripts that train: where to go on, and as which of several processes."""
+    parser.add_argument(
+        "--resume-from", type=int, metavar="STEP", help="an older checkpoint, not the newest"
+    )
     parser.add_argument(
         "--distributed", action="store_true", help="several processes, found by JAX (SLURM, …)"
     )

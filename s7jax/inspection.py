@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 
 from s7jax import s7l
 from s7jax.errors import InputError
+from s7jax.train.checkpoint import readable
 
 
 @dataclass(frozen=True)
@@ -82,22 +83,24 @@ def _checkpoint(path: Path) -> Iterator[Entry]:
         raise InputError(
             f"{path}: neither a sealed file nor a checkpoint folder (no params/ or state/ in it)"
         )
-    try:
-        handler = ocp.CompositeCheckpointHandler(
-            **{item: ocp.PyTreeCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
-        )
-        with ocp.Checkpointer(handler) as reader:
-            stored = reader.metadata(path.resolve()).item_metadata[item].tree
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
-            wanted = ocp.args.Composite(**{item: ocp.args.PyTreeRestore(restore_args=as_numpy)})
-            arrays = reader.restore(path.resolve(), args=wanted)[item]
-    except (ValueError, OSError, KeyError, TypeError) as e:
-        raise InputError(f"{path / item}: unreadable: {e}") from e
+    stored, arrays = readable(path / item, lambda: _restore(path, item))
     shardings = jax.tree.map(lambda leaf: _sharding(leaf.sharding), stored)
     specs = jax.tree.leaves(shardings)
     for (keys, array), spec in zip(jax.tree_util.tree_leaves_with_path(arrays), specs, strict=True):
         name = jax.tree_util.keystr(keys, simple=True, separator=".")
         yield Entry(name, np.asarray(array), spec)
+
+
+def _restore(path: Path, item: str) -> tuple[Any, Any]:
+    """Metadata and NumPy arrays of one item, as trees."""
+    handler = ocp.CompositeCheckpointHandler(
+        **{item: ocp.PyTreeCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
+    )
+    with ocp.Checkpointer(handler) as reader:
+        stored = reader.metadata(path.resolve()).item_metadata[item].tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+        wanted = ocp.args.Composite(**{item: ocp.args.PyTreeRestore(restore_args=as_numpy)})
+        return stored, reader.restore(path.resolve(), args=wanted)[item]
 
 
 def _sharding(saved: Any) -> str:

@@ -13,18 +13,20 @@ from s7jax.errors import InputError
 from s7jax.experiment import Experiment
 from s7jax.export import export
 from s7jax.storage import write_json
-from s7jax.train import phase, router
+from s7jax.train import loop, phase, router
 from s7jax.train.checkpoint import read_record
 from s7jax.train.evaluate import evaluate
 from s7jax.train.phase import final_folder
 
 
-def experts(x: Experiment, domains: list[str] | None = None) -> None:
+def experts(
+    x: Experiment, domains: list[str] | None = None, resume_from: int | None = None
+) -> None:
     """Phase 2 of the named domains' experts, or of all."""
     trunk = phase.load_trunk(x.run, x.config, x.mesh)
     for index, domain in enumerate(x.config.model.domains):
         if domains is None or domain in domains:
-            phase.train_expert(x.run, x.config, index, x.prepared, trunk, x.mesh)
+            loop.train_expert(x.run, x.config, index, x.prepared, trunk, x.mesh, resume_from)
 
 
 def fit_router(x: Experiment) -> None:
@@ -77,7 +79,7 @@ def run(x: Experiment) -> dict[str, Any]:
         seconds[name] = time.monotonic() - began
         return result
 
-    timed("trunk", lambda: phase.train_trunk(x.run, x.config, x.prepared, x.mesh))
+    timed("trunk", lambda: loop.train_trunk(x.run, x.config, x.prepared, x.mesh))
     timed("experts", lambda: experts(x))
     timed("router", lambda: fit_router(x))
     report = {"quality": timed("evaluate", lambda: quality(x))}

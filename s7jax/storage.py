@@ -1,9 +1,37 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Writing files so that nobody ever sees half of one, and never two writers at once."""
 
+import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from s7jax.errors import InputError
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold ``path`` as a lock file; it goes with the process, however that ends.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(
+                f"{path.parent} is being written by another process (number {file.read()}): "
+                "wait for it, or work on another run"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def write_json(path: Path, tree: Any) -> None:

@@ -6,10 +6,13 @@ parameters. Saves are atomic (Orbax writes beside and renames) and, while traini
 asynchronous.
 """
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from s7jax.errors import InputError
@@ -27,25 +30,47 @@ def manager(folder: Path, keep: int = 2) -> ocp.CheckpointManager:
 
 
 def save_step(saves: ocp.CheckpointManager, step: int, state: Any, record: dict[str, Any]) -> None:
-    """Save a training state in the background."""
+    """Save a training state in the background, with its SHA-256 in the record."""
     saves.save(
         step,
         args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+            state=ocp.args.StandardSave(state),
+            record=ocp.args.JsonSave(record | {"state_sha256": _state_sha256(state)}),
         ),
     )
 
 
-def restore_step(saves: ocp.CheckpointManager, like: Any) -> tuple[Any, dict[str, Any]]:
-    """The newest training state, laid out as ``like`` is, and its record."""
+def restore_step(saves: ocp.CheckpointManager, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    """The training state of a step, laid out as ``like`` is, and its record.
+
+    Raises:
+        InputError: missing, truncated, foreign, or not the bytes its record promises; an older
+            one is never taken unasked.
+    """
+    where = f"{saves.directory}/{step}"
+    older = [str(other) for other in saves.all_steps() if other < step]
+    advice = f"--resume-from {older[-1]} goes on from the one before" if older else "start anew"
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    restored = saves.restore(
-        saves.latest_step(),
-        args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
-        ),
+    wanted = ocp.args.Composite(
+        state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
     )
-    return restored["state"], restored["record"]
+    restored = readable(where, lambda: saves.restore(step, args=wanted), f"; {advice}")
+    state, record = restored["state"], dict(restored["record"])
+    found = _state_sha256(state)
+    if found != record.get("state_sha256"):
+        raise InputError(
+            f"{where}: the state has SHA-256 {found}, its record says "
+            f"{record.get('state_sha256')}: the checkpoint is damaged; {advice}"
+        )
+    return state, record
+
+
+def _state_sha256(state: Any) -> str:
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(parameters.host(state)):
+        sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype.str} {leaf.shape}\n".encode())
+        sha.update(np.ascontiguousarray(leaf).tobytes())
+    return sha.hexdigest()
 
 
 def save_final(folder: Path, params: Params, record: dict[str, Any]) -> str:
@@ -70,14 +95,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "record").is_dir():
         raise InputError(f"{folder}: not a final checkpoint of s7jax (no record)")
-    try:
-        with _checkpointer() as reader:
-            restored = reader.restore(
-                folder.resolve(), args=ocp.args.Composite(record=ocp.args.JsonRestore())
-            )
-        return dict(restored["record"])
-    except (ValueError, OSError, KeyError, TypeError) as e:
-        raise InputError(f"{folder}/record: unreadable: {e}") from e
+    record = ocp.args.Composite(record=ocp.args.JsonRestore())
+    return dict(readable(f"{folder}/record", lambda: _restore(folder, record))["record"])
 
 
 def restore_final(folder: Path, like: Params) -> Params:
@@ -87,14 +106,8 @@ def restore_final(folder: Path, like: Params) -> Params:
         InputError: missing, truncated, of another shape, or not the bytes the record promises.
     """
     record = read_record(folder)
-    try:
-        with _checkpointer() as reader:
-            params = reader.restore(
-                folder.resolve(),
-                args=ocp.args.Composite(params=ocp.args.StandardRestore(like)),
-            )["params"]
-    except (ValueError, OSError, KeyError, TypeError) as e:
-        raise InputError(f"{folder}/params: unreadable: {e}") from e
+    wanted = ocp.args.Composite(params=ocp.args.StandardRestore(like))
+    params = readable(f"{folder}/params", lambda: _restore(folder, wanted))["params"]
     found, promised = parameters.digest(params), record.get("params_sha256")
     if found != promised:
         raise InputError(
@@ -111,6 +124,24 @@ def abstract(table: Params, mesh: jax.sharding.Mesh) -> Params:
         table,
         parameters.shardings(table, mesh),
     )
+
+
+def readable(where: Path | str, read: Callable[[], Any], advice: str = "") -> Any:
+    """What ``read`` gives, whatever a damaged file makes the library raise.
+
+    Raises:
+        InputError: naming the place.
+    """
+    try:
+        return read()
+    except Exception as e:
+        problem = str(e).partition("\n")[0][:300]
+    raise InputError(f"{where}: unreadable: {problem}{advice}")
+
+
+def _restore(folder: Path, wanted: ocp.args.Composite) -> Any:
+    with _checkpointer() as reader:
+        return reader.restore(folder.resolve(), args=wanted)
 
 
 def _checkpointer() -> ocp.Checkpointer:

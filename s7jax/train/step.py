@@ -31,10 +31,11 @@ from s7jax.train.reduction import across_groups, tree_sum
 
 
 class TrainState(NamedTuple):
-    """What training changes: parameters (float32), Adam moments."""
+    """What training changes: parameters and Adam moments (float32), running mean of the loss."""
 
     params: Params
     optimizer: Any
+    loss: jax.Array  # float32; 0 before the first step
 
 
 Loss = Callable[[ModelConfig, Params, Params, jax.Array], jax.Array]
@@ -69,7 +70,12 @@ def expert_loss(
 
 def initial_state(recipe: RecipeConfig, params: Params) -> TrainState:
     """Fresh moments beside the parameters, sharded as they are."""
-    return TrainState(params=params, optimizer=jax.jit(adamw(recipe).init)(params))
+    moments = jax.jit(adamw(recipe).init)(params)
+    zero = jax.jit(lambda: jnp.zeros((), jnp.float32, out_sharding=P()))()
+    return TrainState(params=params, optimizer=moments, loss=zero)
+
+
+LOSS_MEMORY = 0.98  # of the running mean that spikes are told by
 
 
 class Stepper:
@@ -98,11 +104,17 @@ class Stepper:
         """The training state on the whole mesh."""
         return join(self._states, self._mesh)
 
-    def step(self, tokens: np.ndarray, learning_rate: float) -> dict[str, jax.Array]:
+    def step(
+        self, tokens: np.ndarray, learning_rate: float, apply: bool = True
+    ) -> dict[str, jax.Array]:
         """One optimizer step on the global batch, int32 [batch, T + 1].
 
+        A step whose loss or gradient is not finite, or whose loss is a spike, leaves the state
+        as it was; so does any step with ``apply`` false.
+
         Returns:
-            float32 scalars: ``loss`` in nats per token, ``grad_norm`` before clipping.
+            float32 scalars: ``loss`` in nats per token, ``grad_norm`` before clipping,
+            ``skipped`` 1 or 0.
         """
         leaves = self._rows(tokens)
 
@@ -121,7 +133,7 @@ class Stepper:
         if not self._tree:
             count //= self._mesh.shape[DATA]  # each leaf is already a mean over the groups
         updated = [
-            _under(group, self._update, state, total, rate, np.float32(count))
+            _under(group, self._update, state, total, rate, np.float32(count), np.bool_(apply))
             for group, state, total in zip(self._groups, self._states, totals, strict=True)
         ]
         self._states = [state for state, _ in updated]
@@ -155,17 +167,28 @@ def gradient_program(cfg: ModelConfig, loss: Loss) -> Callable[..., Any]:
 
 @cache
 def update_program(recipe: RecipeConfig) -> Callable[..., Any]:
-    """The program ``(state, (loss, gradient) sums, learning rate, count) → (state, metrics)``."""
+    """The program ``(state, sums of loss and gradient, rate, count, apply) → (state, metrics)``.
+
+    The skip rule is part of the program: skipping a step and being told to skip it are the same.
+    """
     optimizer = adamw(recipe)
 
     @partial(jax.jit, donate_argnums=0)
     def update(
-        state: TrainState, total: Any, learning_rate: jax.Array, count: jax.Array
+        state: TrainState,
+        total: Any,
+        learning_rate: jax.Array,
+        count: jax.Array,
+        apply: jax.Array,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         loss, gradient = jax.tree.map(lambda x: x / count, total)
+        norm = optax.tree.norm(gradient)
+        mean = jnp.where(state.loss > 0, state.loss, loss)
+        good = apply & jnp.isfinite(loss) & jnp.isfinite(norm) & (loss < mean + recipe.spike)
         change, moments = optimizer.update(gradient, state.optimizer, state.params)
         params = jax.tree.map(lambda p, c: p - learning_rate * c, state.params, change)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
-        return TrainState(params=params, optimizer=moments), metrics
+        new = TrainState(params, moments, LOSS_MEMORY * mean + (1 - LOSS_MEMORY) * loss)
+        kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
+        return kept, {"loss": loss, "grad_norm": norm, "skipped": 1.0 - good}
 
     return update

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from s7jax import mesh
 from s7jax.config import Config, override
 from s7jax.data.prepared import Prepared
-from s7jax.train import phase
+from s7jax.train import loop, phase
 from s7jax.train.groups import join, split, submeshes
 from s7jax.train.reduction import across_groups, tree_sum
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def trained(config: Config, prepared: Prepared, run, shape: str) -> str:
-    return phase.train_trunk(run, config, prepared, mesh.make(mesh.parse(shape)))
+    return loop.train_trunk(run, config, prepared, mesh.make(mesh.parse(shape)))
 
 
 def test_any_number_of_data_groups_trains_the_same_bytes(tiny, prepared, new_run):

@@ -11,7 +11,7 @@ from s7jax.config import Config
 from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError
 from s7jax.model import parameters
-from s7jax.train import checkpoint, phase
+from s7jax.train import checkpoint, loop, phase
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +20,11 @@ def finished(tmp_path_factory, tiny: Config, prepared: Prepared, single):
     from s7jax.run import Run, start
 
     run = start(Run(tmp_path_factory.mktemp("runs") / "a"), tiny, None, str(prepared.path))
-    digests = {"trunk": phase.train_trunk(run, tiny, prepared, single)}
+    digests = {"trunk": loop.train_trunk(run, tiny, prepared, single)}
     trunk = phase.load_trunk(run, tiny, single)
     before = parameters.digest(trunk)
     for e in range(4):
-        digests[f"expert{e}"] = phase.train_expert(run, tiny, e, prepared, trunk, single)
+        digests[f"expert{e}"] = loop.train_expert(run, tiny, e, prepared, trunk, single)
     assert parameters.digest(trunk) == before == digests["trunk"]
     return run, digests
 
@@ -33,9 +33,9 @@ def test_equal_seeds_give_equal_bytes_and_other_seeds_others(
     finished, new_run, tiny: Config, prepared: Prepared, single
 ):
     _, digests = finished
-    assert phase.train_trunk(new_run("again"), tiny, prepared, single) == digests["trunk"]
+    assert loop.train_trunk(new_run("again"), tiny, prepared, single) == digests["trunk"]
     other = dataclasses.replace(tiny, seed=1)
-    assert phase.train_trunk(new_run("b", other), other, prepared, single) != digests["trunk"]
+    assert loop.train_trunk(new_run("b", other), other, prepared, single) != digests["trunk"]
 
 
 def test_an_expert_alone_is_the_expert_beside_the_others(
@@ -45,7 +45,7 @@ def test_an_expert_alone_is_the_expert_beside_the_others(
     alone = new_run("alone")
     shutil.copytree(run.checkpoints / "trunk_final", alone.checkpoints / "trunk_final")
     trunk = phase.load_trunk(alone, tiny, single)
-    assert phase.train_expert(alone, tiny, 2, prepared, trunk, single) == digests["expert2"]
+    assert loop.train_expert(alone, tiny, 2, prepared, trunk, single) == digests["expert2"]
     assert len(set(digests.values())) == 5
 
 
@@ -66,10 +66,10 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
 
     monkeypatch.setattr(phase, "TrainingBatches", Stopping)
     with pytest.raises(Stop):
-        phase.train_trunk(stopped, tiny, prepared, single)
+        loop.train_trunk(stopped, tiny, prepared, single)
     monkeypatch.undo()
     assert not phase.final_folder(stopped, "trunk").exists()
-    assert phase.train_trunk(stopped, tiny, prepared, single) == digests["trunk"]
+    assert loop.train_trunk(stopped, tiny, prepared, single) == digests["trunk"]
     steps = [json.loads(line)["step"] for line in stopped.metrics.read_text().splitlines()]
     assert steps == [*range(7), *range(6, 10)]  # it went on from the checkpoint at step 6
     records = [checkpoint.read_record(phase.final_folder(r, "trunk")) for r in (run, stopped)]
@@ -88,7 +88,7 @@ def test_a_checkpoint_restores_on_any_mesh(finished, tiny: Config):
 
 def test_training_on_a_mesh_is_repeatable(new_run, tiny: Config, prepared: Prepared):
     made = mesh.make(mesh.parse("4x2"))
-    digests = {phase.train_trunk(new_run(name), tiny, prepared, made) for name in ("m", "n")}
+    digests = {loop.train_trunk(new_run(name), tiny, prepared, made) for name in ("m", "n")}
     assert len(digests) == 1
 
 
@@ -97,7 +97,7 @@ def test_a_finished_phase_is_skipped_and_says_so(
 ):
     run, digests = finished
     before = run.metrics.read_bytes()
-    assert phase.train_trunk(run, tiny, prepared, single) == digests["trunk"]
+    assert loop.train_trunk(run, tiny, prepared, single) == digests["trunk"]
     assert "already trained" in capsys.readouterr().out
     assert run.metrics.read_bytes() == before
 
@@ -106,7 +106,7 @@ def test_a_phase_of_other_inputs_is_refused(finished, tiny: Config, prepared: Pr
     run, _ = finished
     trunk = parameters.initial(tiny.model, 5, single, phase.TRUNK)
     with pytest.raises(InputError, match="expert1_final was made with trunk_sha256"):
-        phase.train_expert(run, tiny, 1, prepared, trunk, single)
+        loop.train_expert(run, tiny, 1, prepared, trunk, single)
 
 
 def test_a_damaged_checkpoint_is_named_and_refused(finished, tmp_path, tiny: Config, single):

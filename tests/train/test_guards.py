@@ -1,0 +1,200 @@
+"""What training refuses, skips, survives."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from s7jax.config import Config, override
+from s7jax.data.prepared import Prepared
+from s7jax.errors import InputError
+from s7jax.train import loop, phase
+from s7jax.train.step import trunk_loss
+
+ROOT = Path(__file__).parent.parent.parent
+SIZE = """model.vocab=320 model.context=32 model.trunk.layers=1 model.trunk.hidden=32
+model.trunk.ffn=64 trunk.tokens=15360 trunk.batch=8 trunk.microbatch=8 trunk.checkpoint=1280
+experts.batch=8 experts.microbatch=8""".split()
+
+
+def spoiled_loss(bad: float):
+    """The trunk's loss, replaced by ``bad`` on batches that begin with an odd token."""
+
+    def loss(cfg, params, frozen, tokens):
+        value = trunk_loss(cfg, params, frozen, tokens)
+        return jnp.where(tokens[0, 0] % 2 == 1, value * 0 + bad, value)
+
+    return loss
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    def patch(bad: float) -> None:
+        monkeypatch.setattr(phase, "trunk_loss", spoiled_loss(bad))
+
+    return patch
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 50.0], ids=["nan", "inf", "spike"])
+def test_a_spoilt_step_is_skipped_logged_and_equals_a_replay_told_to_skip_it(
+    tiny: Config, prepared: Prepared, new_run, single, spoil, capsys, monkeypatch, bad: float
+):
+    tiny = override(tiny, ["trunk.microbatch=8"])
+    run = new_run("spoilt", tiny)
+    spoil(bad)
+    digest = loop.train_trunk(run, tiny, prepared, single)
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    skipped = [line["step"] for line in lines if line["skipped"]]
+    assert 0 < len(skipped) < len(lines)
+    assert f"trunk: step {skipped[-1]} skipped" in capsys.readouterr().out
+    if bad != 50.0:
+        assert lines[skipped[0]]["loss"] is None
+
+    monkeypatch.undo()
+    told = override(tiny, [f"trunk.skip_steps={skipped}"])
+    assert loop.train_trunk(new_run("replay", told), told, prepared, single) == digest
+
+
+def test_too_many_skipped_steps_stop_the_run(
+    tiny: Config, prepared: Prepared, new_run, single, spoil, monkeypatch
+):
+    monkeypatch.setattr(loop, "MAX_SKIPPED", 1)
+    spoil(float("nan"))
+    with pytest.raises(InputError, match=r"2 steps skipped.*saved at step"):
+        loop.train_trunk(new_run("bad"), override(tiny, ["trunk.microbatch=8"]), prepared, single)
+
+
+def command(prepared: Prepared, *extra: str) -> list[str]:
+    script = [sys.executable, str(ROOT / "experiments/trunk.py"), "--preset", "s7-nano"]
+    return [*script, "--run", "r", "--prepared", str(prepared.path), "--set", *SIZE, *extra]
+
+
+def finish(prepared: Prepared, folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*command(prepared), *extra],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, prepared: Prepared) -> tuple[Path, str, float]:
+    """Folder, digest and seconds of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    began = time.monotonic()
+    result = finish(prepared, folder)
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout.rsplit("sha256 ", 1)[1].strip(), time.monotonic() - began
+
+
+def start_and_wait_for_step(prepared: Prepared, folder: Path, step: int) -> subprocess.Popen[str]:
+    process = subprocess.Popen(command(prepared), cwd=folder, text=True, stdout=-1, stderr=-1)
+    metrics = folder / "runs/r/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and metrics.read_text().count("\n") > step:
+            break
+        time.sleep(0.005)
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_goes_on(
+    undisturbed, prepared: Prepared, tmp_path: Path, number: int, code: int
+):
+    _, digest, _ = undisturbed
+    process = start_and_wait_for_step(prepared, tmp_path, 2)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    saved = int(out.rsplit("saved at step ", 1)[1].split(";")[0])
+    assert (tmp_path / f"runs/r/checkpoints/trunk/{saved}").is_dir()
+    result = finish(prepared, tmp_path)
+    assert f"going on from step {saved}" in result.stdout
+    assert result.stdout.rsplit("sha256 ", 1)[1].strip() == digest
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(
+    undisturbed, prepared: Prepared, tmp_path: Path, seed: int
+):
+    """kill -9 at random moments, start-up and compilation included, until it is through."""
+    kill_until_through(undisturbed, prepared, tmp_path, kills=2, seed=seed)
+
+
+@pytest.mark.long
+def test_killed_thirty_times(undisturbed, prepared: Prepared, tmp_path: Path):
+    kill_until_through(undisturbed, prepared, tmp_path, kills=30, seed=99)
+
+
+def kill_until_through(undisturbed, prepared, folder: Path, kills: int, seed: int) -> None:
+    _, digest, seconds = undisturbed
+    generator = random.Random(seed)
+    for _ in range(kills):
+        process = subprocess.Popen(command(prepared), cwd=folder, stdout=-3, stderr=-3)
+        time.sleep(generator.uniform(0.2, 1.1) * seconds)
+        process.kill()
+        process.wait()
+        if (folder / "runs/r/checkpoints/trunk_final").is_dir():
+            shutil.rmtree(folder / "runs/r")  # it was through before the kill: once more
+    result = finish(prepared, folder)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.rsplit("sha256 ", 1)[1].strip() == digest
+
+
+def test_a_second_process_on_the_same_phase_is_refused(prepared: Prepared, tmp_path: Path):
+    process = start_and_wait_for_step(prepared, tmp_path, 0)
+    try:
+        os.kill(process.pid, signal.SIGSTOP)
+        second = finish(prepared, tmp_path)
+    finally:
+        process.kill()
+        process.communicate()
+    assert second.returncode == 1
+    assert f"another process (number {process.pid})" in second.stderr
+
+
+def test_a_tampered_checkpoint_is_named_and_an_older_one_used_only_when_asked(
+    undisturbed, prepared: Prepared, tmp_path: Path
+):
+    folder, digest, _ = undisturbed
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "runs/r/checkpoints/trunk_final")
+    saves = tmp_path / "runs/r/checkpoints/trunk"
+    older, newest = sorted(int(path.name) for path in saves.iterdir() if path.name.isdigit())
+    record = saves / str(newest) / "record/metadata"
+    tree = json.loads(record.read_text())
+    tree["state_sha256"] = "0" * 64
+    record.write_text(json.dumps(tree))
+    refused = finish(prepared, tmp_path)
+    assert refused.returncode == 1
+    assert f"trunk/{newest}" in refused.stderr
+    assert f"--resume-from {older}" in refused.stderr
+    result = finish(prepared, tmp_path, "--resume-from", str(older))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.rsplit("sha256 ", 1)[1].strip() == digest
+
+
+def test_a_truncated_checkpoint_is_named(undisturbed, prepared: Prepared, tmp_path: Path):
+    folder, _, _ = undisturbed
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "runs/r/checkpoints/trunk_final")
+    saves = tmp_path / "runs/r/checkpoints/trunk"
+    newest = max(int(path.name) for path in saves.iterdir() if path.name.isdigit())
+    largest = max((saves / str(newest)).rglob("*"), key=lambda p: p.stat().st_size * p.is_file())
+    os.truncate(largest, largest.stat().st_size // 2)
+    result = finish(prepared, tmp_path)
+    assert result.returncode == 1
+    assert f"trunk/{newest}" in result.stderr
+    assert "Traceback" not in result.stderr
