@@ -8,6 +8,7 @@ would have reached undisturbed.
 import signal
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from s7jax.config import Config
 from s7jax.data.mixture import Receipt, TrainingBatches, prefetch
 from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError
+from s7jax.mesh import DATA, MODEL
 from s7jax.model import parameters
 from s7jax.model.model import Params
 from s7jax.processes import say
@@ -111,6 +113,7 @@ def _train(
             same_inputs(saves / str(step), saved, inputs)
             first, receipt = step, Receipt.from_json(saved["receipt"])
             say(f"{phase.name}: going on from step {first}")
+            _warn_of_changes(phase.name, saved["environment"], _environment(mesh))
 
         def save(step: int, state: TrainState, receipt: Receipt) -> None:
             checkpoint.save_step(manager, step, state, record(step, receipt))
@@ -191,9 +194,21 @@ def _loop(
 
 
 def _environment(mesh: Mesh) -> dict[str, Any]:
-    """What equal bits also depend on while training."""
+    """What equal bits also depend on while training; ``groups`` and ``processes`` do not matter."""
+    versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")}
     return {
-        "mesh": "x".join(str(size) for size in mesh.devices.shape),
         "device": mesh.devices.flat[0].device_kind,
-        "jax": jax.__version__,
+        "model_axis": mesh.shape[MODEL],
+        **versions,
+        "groups": mesh.shape[DATA],
+        "processes": jax.process_count(),
     }
+
+
+def _warn_of_changes(name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    for key in now.keys() - {"groups", "processes"}:
+        if before.get(key) != now[key]:
+            say(
+                f"{name}: warning: {key} was {before.get(key)}, is {now[key]}: the weights may "
+                "differ in bits from those of an undisturbed run"
+            )

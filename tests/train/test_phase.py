@@ -12,6 +12,7 @@ from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError
 from s7jax.model import parameters
 from s7jax.train import checkpoint, loop, phase
+from s7jax.train.step import initial_state
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,44 @@ def test_a_checkpoint_restores_on_any_mesh(finished, tiny: Config):
         assert dict(trunk["embedding"]["weight"].sharding.mesh.shape) == dict(
             mesh.make(mesh.parse(shape)).shape
         )
+
+
+@pytest.mark.parametrize("saved_on", ["1x1", "8x1", "1x2", "4x2"])
+def test_a_training_state_moves_between_any_two_meshes(tmp_path, tiny: Config, saved_on: str):
+    """Parameters and moments, each mesh to the three others: equal bytes."""
+
+    def state_on(shape):
+        made = mesh.make(mesh.parse(shape))
+        with jax.set_mesh(made):
+            return initial_state(tiny.trunk, parameters.initial(tiny.model, 0, made, phase.TRUNK))
+
+    saved = jax.tree.map(lambda x: x + 1, state_on(saved_on))
+    with checkpoint.manager(tmp_path / "c") as manager:
+        checkpoint.save_step(manager, 1, saved, {})
+        manager.wait_until_finished()
+        for shape in {"1x1", "8x1", "1x2", "4x2"} - {saved_on}:
+            like = state_on(shape)
+            restored, _ = checkpoint.restore_step(manager, 1, like)
+            assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(
+                lambda x: x.sharding, like
+            )
+            jax.tree.map(np.testing.assert_array_equal, restored, saved)
+
+
+def test_going_on_with_other_versions_warns(
+    finished, tmp_path, tiny: Config, prepared: Prepared, single, monkeypatch, capsys
+):
+    from s7jax.run import Run
+
+    run, digests = finished
+    copy = Run(tmp_path / "copy")
+    shutil.copytree(run.path, copy.path)
+    shutil.rmtree(phase.final_folder(copy, "trunk"))
+    monkeypatch.setattr(loop, "version", lambda name: "0.0.1" if name == "jax" else "?")
+    assert loop.train_trunk(copy, tiny, prepared, single) == digests["trunk"]
+    out = capsys.readouterr().out
+    assert "warning: jax was" in out
+    assert "is 0.0.1" in out
 
 
 def test_training_on_a_mesh_is_repeatable(new_run, tiny: Config, prepared: Prepared):
