@@ -19,7 +19,7 @@ from s7jax.config import Config
 from s7jax.data.mixture import Receipt, TrainingBatches, prefetch
 from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError
-from s7jax.mesh import DATA, MODEL
+from s7jax.mesh import MODEL
 from s7jax.model import parameters
 from s7jax.model.model import Params
 from s7jax.processes import say
@@ -194,21 +194,16 @@ def _loop(
 
 
 def _environment(mesh: Mesh) -> dict[str, Any]:
-    """What equal bits also depend on while training; ``groups`` and ``processes`` do not matter."""
+    """What equal bits also depend on while training; the number of data groups is not in it."""
     versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")}
-    return {
-        "device": mesh.devices.flat[0].device_kind,
-        "model_axis": mesh.shape[MODEL],
-        **versions,
-        "groups": mesh.shape[DATA],
-        "processes": jax.process_count(),
-    }
+    device = mesh.devices.flat[0].device_kind
+    return {"device": device, "model_axis": mesh.shape[MODEL], **versions}
 
 
 def _warn_of_changes(name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    for key in now.keys() - {"groups", "processes"}:
-        if before.get(key) != now[key]:
+    for key, value in now.items():
+        if before.get(key) != value:
             say(
-                f"{name}: warning: {key} was {before.get(key)}, is {now[key]}: the weights may "
+                f"{name}: warning: {key} was {before.get(key)}, is {value}: the weights may "
                 "differ in bits from those of an undisturbed run"
             )
