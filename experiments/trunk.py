@@ -23,8 +23,7 @@ def main() -> None:
     add_training_flags(parser)
     add_start_flags(parser)
     args = parser.parse_args()
-    x = begin(args)
-    train_trunk(x.run, x.config, x.prepared, x.mesh, args.resume_from)
+    train_trunk(begin(args), args.resume_from)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,9 @@ rest from its folder.
 """
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-from jax.sharding import Mesh
 
 from s7jax import mesh as meshes
 from s7jax.config import PRESETS, Config, override, preset
@@ -22,16 +20,7 @@ from s7jax.model.parameters import counts
 from s7jax.processes import one_after_another, say
 from s7jax.run import Run, named, newest, start
 from s7jax.train import determinism
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A run opened for work."""
-
-    run: Run
-    config: Config
-    prepared: Prepared
-    mesh: Mesh
+from s7jax.train.phase import Experiment
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:

@@ -10,29 +10,28 @@ from typing import Any
 
 from s7jax import s7l
 from s7jax.errors import InputError
-from s7jax.experiment import Experiment
 from s7jax.export import export
 from s7jax.storage import write_json
 from s7jax.train import loop, phase, router
 from s7jax.train.checkpoint import read_record
 from s7jax.train.evaluate import evaluate
-from s7jax.train.phase import final_folder
+from s7jax.train.phase import Experiment
 
 
 def experts(
     x: Experiment, domains: list[str] | None = None, resume_from: int | None = None
 ) -> None:
     """Phase 2 of the named domains' experts, or of all."""
-    trunk = phase.load_trunk(x.run, x.config, x.mesh)
+    trunk = phase.load_trunk(x)
     for index, domain in enumerate(x.config.model.domains):
         if domains is None or domain in domains:
-            loop.train_expert(x.run, x.config, index, x.prepared, trunk, x.mesh, resume_from)
+            loop.train_expert(x, index, trunk, resume_from)
 
 
 def fit_router(x: Experiment) -> None:
     """The router on the frozen trunk."""
-    trunk = phase.load_trunk(x.run, x.config, x.mesh)
-    router.fit(x.run, x.config, x.prepared, trunk, x.mesh)
+    trunk = phase.load_trunk(x)
+    router.fit(x, trunk)
 
 
 def quality(x: Experiment) -> dict[str, Any]:
@@ -43,11 +42,11 @@ def quality(x: Experiment) -> dict[str, Any]:
         if saved.get("inputs") == inputs:
             print(f"evaluation: already done, {x.run.evaluation}")
             return dict(saved["quality"])
-    params = phase.load_trunk(x.run, x.config, x.mesh)
-    params |= router.load_routers(x.run, x.config, x.mesh)
+    params = phase.load_trunk(x)
+    params |= router.load_routers(x)
     for e in range(len(x.config.model.domains)):
-        params[f"expert{e}"] = phase.load_expert(x.run, x.config, e, x.mesh)
-    report = evaluate(x.config, x.prepared, params, x.mesh)
+        params[f"expert{e}"] = phase.load_expert(x, e)
+    report = evaluate(x, params)
     write_json(x.run.evaluation, {"inputs": inputs, "quality": report})
     return report
 
@@ -59,9 +58,9 @@ def quantize(x: Experiment, report: dict[str, Any]) -> None:
         return
     names = [f"expert{e}" for e in range(len(x.config.model.domains))]
     count = export(
-        final_folder(x.run, "trunk"),
-        [final_folder(x.run, name) for name in names],
-        final_folder(x.run, "router"),
+        x.final_folder("trunk"),
+        [x.final_folder(name) for name in names],
+        x.final_folder("router"),
         x.prepared.path / "tokenizer.json",
         x.run.weights,
         report,
@@ -79,7 +78,7 @@ def run(x: Experiment) -> dict[str, Any]:
         seconds[name] = time.monotonic() - began
         return result
 
-    timed("trunk", lambda: loop.train_trunk(x.run, x.config, x.prepared, x.mesh))
+    timed("trunk", lambda: loop.train_trunk(x))
     timed("experts", lambda: experts(x))
     timed("router", lambda: fit_router(x))
     report = {"quality": timed("evaluate", lambda: quality(x))}
@@ -109,7 +108,7 @@ def _artifacts(x: Experiment, root: str) -> list[list[Any]]:
     """Name, size in bytes and SHA-256 (of a seal: its root) of everything the run made."""
     rows: list[list[Any]] = []
     for name, sha256 in _digests(x).items():
-        folder = final_folder(x.run, name)
+        folder = x.final_folder(name)
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         rows.append([name, size if folder.is_dir() else "", sha256])
     rows.append([str(x.run.sealed), x.run.sealed.stat().st_size, root])
@@ -119,6 +118,6 @@ def _artifacts(x: Experiment, root: str) -> list[list[Any]]:
 def _digests(x: Experiment) -> dict[str, str]:
     """What the finished model consists of: parameters per checkpoint, and the data."""
     names = ["trunk", *(f"expert{e}" for e in range(len(x.config.model.domains))), "router"]
-    records = {name: read_record(final_folder(x.run, name)) for name in names}
+    records = {name: read_record(x.final_folder(name)) for name in names}
     digests = {name: str(record["params_sha256"]) for name, record in records.items()}
     return digests | {"data": x.prepared.digest, "config": x.config.digest()}

@@ -6,7 +6,9 @@ parameters. Saves are atomic (Orbax writes beside and renames) and, while traini
 asynchronous.
 """
 
+import gc
 import hashlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,9 @@ def readable(where: Path | str, read: Callable[[], Any], advice: str = "") -> An
         return read()
     except Exception as e:
         problem = str(e).partition("\n")[0][:300]
+    # Its reads of the other tensors fail as well, unawaited, and would log their tracebacks.
+    logging.getLogger("asyncio").disabled = True
+    gc.collect()
     raise InputError(f"{where}: unreadable: {problem}{advice}")
 
 

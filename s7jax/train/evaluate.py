@@ -13,13 +13,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from s7jax.config import Config, ModelConfig
+from s7jax.config import ModelConfig
 from s7jax.data.mixture import held_out
-from s7jax.data.prepared import Prepared
 from s7jax.mesh import DATA
 from s7jax.model.model import Params, expert_output, head, router_logits, trunk_output
 from s7jax.model.routing import route
 from s7jax.progress import Progress
+from s7jax.train.phase import Experiment
 from s7jax.train.step import cross_entropy
 
 ROWS = 4  # sequences per data-parallel group in one forward pass
@@ -42,7 +42,7 @@ def _score(cfg: ModelConfig, params: Params, tokens_BT: jax.Array) -> dict[str, 
     return {"nll": jnp.stack(nll), **evidence, **routes}
 
 
-def score(config: Config, params: Params, tokens: np.ndarray, mesh: Mesh) -> Scores:
+def score(cfg: ModelConfig, params: Params, tokens: np.ndarray, mesh: Mesh) -> Scores:
     """Score sequences int32 [N, context + 1] on a mesh.
 
     Returns:
@@ -56,7 +56,7 @@ def score(config: Config, params: Params, tokens: np.ndarray, mesh: Mesh) -> Sco
         # The last batch is filled up with copies of its first row, dropped again below.
         filled = np.concatenate([batch, np.repeat(batch[:1], rows - len(batch), axis=0)])
         placed = jax.device_put(filled, NamedSharding(mesh, P(DATA, None)))
-        result = jax.tree.map(np.asarray, _score(config.model, params, placed))
+        result = jax.tree.map(np.asarray, _score(cfg, params, placed))
         batches.append({k: _rows(k, v, len(batch)) for k, v in result.items()})
     return {
         name: np.concatenate([b[name] for b in batches], axis=1 if name == "nll" else 0)
@@ -68,23 +68,23 @@ def _rows(name: str, value: np.ndarray, count: int) -> np.ndarray:
     return value[:, :count] if name == "nll" else value[:count]
 
 
-def evaluate(config: Config, prepared: Prepared, params: Params, mesh: Mesh) -> dict[str, Any]:
+def evaluate(x: Experiment, params: Params) -> dict[str, Any]:
     """The quality report on held-out text, as JSON types.
 
     ``bits_per_byte[domain][model]`` for the trunk, each expert, the routed model, the oracle
     (the domain's own expert); ``routers[name]`` with accuracy on windows of up to
     :data:`WINDOW` tokens, confusion matrix (rows: true domain) and bits per byte per domain.
     """
-    cfg = config.model
-    lengths = prepared.tokenizer.token_lengths
+    cfg = x.config.model
+    lengths = x.prepared.tokenizer.token_lengths
     bits: dict[str, dict[str, float]] = {}
     routers: dict[str, dict[str, Any]] = {
         name: {"confusion": [], "bits_per_byte": {}} for name in ROUTERS
     }
-    with jax.set_mesh(mesh), Progress("evaluate", len(cfg.domains), "domains") as progress:
+    with jax.set_mesh(x.mesh), Progress("evaluate", len(cfg.domains), "domains") as progress:
         for index, domain in enumerate(cfg.domains):
-            tokens = held_out(prepared, domain, config.eval_sequences)
-            scores = score(config, params, tokens, mesh)
+            tokens = held_out(x.prepared, domain, x.config.eval_sequences)
+            scores = score(cfg, params, tokens, x.mesh)
             per_byte = np.log(2) * lengths[tokens[:, 1:]].sum()
             nll = scores["nll"].astype(np.float64)
             trunk, *experts = (nll.sum(axis=(1, 2)) / per_byte).tolist()

@@ -15,79 +15,61 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from s7jax.config import Config
 from s7jax.data.mixture import Receipt, TrainingBatches, prefetch
-from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError
 from s7jax.mesh import MODEL
 from s7jax.model import parameters
 from s7jax.model.model import Params
 from s7jax.processes import say
 from s7jax.progress import Progress
-from s7jax.run import Run
 from s7jax.storage import lock
 from s7jax.train import checkpoint, signals
 from s7jax.train.metrics import MetricsFile
 from s7jax.train.optimizer import learning_rate
 from s7jax.train.phase import (
     TRUNK,
+    Experiment,
     Phase,
     expert_phase,
-    final_folder,
     finished,
     inputs_record,
     same_inputs,
     trunk_phase,
 )
-from s7jax.train.step import Stepper, TrainState, initial_state
+from s7jax.train.step import Stepper, initial_state
 
 MAX_SKIPPED = 10  # skipped steps after which a phase stops
 
 
-def train_trunk(
-    run: Run, config: Config, prepared: Prepared, mesh: Mesh, resume_from: int | None = None
-) -> str:
+def train_trunk(x: Experiment, resume_from: int | None = None) -> str:
     """Phase 1: train embedding and trunk; returns the SHA-256 of their parameters."""
 
     def start() -> Params:
-        return parameters.initial(config.model, config.seed, mesh, TRUNK)
+        return parameters.initial(x.config.model, x.config.seed, x.mesh, TRUNK)
 
-    return _train(run, config, trunk_phase(config), prepared, mesh, start, {}, resume_from)
+    return _train(x, trunk_phase(x.config), start, {}, resume_from)
 
 
-def train_expert(
-    run: Run,
-    config: Config,
-    index: int,
-    prepared: Prepared,
-    trunk: Params,
-    mesh: Mesh,
-    resume_from: int | None = None,
-) -> str:
+def train_expert(x: Experiment, index: int, trunk: Params, resume_from: int | None = None) -> str:
     """Phase 2: train one expert on the frozen trunk; returns the SHA-256 of its parameters."""
 
     def start() -> Params:
         name = f"expert{index}"
-        return parameters.initial(config.model, config.seed, mesh, (name,))[name]
+        return parameters.initial(x.config.model, x.config.seed, x.mesh, (name,))[name]
 
-    return _train(
-        run, config, expert_phase(config, index), prepared, mesh, start, trunk, resume_from
-    )
+    return _train(x, expert_phase(x.config, index), start, trunk, resume_from)
 
 
 def _train(
-    run: Run,
-    config: Config,
+    x: Experiment,
     phase: Phase,
-    prepared: Prepared,
-    mesh: Mesh,
     start: Callable[[], Params],
     frozen: Params,
     resume_from: int | None,
 ) -> str:
     """Run a phase from its newest checkpoint, or its start, to its final checkpoint."""
-    folder = final_folder(run, phase.name)
-    inputs = inputs_record(config, prepared, frozen)
+    folder = x.final_folder(phase.name)
+    inputs = inputs_record(x, frozen)
     if done := finished(folder, inputs):
         say(f"{phase.name}: already trained, parameters sha256 {done}")
         return done
@@ -96,34 +78,33 @@ def _train(
         return {
             "phase": phase.name,
             "step": step,
-            "tokens": step * phase.recipe.batch * config.model.context,
-            "config": config.to_json(),
+            "tokens": step * phase.tokens_a_step,
+            "config": x.config.to_json(),
             "inputs": inputs,
             "receipt": receipt.to_json(),
-            "environment": _environment(mesh),
+            "environment": _environment(x.mesh),
         }
 
-    saves = run.checkpoints / phase.name
+    saves = x.run.checkpoints / phase.name
     name = f".lock{jax.process_index() or ''}"
-    with lock(saves / name), jax.set_mesh(mesh), checkpoint.manager(saves) as manager:
+    with lock(saves / name), jax.set_mesh(x.mesh), checkpoint.manager(saves) as manager:
         first, state = 0, initial_state(phase.recipe, start())
-        receipt = Receipt.start(len(config.model.domains))
+        receipt = Receipt.start(len(x.config.model.domains))
         if (step := _resume_at(manager, resume_from)) is not None:
             state, saved = checkpoint.restore_step(manager, step, state)
             same_inputs(saves / str(step), saved, inputs)
             first, receipt = step, Receipt.from_json(saved["receipt"])
             say(f"{phase.name}: going on from step {first}")
-            _warn_of_changes(phase.name, saved["environment"], _environment(mesh))
+            _warn_of_changes(phase.name, saved["environment"], _environment(x.mesh))
 
-        def save(step: int, state: TrainState, receipt: Receipt) -> None:
-            checkpoint.save_step(manager, step, state, record(step, receipt))
+        def save(step: int, receipt: Receipt) -> None:
+            checkpoint.save_step(manager, step, stepper.state, record(step, receipt))
 
         stepper = Stepper(
-            config.model, phase.recipe, phase.loss, mesh, state, frozen, config.reduction
+            x.config.model, phase.recipe, phase.loss, x.mesh, state, frozen, x.config.reduction
         )
-        data = phase.batches(config, prepared)
-        with MetricsFile(run.metrics, phase.name) as log, signals.deferred() as asked:
-            receipt = _loop(config, phase, data, stepper, (first, receipt), log, save, asked)
+        with MetricsFile(x.run.metrics, phase.name) as log, signals.deferred() as asked:
+            receipt = _loop(phase, phase.batches(x), stepper, (first, receipt), log, save, asked)
             manager.wait_until_finished()
             params = stepper.state.params
             sha256 = checkpoint.save_final(folder, params, record(phase.steps, receipt))
@@ -144,13 +125,12 @@ def _resume_at(manager: ocp.CheckpointManager, wanted: int | None) -> int | None
 
 
 def _loop(
-    config: Config,
     phase: Phase,
     data: TrainingBatches,
     stepper: Stepper,
     at: tuple[int, Receipt],
     log: MetricsFile,
-    save: Callable[[int, TrainState, Receipt], None],
+    save: Callable[[int, Receipt], None],
     asked: Callable[[], int],
 ) -> Receipt:
     """Every step from ``at`` to the end of the phase.
@@ -160,7 +140,7 @@ def _loop(
         InputError: too many steps had to be skipped; likewise.
     """
     first, receipt = at
-    tokens_a_step = phase.recipe.batch * config.model.context
+    tokens_a_step = phase.tokens_a_step
     checkpoint_steps = max(1, phase.recipe.checkpoint // tokens_a_step)
     with Progress(phase.name, phase.steps, "steps", (tokens_a_step, "tokens")) as progress:
         progress.advance(first)
@@ -179,7 +159,7 @@ def _loop(
             spoilt = log.skipped > MAX_SKIPPED
             due = (step + 1) % checkpoint_steps == 0 or number or spoilt
             if due and step + 1 < phase.steps:
-                save(step + 1, stepper.state, receipt)
+                save(step + 1, receipt)
                 if spoilt:
                     raise InputError(
                         f"{phase.name}: {log.skipped} steps skipped, the last at step "

@@ -23,6 +23,20 @@ TRUNK = ("embedding", "trunk")  # the components Phase 1 trains and Phase 2 free
 
 
 @dataclass(frozen=True)
+class Experiment:
+    """A run opened for work: its folder, configuration and data, and the mesh to work on."""
+
+    run: Run
+    config: Config
+    prepared: Prepared
+    mesh: Mesh
+
+    def final_folder(self, name: str) -> Path:
+        """Where a phase's final checkpoint is."""
+        return self.run.checkpoints / f"{name}_final"
+
+
+@dataclass(frozen=True)
 class Phase:
     """What one phase trains, on what, for how long."""
 
@@ -30,70 +44,68 @@ class Phase:
     recipe: RecipeConfig
     loss: Loss
     steps: int
+    tokens_a_step: int
     domain: str | None  # None: the mixture
 
-    def batches(self, config: Config, prepared: Prepared) -> TrainingBatches:
+    def batches(self, x: Experiment) -> TrainingBatches:
         """The phase's training data."""
-        mixture: Any = config.mixture if self.domain is None else self.domain
-        return TrainingBatches(prepared, mixture=mixture, batch=self.recipe.batch, seed=config.seed)
+        mixture: Any = x.config.mixture if self.domain is None else self.domain
+        return TrainingBatches(
+            x.prepared, mixture=mixture, batch=self.recipe.batch, seed=x.config.seed
+        )
 
 
 def trunk_phase(config: Config) -> Phase:
     """Phase 1."""
     steps = config.trunk.steps(config.model.context)
-    return Phase("trunk", config.trunk, trunk_loss, steps, None)
+    tokens = config.trunk.batch * config.model.context
+    return Phase("trunk", config.trunk, trunk_loss, steps, tokens, None)
 
 
 def expert_phase(config: Config, index: int) -> Phase:
     """Phase 2 of one expert."""
     steps = config.experts.steps(config.model.context, index)
     domain = config.model.domains[index]
-    return Phase(f"expert{index}", config.experts, expert_loss, steps, domain)
+    tokens = config.experts.batch * config.model.context
+    return Phase(f"expert{index}", config.experts, expert_loss, steps, tokens, domain)
 
 
-def final_folder(run: Run, name: str) -> Path:
-    """Where a phase's final checkpoint is."""
-    return run.checkpoints / f"{name}_final"
-
-
-def load_trunk(run: Run, config: Config, mesh: Mesh) -> Params:
-    """Embedding and trunk as Phase 1 left them, verified, on a mesh.
+def load_trunk(x: Experiment) -> Params:
+    """Embedding and trunk as Phase 1 left them, verified, on the mesh.
 
     Raises:
         InputError: Phase 1 has not ended, or its checkpoint is damaged.
     """
-    folder = final_folder(run, "trunk")
+    folder = x.final_folder("trunk")
     if not folder.is_dir():
         raise InputError(f"{folder} is not there: run `python experiments/trunk.py` first")
-    table = parameters.table(config.model)
-    like = checkpoint.abstract({name: table[name] for name in TRUNK}, mesh)
+    table = parameters.table(x.config.model)
+    like = checkpoint.abstract({name: table[name] for name in TRUNK}, x.mesh)
     return checkpoint.restore_final(folder, like)
 
 
-def load_expert(run: Run, config: Config, index: int, mesh: Mesh) -> Params:
-    """One expert as Phase 2 left it, verified, on a mesh.
+def load_expert(x: Experiment, index: int) -> Params:
+    """One expert as Phase 2 left it, verified, on the mesh.
 
     Raises:
         InputError: its Phase 2 has not ended, or its checkpoint is damaged.
     """
-    folder = final_folder(run, f"expert{index}")
+    folder = x.final_folder(f"expert{index}")
     if not folder.is_dir():
-        domain = config.model.domains[index]
+        domain = x.config.model.domains[index]
         raise InputError(
             f"{folder} is not there: run `python experiments/experts.py --domain {domain}` first"
         )
-    like = checkpoint.abstract(parameters.table(config.model)[f"expert{index}"], mesh)
+    like = checkpoint.abstract(parameters.table(x.config.model)[f"expert{index}"], x.mesh)
     return checkpoint.restore_final(folder, like)
 
 
-def inputs_record(
-    config: Config, prepared: Prepared, trunk: Params | None
-) -> dict[str, str | None]:
+def inputs_record(x: Experiment, trunk: Params | None) -> dict[str, str | None]:
     """Digests of everything that decides the bytes a phase ends with, beside the mesh."""
     return {
-        "config_sha256": config.digest(),
-        "data_sha256": prepared.digest,
-        "tokenizer_sha256": prepared.tokenizer.digest,
+        "config_sha256": x.config.digest(),
+        "data_sha256": x.prepared.digest,
+        "tokenizer_sha256": x.prepared.tokenizer.digest,
         "trunk_sha256": parameters.digest(trunk) if trunk else None,
     }
 

@@ -15,16 +15,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from s7jax.config import Config, ModelConfig
+from s7jax.config import ModelConfig
 from s7jax.data.mixture import TrainingBatches
-from s7jax.data.prepared import Prepared
 from s7jax.mesh import DATA
 from s7jax.model import parameters
 from s7jax.model.model import Params, normalize, trunk_output
 from s7jax.progress import Progress
-from s7jax.run import Run
 from s7jax.train import checkpoint
-from s7jax.train.phase import final_folder, finished, inputs_record
+from s7jax.train.phase import Experiment, finished, inputs_record
 
 RIDGE = 1e-2  # λ
 ROWS = 8  # sequences per data-parallel group in one forward pass
@@ -55,27 +53,27 @@ def _linear(weight: np.ndarray, bias: np.ndarray) -> Params:
     return {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
 
 
-def accumulate(config: Config, prepared: Prepared, trunk: Params, mesh: Mesh) -> Sums:
-    """The sums over ``config.router_sequences`` training sequences of each domain."""
-    cfg = config.model
+def accumulate(x: Experiment, trunk: Params) -> Sums:
+    """The sums over ``router_sequences`` training sequences of each domain."""
+    config, cfg = x.config, x.config.model
     D, E = cfg.trunk.hidden, len(cfg.domains)
     xx, xy = np.zeros((D + 1, D + 1)), np.zeros((D + 1, E))
-    rows = ROWS * mesh.shape[DATA]
+    rows = ROWS * x.mesh.shape[DATA]
     batches = -(-config.router_sequences // rows)
     with (
-        jax.set_mesh(mesh),
+        jax.set_mesh(x.mesh),
         Progress("router", E * config.router_sequences, "sequences") as progress,
     ):
         for e, domain in enumerate(cfg.domains):
-            data = TrainingBatches(prepared, mixture=domain, batch=rows, seed=config.seed)
+            data = TrainingBatches(x.prepared, mixture=domain, batch=rows, seed=config.seed)
             for i in range(batches):
                 tokens = data.batch(i).tokens[:, :-1]
-                x_BTD = _features(cfg, trunk, _split(tokens, mesh))
+                h_BTD = _features(cfg, trunk, _split(tokens, x.mesh))
                 keep = min(rows, config.router_sequences - i * rows)
-                x = np.asarray(x_BTD)[:keep].reshape(-1, D).astype(np.float64)
-                x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-                xx += x.T @ x
-                xy[:, e] += x.sum(axis=0)
+                h = np.asarray(h_BTD)[:keep].reshape(-1, D).astype(np.float64)
+                h = np.concatenate([h, np.ones((len(h), 1))], axis=1)
+                xx += h.T @ h
+                xy[:, e] += h.sum(axis=0)
                 progress.advance(keep)
     return Sums(xx, xy)
 
@@ -89,27 +87,27 @@ def _split(tokens: np.ndarray, mesh: Mesh) -> jax.Array:
     return jax.device_put(tokens, NamedSharding(mesh, P(DATA, None)))
 
 
-def fit(run: Run, config: Config, prepared: Prepared, trunk: Params, mesh: Mesh) -> str:
+def fit(x: Experiment, trunk: Params) -> str:
     """Fit and save the router (and the centroids beside it); returns the SHA-256 of both."""
-    folder = final_folder(run, "router")
-    inputs = inputs_record(config, prepared, trunk)
+    folder = x.final_folder("router")
+    inputs = inputs_record(x, trunk)
     if done := finished(folder, inputs):
         print(f"router: already fitted, parameters sha256 {done}")
         return done
-    sums = accumulate(config, prepared, trunk, mesh)
+    sums = accumulate(x, trunk)
     params = {"router": ridge(sums), "nearest_centroid": nearest_centroid(sums)}
-    record = {"phase": "router", "config": config.to_json(), "inputs": inputs}
+    record = {"phase": "router", "config": x.config.to_json(), "inputs": inputs}
     sha256 = checkpoint.save_final(folder, params, record)
     print(f"router: fitted in closed form, parameters sha256 {sha256}")
     return sha256
 
 
-def load_routers(run: Run, config: Config, mesh: Mesh) -> Params:
-    """``router`` and ``nearest_centroid``, verified, on a mesh.
+def load_routers(x: Experiment) -> Params:
+    """``router`` and ``nearest_centroid``, verified, on the mesh.
 
     Raises:
         InputError: not fitted, or damaged.
     """
-    table = parameters.table(config.model)["router"]
-    like = checkpoint.abstract({"router": table, "nearest_centroid": table}, mesh)
-    return checkpoint.restore_final(final_folder(run, "router"), like)
+    table = parameters.table(x.config.model)["router"]
+    like = checkpoint.abstract({"router": table, "nearest_centroid": table}, x.mesh)
+    return checkpoint.restore_final(x.final_folder("router"), like)

@@ -7,7 +7,8 @@ from s7jax import mesh
 from s7jax.config import DOMAINS, Config
 from s7jax.data.prepare import prepare
 from s7jax.data.prepared import Prepared
-from s7jax.run import start
+from s7jax.run import Run, start
+from s7jax.train.phase import Experiment
 
 WORDS = {
     "code": "def return import class for if else self print lambda".split(),
@@ -37,12 +38,21 @@ def prepared(tmp_path_factory, tiny: Config) -> Prepared:
     )
 
 
-@pytest.fixture
-def new_run(tmp_path, tiny: Config, prepared: Prepared):
-    def make(name: str, config: Config = tiny):
-        from s7jax.run import Run
+@pytest.fixture(scope="session")
+def open_run(tiny: Config, prepared: Prepared):
+    """Start or take up a run in a folder, on a mesh."""
 
-        return start(Run(tmp_path / name), config, None, str(prepared.path))
+    def opened(folder, config: Config = tiny, on: str = "1x1") -> Experiment:
+        run = start(Run(folder), config, None, str(prepared.path))
+        return Experiment(run, config, prepared, mesh.make(mesh.parse(on)))
+
+    return opened
+
+
+@pytest.fixture
+def new_run(tmp_path, open_run):
+    def make(name: str, *args, **kwargs) -> Experiment:
+        return open_run(tmp_path / name, *args, **kwargs)
 
     return make
 

@@ -13,55 +13,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s7jax import mesh
-from s7jax.config import Config, override
+from s7jax.config import override
 from s7jax.data.prepared import Prepared
-from s7jax.train import loop, phase
+from s7jax.train import loop
 from s7jax.train.groups import join, split, submeshes
 from s7jax.train.reduction import across_groups, tree_sum
+from tests.train.stopping import Stopped, stop_at
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def trained(config: Config, prepared: Prepared, run, shape: str) -> str:
-    return loop.train_trunk(run, config, prepared, mesh.make(mesh.parse(shape)))
-
-
-def test_any_number_of_data_groups_trains_the_same_bytes(tiny, prepared, new_run):
+def test_any_number_of_data_groups_trains_the_same_bytes(new_run):
     for model in (1, 2):
-        digests = {
-            shape: trained(tiny, prepared, new_run(shape), shape)
-            for shape in (f"{data}x{model}" for data in (1, 2, 4, 8) if data * model <= 8)
-        }
+        shapes = [f"{data}x{model}" for data in (1, 2, 4, 8) if data * model <= 8]
+        digests = {shape: loop.train_trunk(new_run(shape, on=shape)) for shape in shapes}
         assert len(set(digests.values())) == 1, digests
 
 
-def test_a_plain_all_reduce_does_not(tiny, prepared, new_run):
+def test_a_plain_all_reduce_does_not(tiny, new_run):
     """So the test above can fail."""
     config = override(tiny, ['reduction="psum"'])
-    digests = {trained(config, prepared, new_run(s, config), s) for s in ("1x1", "4x1", "8x1")}
+    digests = {loop.train_trunk(new_run(on, config, on)) for on in ("1x1", "4x1", "8x1")}
     assert len(digests) > 1
 
 
-def test_a_run_resized_by_restarts_ends_with_the_same_bytes(tiny, prepared, new_run, monkeypatch):
-    undisturbed = trained(tiny, prepared, new_run("undisturbed"), "2x1")
-    run = new_run("resized")
-
-    class Stop(Exception):
-        pass
-
-    for shape, stop in (("8x1", 4), ("2x1", 7)):
-
-        class Stopping(phase.TrainingBatches):
-            def batch(self, step, stop=stop):
-                if step == stop:
-                    raise Stop
-                return super().batch(step)
-
-        monkeypatch.setattr(phase, "TrainingBatches", Stopping)
-        with pytest.raises(Stop):
-            trained(tiny, prepared, run, shape)
-        monkeypatch.undo()
-    assert trained(tiny, prepared, run, "4x1") == undisturbed
+def test_a_run_resized_by_restarts_ends_with_the_same_bytes(new_run, monkeypatch):
+    undisturbed = loop.train_trunk(new_run("undisturbed", on="2x1"))
+    for shape, step in (("8x1", 4), ("2x1", 7)):
+        with pytest.raises(Stopped):
+            stop_at(step, monkeypatch, new_run("resized", on=shape))
+    assert loop.train_trunk(new_run("resized", on="4x1")) == undisturbed
 
 
 @given(st.integers(1, 40), st.integers(0, 2**32 - 1))

@@ -2,7 +2,6 @@ import jax
 import numpy as np
 import pytest
 
-from s7jax import mesh
 from s7jax.config import Config
 from s7jax.data.mixture import held_out
 from s7jax.data.prepared import Prepared
@@ -13,10 +12,15 @@ from s7jax.train.phase import TRUNK
 
 
 @pytest.fixture(scope="module")
-def params(tiny: Config, prepared: Prepared, single):
+def opened(open_run, tmp_path_factory):
+    return open_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def params(tiny: Config, opened, single):
     params = parameters.host(parameters.initial(tiny.model, 0, single))
     trunk = {name: params[name] for name in TRUNK}
-    sums = router.accumulate(tiny, prepared, trunk, single)
+    sums = router.accumulate(opened, trunk)
     key = iter(jax.random.split(jax.random.key(1), 80))
     for e in range(4):
         params[f"expert{e}"] = jax.tree.map(
@@ -30,15 +34,15 @@ def params(tiny: Config, prepared: Prepared, single):
 
 
 @pytest.fixture(scope="module")
-def report(tiny: Config, prepared: Prepared, params, single):
-    return evaluate(tiny, prepared, params, single)
+def report(opened, params):
+    return evaluate(opened, params)
 
 
 def test_a_uniform_model_costs_log2_of_the_vocabulary_per_token(
-    tiny: Config, prepared: Prepared, params, single
+    tiny: Config, prepared: Prepared, params, opened
 ):
     flat = params | {"embedding": {"weight": np.zeros_like(params["embedding"]["weight"])}}
-    bits = evaluate(tiny, prepared, flat, single)["bits_per_byte"]
+    bits = evaluate(opened, flat)["bits_per_byte"]
     lengths = prepared.tokenizer.token_lengths
     for domain in tiny.model.domains:
         labels = held_out(prepared, domain, tiny.eval_sequences)[:, 1:]
@@ -51,7 +55,7 @@ def test_the_routed_row_is_the_choice_among_the_experts(
 ):
     with jax.set_mesh(single):
         tokens = held_out(prepared, "math", tiny.eval_sequences)
-        scores = score(tiny, params, tokens, single)
+        scores = score(tiny.model, params, tokens, single)
     total = sum(
         float(scores["nll"][1 + expert, n, t])
         for (n, t), expert in np.ndenumerate(scores["router_route"])
@@ -75,11 +79,11 @@ def test_the_report_is_complete_and_consistent(tiny: Config, report):
 
 
 @pytest.mark.parametrize("shape", ["4x2", "8x1"])
-def test_sharded_evaluation_agrees(tiny: Config, prepared: Prepared, params, report, shape: str):
-    made = mesh.make(mesh.parse(shape))
+def test_sharded_evaluation_agrees(tiny: Config, opened, open_run, params, report, shape: str):
+    x = open_run(opened.run.path, on=shape)
     table = parameters.table(tiny.model)
     table = table | {"nearest_centroid": table["router"]}
-    sharded = evaluate(tiny, prepared, parameters.place(params, table, made), made)
+    sharded = evaluate(x, parameters.place(params, table, x.mesh))
     for domain, row in report["bits_per_byte"].items():
         for name, value in row.items():
             assert sharded["bits_per_byte"][domain][name] == pytest.approx(value, rel=1e-5)

@@ -45,13 +45,13 @@ def spoil(monkeypatch):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 50.0], ids=["nan", "inf", "spike"])
 def test_a_spoilt_step_is_skipped_logged_and_equals_a_replay_told_to_skip_it(
-    tiny: Config, prepared: Prepared, new_run, single, spoil, capsys, monkeypatch, bad: float
+    tiny: Config, new_run, spoil, capsys, monkeypatch, bad: float
 ):
     tiny = override(tiny, ["trunk.microbatch=8"])
-    run = new_run("spoilt", tiny)
+    x = new_run("spoilt", tiny)
     spoil(bad)
-    digest = loop.train_trunk(run, tiny, prepared, single)
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    digest = loop.train_trunk(x)
+    lines = [json.loads(line) for line in x.run.metrics.read_text().splitlines()]
     skipped = [line["step"] for line in lines if line["skipped"]]
     assert 0 < len(skipped) < len(lines)
     assert f"trunk: step {skipped[-1]} skipped" in capsys.readouterr().out
@@ -60,16 +60,14 @@ def test_a_spoilt_step_is_skipped_logged_and_equals_a_replay_told_to_skip_it(
 
     monkeypatch.undo()
     told = override(tiny, [f"trunk.skip_steps={skipped}"])
-    assert loop.train_trunk(new_run("replay", told), told, prepared, single) == digest
+    assert loop.train_trunk(new_run("replay", told)) == digest
 
 
-def test_too_many_skipped_steps_stop_the_run(
-    tiny: Config, prepared: Prepared, new_run, single, spoil, monkeypatch
-):
+def test_too_many_skipped_steps_stop_the_run(tiny: Config, new_run, spoil, monkeypatch):
     monkeypatch.setattr(loop, "MAX_SKIPPED", 1)
     spoil(float("nan"))
     with pytest.raises(InputError, match=r"2 steps skipped.*saved at step"):
-        loop.train_trunk(new_run("bad"), override(tiny, ["trunk.microbatch=8"]), prepared, single)
+        loop.train_trunk(new_run("bad", override(tiny, ["trunk.microbatch=8"])))
 
 
 def command(prepared: Prepared, *extra: str) -> list[str]:

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from s7jax.config import Config
-from s7jax.data.prepared import Prepared
 from s7jax.model import parameters
 from s7jax.train import router
 from s7jax.train.phase import TRUNK
@@ -40,10 +39,8 @@ def trunk(tiny: Config, single):
     return parameters.initial(tiny.model, 0, single, TRUNK)
 
 
-def test_the_fit_is_deterministic_and_counts_every_position(
-    tiny: Config, prepared: Prepared, trunk, single
-):
-    first, second = (router.accumulate(tiny, prepared, trunk, single) for _ in range(2))
+def test_the_fit_is_deterministic_and_counts_every_position(tiny: Config, trunk, new_run):
+    first, second = (router.accumulate(new_run("r"), trunk) for _ in range(2))
     np.testing.assert_array_equal(first.xx, second.xx)
     np.testing.assert_array_equal(first.xy, second.xy)
     assert first.xy[-1].tolist() == [12 * tiny.model.context] * 4
