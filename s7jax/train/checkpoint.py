@@ -6,7 +6,6 @@ parameters. Saves are atomic (Orbax writes beside and renames) and, while traini
 asynchronous.
 """
 
-import gc
 import hashlib
 import logging
 from collections.abc import Callable
@@ -134,13 +133,17 @@ def readable(where: Path | str, read: Callable[[], Any], advice: str = "") -> An
     Raises:
         InputError: naming the place.
     """
+    # Where one tensor is damaged the reads of others fail too, unawaited, and asyncio would
+    # log a traceback for each, when it likes: after a failure it stays silent.
+    log = logging.getLogger("asyncio")
+    log.disabled = True
     try:
-        return read()
+        result = read()
     except Exception as e:
         problem = str(e).partition("\n")[0][:300]
-    # Its reads of the other tensors fail as well, unawaited, and would log their tracebacks.
-    logging.getLogger("asyncio").disabled = True
-    gc.collect()
+    else:
+        log.disabled = False
+        return result
     raise InputError(f"{where}: unreadable: {problem}{advice}")
 
 
