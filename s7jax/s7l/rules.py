@@ -123,7 +123,7 @@ def _read_only(seal: Seal) -> Finding:
     return _finding(
         "V4",
         seal.is_read_only,
-        f"mapping and views read-only, no mutator; file mode {seal.mode:04o} (sealed 0444)",
+        f"mapping and views read-only, no mutator; file mode {seal.permissions:04o} (sealed 0444)",
     )
 
 

@@ -61,7 +61,7 @@ def test_lanes_are_what_was_given(pristine):
     assert seal.vocabulary.tokens[256] == b"<|eod|>"
     assert seal.vocabulary.merges[0] == (97, 97)
     assert seal.stream["defaults"]["stop"] == [256]
-    assert seal.mode == 0o444
+    assert seal.permissions == 0o444
 
 
 def test_open_reads_no_weight(wide, tmp_path):
