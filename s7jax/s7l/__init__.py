@@ -3,7 +3,10 @@
 Needs NumPy and msgpack alone. ``docs/s7l.md`` describes every byte.
 """
 
+from s7jax.s7l.bundle import Bundle, extract, is_bundle, open_bundle
+from s7jax.s7l.field import Field
 from s7jax.s7l.manifest import Manifest, Tensor
+from s7jax.s7l.memory import Mode
 from s7jax.s7l.reader import Seal, open
 from s7jax.s7l.rules import Finding, Report, Verdict, check
 from s7jax.s7l.schema import SealError
@@ -12,8 +15,11 @@ from s7jax.s7l.weights import Weights, read_weights
 from s7jax.s7l.writer import Sealed, seal
 
 __all__ = [
+    "Bundle",
+    "Field",
     "Finding",
     "Manifest",
+    "Mode",
     "Report",
     "Seal",
     "SealError",
@@ -23,7 +29,10 @@ __all__ = [
     "Vocabulary",
     "Weights",
     "check",
+    "extract",
+    "is_bundle",
     "open",
+    "open_bundle",
     "read_weights",
     "seal",
 ]

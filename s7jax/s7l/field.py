@@ -47,6 +47,16 @@ class Field:
             self.verify_tensor(name)
         return self._view(tensor).reshape(tensor.spec.shape)
 
+    def stored(self, name: str) -> memoryview:
+        """A tensor's bytes with padding as they stand in the file, not verified: uint8[stored].
+
+        Raises:
+            KeyError: no such tensor.
+        """
+        tensor = self._tensors[name]
+        start = self._start + tensor.offset
+        return self._bytes[start : start + tensor.stored]
+
     def verify_chunk(self, name: str, index: int) -> None:
         """Hash one 1 MiB chunk of a tensor.
 
@@ -56,7 +66,7 @@ class Field:
         """
         tensor = self._tensors[name]
         expected = tensor.chunks[index]
-        stored = self._stored(tensor)
+        stored = self.stored(name)
         start = index % len(tensor.chunks) * merkle.CHUNK_BYTES
         if merkle.leaf(merkle.CHUNK, stored[start : start + merkle.CHUNK_BYTES]) != expected:
             raise SealError(f"FIELD tensor {name} chunk {index}", "bytes do not have their hash")
@@ -86,7 +96,7 @@ class Field:
             SealError: a byte is not zero.
         """
         tensor = self._tensors[name]
-        check_zero(self._stored(tensor)[tensor.spec.size :], f"FIELD tensor {name} padding")
+        check_zero(self.stored(name)[tensor.spec.size :], f"FIELD tensor {name} padding")
         start = self._start + tensor.offset + tensor.stored
         check_zero(self._bytes[start : self._next[name]], f"FIELD gap behind tensor {name}")
 
@@ -104,10 +114,6 @@ class Field:
         """Every tensor; raises like :meth:`verify_tensor`."""
         for name in self._tensors:
             self.verify_tensor(name)
-
-    def _stored(self, tensor: Tensor) -> memoryview:
-        start = self._start + tensor.offset
-        return self._bytes[start : start + tensor.stored]
 
     def _view(self, tensor: Tensor) -> np.ndarray[Any, Any]:
         dtype = little_endian(tensor.spec.dtype)

@@ -110,6 +110,11 @@ class Seal(Field):
         """SHA-256 that names the file's whole content."""
         return self.head.root
 
+    @property
+    def length(self) -> int:
+        """Bytes of the file."""
+        return self.head.length
+
     def verify_component(self, name: str) -> None:
         """Every tensor of a component; raises like :meth:`verify_tensor`."""
         for tensor in self.manifest.components[name]:
