@@ -14,7 +14,7 @@ from typing import Any, Final
 from s7jax.s7l import merkle
 from s7jax.s7l.canonical import encode
 from s7jax.s7l.contract import FOLDS, LANE_FOLDS, phases
-from s7jax.s7l.dimensions import NAME, Dimensions, TensorSpec, tensor_table
+from s7jax.s7l.dimensions import NAME, Dimensions, TensorSpec, tensor_count, tensor_table
 from s7jax.s7l.layout import PAD, align, place_tensors
 from s7jax.s7l.schema import SealError, digest, equal, integer, mapping, sequence, show, text
 
@@ -194,10 +194,11 @@ def _free_tensor_values(
     tree: Any, dimensions: Dimensions, place: str
 ) -> tuple[dict[str, int], dict[str, list[bytes]]]:
     """Exponents and chunk hashes of the table's entries."""
-    table = tensor_table(dimensions)
+    count = tensor_count(dimensions)
+    sequence(tree, place, count, count)
     exponents: dict[str, int] = {}
     chunks: dict[str, list[bytes]] = {}
-    for i, (entry, spec) in enumerate(zip(sequence(tree, place), table, strict=False)):
+    for i, (entry, spec) in enumerate(zip(tree, tensor_table(dimensions), strict=True)):
         where = f"{place}[{i}]"
         if type(entry) is not dict or "name" not in entry:
             raise SealError(where, f"found {show(entry)}; expected a tensor with a name")
@@ -211,8 +212,6 @@ def _free_tensor_values(
         chunks[spec.name] = [digest(h, f"{where}.chunks[{j}]") for j, h in enumerate(hashes)]
         count = -(-align(spec.size, PAD) // merkle.CHUNK_BYTES)
         sequence(hashes, f"{where}.chunks", count, count)
-    if len(tree) != len(table):
-        raise SealError(place, f"{len(tree)} tensors; the dimensions demand {len(table)}")
     return exponents, chunks
 
 
