@@ -21,6 +21,7 @@ MAX_DEPTH = 12
 MAX_CONTAINERS = 1 << 20
 """Lists and maps in one tree; an empty one takes a byte encoded and 64 decoded."""
 
+_BUFFER = 1 << 10  # grows by itself; the library's own first buffer has 256 KiB
 _TYPES = frozenset((type(None), bool, int, float, str, bytes, list, dict))
 
 
@@ -138,7 +139,7 @@ def _check(tree: Any) -> None:
 
 
 def _pack(tree: Any) -> bytes:
-    packed: bytes = msgpack.packb(tree, use_bin_type=True)
+    packed: bytes = msgpack.Packer(buf_size=_BUFFER).pack(tree)
     return packed
 
 

@@ -127,11 +127,11 @@ class Seal(Field):
         lane = self.head.lanes[LANES.index(part)]
         return bytes(self._bytes[lane.offset : lane.end])
 
-    def _parse(self, payloads: Mapping[str, bytes]) -> None:
+    def _parse(self, payloads: dict[str, bytes]) -> None:
         """Decode and validate every lane but FIELD, and what FIELD's record says."""
         dictionary, field, stream, edge, batch = self.head.lanes
-        places = {lane.name: lane.place for lane in self.head.lanes}
-        trees = {name: decode(payload, places[name]) for name, payload in payloads.items()}
+        small = [lane for lane in self.head.lanes if lane is not field]
+        trees = {lane.name: decode(payloads.pop(lane.name), lane.place) for lane in small}
         equal(trees["BATCH"], compute_contract(), f"{batch.place} ")
         self.contract = trees["BATCH"]
         self.vocabulary = parse_vocabulary(trees["DICT"], f"{dictionary.place} ")

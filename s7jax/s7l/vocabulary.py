@@ -136,13 +136,12 @@ def _merges(
         lambda pair: set(map(type, pair)) == {int} and regular.issuperset(pair),
         "ids of regular tokens",
     )
-    results = [tokens[left] + tokens[right] for left, right in pairs]
     require(
-        all(map(ids.__contains__, results)),
+        all(tokens[left] + tokens[right] in ids for left, right in pairs),
         lambda pair: tokens[pair[0]] + tokens[pair[1]] in ids,
         "a pair whose result is a token",
     )
-    merges = tuple((left, right) for left, right in pairs)
+    merges: tuple[tuple[int, int], ...] = tuple(map(tuple, pairs))
     if len(frozenset(merges)) != len(merges):
         first: dict[tuple[int, int], int] = {}
         i = next(i for i, pair in enumerate(merges) if first.setdefault(pair, i) != i)
