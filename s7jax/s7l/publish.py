@@ -34,6 +34,25 @@ def unpublished(out: Path) -> Iterator["Unpublished"]:
             yield Unpublished(file, f"/proc/self/fd/{fd}", out)
 
 
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes ``out`` when all went well; else nothing is left.
+
+    Raises:
+        SealError: ``out`` exists already, or its parent does not.
+        OSError: the parent cannot be written.
+    """
+    if not out.parent.is_dir():
+        raise SealError(str(out.parent), "no such folder")
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".seal-") as folder:
+        filled = Path(folder) / "filled"
+        filled.mkdir()
+        yield filled
+        if out.exists() or out.is_symlink():
+            raise SealError(str(out), "exists; nothing is overwritten")
+        filled.rename(out)
+
+
 class Unpublished:
     """A file that has no name yet. Write to ``file``, then :meth:`publish`."""
 

@@ -34,6 +34,12 @@ class Vocabulary:
             "pattern": self.pattern,
         }
 
+    def file_tree(self) -> dict[str, Any]:
+        """The content of the ``vocab.json`` that :func:`read_vocabulary` reads."""
+        tree = {key: value for key, value in self.tree().items() if key != "fold"}
+        tokens = [token.hex() for token in self.tokens]
+        return {**tree, "format": "s7-vocab", "tokens": tokens}
+
 
 def read_vocabulary(path: Path) -> Vocabulary:
     """The vocabulary in a ``vocab.json``, whose tokens are hexadecimal.
