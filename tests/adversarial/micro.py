@@ -51,14 +51,19 @@ TAGS = {1: b"S7L3DICT", 3: b"S7L3STRM", 4: b"S7L3EDGE", 5: b"S7L3BTCH"}
 TREES = {1: "dict", 3: "stream", 4: "edge", 5: "batch"}
 
 
+def write_micro(root: Path) -> None:
+    """``weights/`` and ``vocab.json`` of the smallest seal."""
+    write_weights(root / "weights", MODEL)
+    tree = vocab_tree(257)
+    tree["tokens"], tree["specials"] = tree["tokens"][:256], {}
+    (root / "vocab.json").write_text(json.dumps(tree))
+
+
 def make() -> bytes:
     """The bytes of the smallest seal."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_weights(root / "weights", MODEL)
-        tree = vocab_tree(257)
-        tree["tokens"], tree["specials"] = tree["tokens"][:256], {}
-        (root / "vocab.json").write_text(json.dumps(tree))
+        write_micro(root)
         s7l.seal(root / "weights", root / "vocab.json", root / "moe.s7l")
         return (root / "moe.s7l").read_bytes()
 
