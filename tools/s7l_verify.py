@@ -25,7 +25,7 @@ CAPS = (16 << 20, 1 << 63, 4 << 20, 4 << 20, 1 << 20)
 BATCH = "4df5e68901be1bc2e47d31eace05839b5ca39f594e39c615cb6572e88cdc4edf"
 FIXED = "426c3c7c7c364872aa630c8aeb375fddb236fc4ce2613284000cfb56d2339ad5"  # folds, lanes, phases
 # Forms: {key: form}, [form, least, most], (least, most) integer, range of byte lengths, regex
-DIGEST, KINDS = range(32, 33), (type(None), bool, int, float, str, bytes)
+DIGEST, KINDS = range(32, 33), (dict, list, type(None), bool, int, float, str, bytes)
 BYTES, WIDTH = [[b] for b in range(256)], {"int8": 1, "int32": 4}
 STACK = {"layers": (1, 256), "hidden": (1, 65_536), "heads": (1, 4_096), "ffn": (1, 1 << 20)}
 MODEL: Any = {"vocab": (32, 1 << 20), "context": (2, 1 << 24), "routing_window": (1, 1 << 24)}
@@ -48,7 +48,8 @@ def need(holds: Any, place: str, problem: str) -> None:
 
 def leaf(tag: bytes, data: bytes) -> bytes:
     """Hash of a leaf."""
-    return hashlib.sha256(b"\0" + tag + data).digest()
+    (state := hashlib.sha256(b"\0" + tag)).update(data)  # data is not copied
+    return state.digest()
 
 
 def tree(leaves: list[bytes]) -> bytes:
@@ -60,13 +61,14 @@ def tree(leaves: list[bytes]) -> bytes:
 
 
 def ordered(value: Any, place: str, kinds: Any = KINDS, depth: int = 0) -> Any:
-    """The same tree with map keys in order; refuses what cannot be sealed."""
+    """The tree itself, its map keys put in order; refuses what cannot be sealed."""
     need(depth < 12 or type(value) not in (dict, list), place, "nested deeper than 12")
     if type(value) is dict:
         need(set(map(type, value)) <= {str}, place, "a map key is not a string")
-        return {key: ordered(value[key], place, kinds, depth + 1) for key in sorted(value)}
-    if type(value) is list:
-        return [ordered(item, place, kinds, depth + 1) for item in value]
+        for key in sorted(value):
+            value[key] = ordered(value.pop(key), place, kinds, depth + 1)
+    for item in value if type(value) is list else ():
+        ordered(item, place, kinds, depth + 1)
     fits = type(value) in kinds and (type(value) is not float or math.isfinite(value))
     need(fits, place, f"a {type(value).__name__} that has no place here")
     return value
@@ -158,21 +160,21 @@ def check_words(found: Any, stream: Any, model: Any) -> None:
     fits = len(tokens) == vocab and type(specials) is dict
     need(fits, f"{place}.tokens, .specials", f"expected {vocab} tokens and a map")
     for name, i in specials.items():
-        fits = type(i) is int and 0 <= i < vocab and 1 <= len(name) <= 256
-        fits = fits and tokens[i] == name.encode()
+        check(i, (0, vocab - 1), f"{place}.specials.{name[:64]!a}")
+        fits = 1 <= len(name) <= 256 and tokens[i] == name.encode()
         need(fits, f"{place}.specials.{name[:64]!a}", "not spelt like its token")
-    regular = set(range(vocab)) - set(specials.values())
-    spelt = {tokens[i] for i in regular}
-    fits = len(spelt) == len(regular) and spelt.issuperset(map(bytes, BYTES))
+    once = len({a * vocab + b for a, b in merges if a < vocab > b}) == len(merges)
+    odd = set(specials.values())
+    spelt = {token for i, token in enumerate(tokens) if i not in odd}
+    fits = len(spelt) + len(odd) == vocab and spelt.issuperset(map(bytes, BYTES))
     need(fits, f"{place}.tokens", "two are the same bytes, or a single byte is none")
-    pairs = {(a, b) for a, b in merges if regular.issuperset((a, b))}
-    fits = len(pairs) == len(merges) and all(tokens[a] + tokens[b] in spelt for a, b in pairs)
+    fits = once and all(tokens[a] + tokens[b] in spelt and not {a, b} & odd for a, b in merges)
     need(fits, f"{place}.merges", "an impossible pair, or one twice")
-    place, token = "lane 3 (LANE) ", (0, vocab - 1)
+    place, ids = "lane 3 (LANE) ", [(0, vocab - 1), 1, context]
     defaults: Any = {"max_new_tokens": (1, context - 1), "temperature_q16": (0, 1 << 24)}
-    defaults.update({"seed": (0, (1 << 32) - 1), "stop": [token, 0, 16]})
-    answer: Any = {"prompt": [token, 1, context], "output": [token, 1, context]}
-    answer.update({"domain": "|".join(model["domains"]), "logits": [DIGEST, 1, context]})
+    defaults.update({"seed": (0, (1 << 32) - 1), "stop": [ids[0], 0, 16]})
+    answer: Any = {"domain": "|".join(model["domains"]), "logits": [DIGEST, 1, context]}
+    answer.update({"prompt": ids, "output": ids})
     form: Any = {"format": "s7-stream", "version": (1, 1), "fold": "⟁EVENTS_FOLD⟁"}
     check(stream, {**form, "defaults": defaults, "answers": [answer, 0, 4096]}, place)
     stop = stream["defaults"]["stop"]
@@ -219,8 +221,7 @@ def check_manifest(found: Any, stream: Any, lanes: Any) -> list[dict[str, Any]]:
     bound = {"abi": hashes[4], "policy": leaf(b"S7L3PLCY", encode(policy))}
     same["hashes"] = {**bound, "meta": leaf(b"S7L3META", encode(meta))}
     constants = encode({key: found[key] for key in ("folds", "lanes", "phases")}, place)
-    fits = hashlib.sha256(constants).hexdigest() == FIXED
-    need(fits, f"{place}.folds, .lanes, .phases", "not as the format has them")
+    need(hashlib.sha256(constants).hexdigest() == FIXED, f"{place}.folds", "or .lanes or .phases")
     for key, value in same.items():
         where = f"{place}.{key}"
         need(encode(found[key], where) == encode(value), where, "not what the rest demands")
@@ -248,9 +249,8 @@ def check_field(file: BinaryIO, start: int, end: int, tensors: list[dict[str, An
 
 
 def verify(path: str) -> bytes:
-    """The root of the sealed file at a path; raises Refused, or OSError."""
+    """The root of a sealed file; raises Refused or OSError. What is no file has no length."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        # A FIFO, device or folder has no length, or no bytes.
         head, size = file.read(PAGE) or b"", os.fstat(file.fileno()).st_size
         need(len(head) == PAGE, f"head[{len(head)}:4096]", "cut short")
         exact, lanes, end = b"", [], PAGE

@@ -132,9 +132,10 @@ def _check(tree: Any) -> None:
             raise _Malformed("a float is not a finite number")
         if kinds.isdisjoint((list, dict)):
             return
-        lists = chain.from_iterable([x for x in level if type(x) is list])
-        maps = chain.from_iterable([x.values() for x in level if type(x) is dict])
-        level = [*lists, *maps]
+        inner: list[Any] = [x for x in level if type(x) is list] if list in kinds else []
+        if dict in kinds:
+            inner += [x.values() for x in level if type(x) is dict]
+        level = list(chain.from_iterable(inner))
     raise _Malformed(f"nested deeper than {MAX_DEPTH}")
 
 

@@ -5,6 +5,7 @@ root is recomputed from the manifest's chunk hashes. A tensor is verified before
 view leaves this module; a chunk, tensor, component or everything can be verified at will.
 """
 
+import gc
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -98,7 +99,8 @@ class Seal(Field):
         # Nothing is mapped or copied before head and manifest have been checked: a hostile
         # length costs nothing, and a file truncated meanwhile is an error and no signal.
         self.head = parse_head(memory.read(fd, size, 0, HEAD_BYTES), size)
-        self._parse(_payloads(self.head, partial(memory.read, fd, size)))
+        with _uncollected():
+            self._parse(_payloads(self.head, partial(memory.read, fd, size)))
         loaded = memory.load(fd, size, mode)
         _, field, stream, _, _ = self.head.lanes
         super().__init__(loaded, field.offset, stream.offset, self.manifest.tensors)
@@ -151,6 +153,18 @@ class Seal(Field):
             )
         if field.hash != self.manifest.field_root():
             raise SealError(f"{field.place} hash", "not the root of the manifest's chunk hashes")
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection: a large vocabulary is a hundred thousand objects, none garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _payloads(head: Head, read: Callable[[int, int], bytes]) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +143,14 @@ def _merges(
         lambda pair: set(map(type, pair)) == {int} and regular.issuperset(pair),
         "ids of regular tokens",
     )
+    lefts, rights = parts[::2], parts[1::2]
+    results = map(add, map(tokens.__getitem__, lefts), map(tokens.__getitem__, rights))
     require(
-        all(tokens[left] + tokens[right] in ids for left, right in pairs),
+        all(map(ids.__contains__, results)),
         lambda pair: tokens[pair[0]] + tokens[pair[1]] in ids,
         "a pair whose result is a token",
     )
-    merges: tuple[tuple[int, int], ...] = tuple(map(tuple, pairs))
+    merges = tuple(zip(lefts, rights, strict=True))
     if len(frozenset(merges)) != len(merges):
         first: dict[tuple[int, int], int] = {}
         i = next(i for i, pair in enumerate(merges) if first.setdefault(pair, i) != i)
