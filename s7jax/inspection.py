@@ -54,6 +54,48 @@ def read(path: Path) -> list[Entry]:
     return list(_checkpoint(path))
 
 
+def list_seal(path: Path) -> dict[str, Any]:
+    """What a sealed file says of itself; no weight is read.
+
+    Raises:
+        InputError: not a sealed file, or damaged outside its weights.
+    """
+    seal = s7l.open(path)
+    manifest = seal.manifest
+    return {
+        "file": {"root": seal.root.hex(), "bytes": seal.length, "mode": f"{seal.permissions:04o}"},
+        "model": manifest.dimensions.tree(),
+        "tensors": [_listed(tensor) for tensor in seal.tensors.values()],
+        "components": [
+            {
+                "name": name,
+                "tensors": len(tensors),
+                "bytes": sum(tensor.stored for tensor in tensors),
+                "root": manifest.component_root(name).hex(),
+            }
+            for name, tensors in manifest.components.items()
+        ],
+        "routing": manifest.routing(),
+        "folds": manifest.frame()["folds"],
+        "hashes": {name: value.hex() for name, value in manifest.hashes().items()},
+        "parent": manifest.parent.hex() if manifest.parent else None,
+        "provenance": dict(manifest.provenance),
+    }
+
+
+def _listed(tensor: s7l.Tensor) -> dict[str, Any]:
+    """A row of the tensor table."""
+    return {
+        "name": tensor.name,
+        "shape": list(tensor.spec.shape),
+        "dtype": tensor.spec.dtype,
+        "exponent": tensor.exponent,
+        "scale": tensor.spec.scale,
+        "bytes": tensor.spec.size,
+        "chunks": len(tensor.chunks),
+    }
+
+
 def differences(a: list[Entry], b: list[Entry]) -> list[dict[str, Any]]:
     """Tensors that are not the same bytes in both: name, and how they differ."""
     left, right = ({entry.name: entry for entry in entries} for entries in (a, b))

@@ -27,6 +27,22 @@ def show_tensors(title: str, rows: list[dict[str, Any]]) -> None:
     _console().print(_rows(title, tuple(rows[0]), cells))
 
 
+def show_seal(listing: dict[str, Any]) -> None:
+    """Print what a sealed file says of itself: tensors, components, folds, origin, quality."""
+    console, provenance = _console(), dict(listing["provenance"])
+    show_tensors(f"{len(listing['tensors'])} tensors", listing["tensors"])
+    show_tensors("Components", listing["components"])
+    show_tensors("Routing", listing["routing"])
+    folds = [[fold, lane] for fold, lane in listing["folds"].items()]
+    console.print(_rows("Folds", ("fold", "lane"), folds))
+    if "bits_per_byte" in (provenance.get("quality") or {}):
+        show({"quality": provenance.pop("quality")})
+    facts = {**listing["file"], "parent": listing["parent"], **listing["hashes"]}
+    console.print(_rows("Seal", ("what", "value"), [[k, f"{v}"] for k, v in facts.items()]))
+    console.print("Provenance", highlight=False)
+    console.print_json(data=provenance, indent=1)
+
+
 def _cell(name: str, value: Any) -> Any:
     if name == "sha256":
         return f"{value[:16]}…"

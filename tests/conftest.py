@@ -1,11 +1,14 @@
-"""Eight virtual CPU devices for every test, and the tiny model they share."""
+"""Eight virtual CPU devices for every test, the tiny model and the tiny seal they share."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import pytest
 from hypothesis import settings
+from tiny import write_inputs
 
+from s7jax import s7l
 from s7jax.config import Config, ModelConfig, RecipeConfig, StackConfig
 from s7jax.train import determinism
 
@@ -44,3 +47,17 @@ TINY = Config(
 @pytest.fixture(scope="session")
 def tiny() -> Config:
     return TINY
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory) -> Path:
+    """A folder with ``weights/``, ``vocab.json`` and ``moe.s7l``; never change it."""
+    root = write_inputs(tmp_path_factory.mktemp("model"))
+    s7l.seal(root / "weights", root / "vocab.json", root / "moe.s7l")
+    return root
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    """The same inputs, unsealed, to be changed at will."""
+    return write_inputs(tmp_path)

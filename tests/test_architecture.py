@@ -81,4 +81,6 @@ def test_the_sealed_file_room_works_without_jax():
 def test_scripts_are_thin_and_hide_no_standard_module(folder: str):
     for path in (ROOT / folder).glob("*.py"):
         assert path.stem not in sys.stdlib_module_names, path
-        assert len(path.read_text().splitlines()) <= 80, path
+        # The second verifier is one file by design, to be copied where nothing is installed.
+        most = 300 if path.name == "s7l_verify.py" else 80
+        assert len(path.read_text().splitlines()) <= most, path

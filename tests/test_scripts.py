@@ -171,11 +171,18 @@ def test_inspect_shows_checkpoints_and_seals(work: Path):
     q_proj = by_name["layers.attn.q_proj.weight"]
     assert (q_proj["shape"], q_proj["dtype"]) == ([1, 16, 16], "float32")
     assert q_proj["sharding"] == "1x1 (None, None, 'model')"
-    sealed = json.loads(
-        good("tools/inspect_checkpoint.py", work / "runs/tiny/model/moe.s7l", "--json", cwd=work)
-    )
-    assert {row["dtype"] for row in sealed} == {"int8", "int32"}
-    assert [row["name"] for row in sealed] == sorted(row["name"] for row in sealed)
+    moe = work / "runs/tiny/model/moe.s7l"
+    listing = json.loads(good("tools/inspect_checkpoint.py", moe, "--json", cwd=work))
+    names = [row["name"] for row in listing["tensors"]]
+    assert {row["dtype"] for row in listing["tensors"]} == {"int8", "int32"}
+    assert names == sorted(names)
+    assert listing["provenance"]["quality"]["bits_per_byte"]["code"]["trunk"] > 0
+    shown = good("tools/inspect_checkpoint.py", moe, cwd=work)
+    for phrase in ("Bits per byte on held-out", "⟁COMPUTE_FOLD⟁", "expert2", "config_sha256"):
+        assert phrase in shown
+    sealed = json.loads(good("tools/inspect_checkpoint.py", moe, "--weights", "--json", cwd=work))
+    assert [row["name"] for row in sealed] == names
+    assert {len(row["sha256"]) for row in sealed} == {64}
     result = script(
         *("tools/inspect_checkpoint.py", "--diff"),
         *(checkpoints / "expert1_final", checkpoints / "expert2_final"),

@@ -1,4 +1,4 @@
-"""Seal quantised weights and their vocabulary into one read-only file.
+"""Seal quantised weights and their vocabulary into one read-only file, and sign it.
 
 Sealing is irreversible: an existing file is never overwritten. Without arguments the newest
 run under runs/ is sealed.
@@ -7,6 +7,12 @@ Examples:
   python tools/pack.py
   python tools/pack.py --run demo
   python tools/pack.py --weights-dir model/weights/ --vocab model/vocab.json --out model/moe.s7l
+  python tools/pack.py --new-key release.pem            writes release.pem and release.pem.pub
+  python tools/pack.py --sign release.pem --release 3   writes or completes moe.s7l.sig
+
+Keys are Ed25519 in PEM, as `openssl genpkey -algorithm ed25519` makes them too. Several keys
+may sign, at once or one after the other. The release number is yours and ascends; who
+verifies with --min-version is safe from being given an older release.
 """
 
 import argparse
@@ -16,7 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from s7jax import cli, s7l
+from s7jax.errors import UsageError
 from s7jax.run import named, newest
+from s7jax.s7l import signature
 
 
 def parse() -> argparse.Namespace:
@@ -26,8 +34,13 @@ def parse() -> argparse.Namespace:
     p.add_argument("--weights-dir", type=Path, help="folder of quantised weights")
     p.add_argument("--vocab", type=Path, help="vocab.json")
     p.add_argument("--out", type=Path, help="file to create")
+    p.add_argument("--sign", type=Path, nargs="+", metavar="KEY", help="private keys, PEM")
+    p.add_argument("--release", type=int, default=1, help="release number under the signature")
+    p.add_argument("--new-key", type=Path, metavar="KEY", help="make a key pair; nothing is sealed")
     args = p.parse_args()
-    if None in (args.weights_dir, args.vocab, args.out):
+    if not 0 <= args.release <= signature.MAX_VERSION:
+        raise UsageError(f"--release {args.release}: expected 0 to {signature.MAX_VERSION}")
+    if args.new_key is None and None in (args.weights_dir, args.vocab, args.out):
         run = named(args.run) if args.run else newest()
         args.weights_dir = args.weights_dir or run.weights
         args.vocab = args.vocab or run.vocab
@@ -36,11 +49,18 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Seal, then show what was sealed."""
+    """Seal and sign, then show what was sealed."""
     args = parse()
+    if args.new_key is not None:
+        print(f"keep secret: {args.new_key}\ngive away:   {signature.new_key(args.new_key)}")
+        return
     done = s7l.seal(args.weights_dir, args.vocab, args.out)
     seal = s7l.open(args.out, root=done.root)
     print(f"{'sealed' if done.created else 'already sealed, identical'}: {args.out}")
+    if args.sign:
+        release = signature.Release(seal.root, seal.head.length, args.release)
+        note = signature.sign(signature.note_path(args.out), release, args.sign)
+        print(f"signed   release {args.release}, {len(note.signatures)} signatures")
     print(f"root     {seal.root.hex()}")
     print(f"bytes    {seal.head.length:,}")
     print(f"tensors  {len(seal.tensors)}")

@@ -1,51 +1,79 @@
-"""Verify a sealed model: every rule with its verdict and its evidence.
+"""Verify a sealed model or a bundle: every rule with its verdict and its evidence.
 
 Exit code 0 if no rule fails, 1 if one does or the file is no seal, 2 for a wrong command.
-Without a file the newest run's is verified.
+What only a running model can show is reported as not checked.
 
 Examples:
-  python tools/verify.py
-  python tools/verify.py model/moe.s7l
   python tools/verify.py model/moe.s7l --json
+  python tools/verify.py model/moe.s7l --root 9da075e3b893…
+  python tools/verify.py model/moe.s7l --trust release.pem.pub --min-version 3
+  python tools/verify.py expert2.s7b --trust release.pem.pub --signature model/moe.s7l.sig
+
+A seal proves that the file is whole; --root, or --trust with the keys you know, whose it is.
 """
 
+import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from s7jax import cli, s7l
+from s7jax.errors import UsageError
 from s7jax.run import newest
+from s7jax.s7l import signature
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    p = cli.parser(__doc__)
+    p.add_argument("file", type=Path, nargs="?", help="sealed model (default: the newest run's)")
+    p.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    p.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
+    p.add_argument("--trust", type=Path, nargs="+", metavar="PUBKEY", help="one must have signed")
+    p.add_argument("--min-version", type=int, default=0, help="oldest release accepted")
+    p.add_argument("--signature", type=Path, metavar="NOTE", help="default: FILE.sig")
+    args = p.parse_args()
+    if not args.trust and (args.min_version or args.signature):
+        raise UsageError("--min-version and --signature mean nothing without --trust PUBKEY")
+    args.file = args.file or newest().sealed
+    return args
 
 
 def main() -> int:
     """Open, check, print."""
-    p = cli.parser(__doc__)
-    p.add_argument("file", type=Path, nargs="?", help="sealed model (default: the newest run's)")
-    p.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    args = p.parse_args()
-    path = args.file or newest().sealed
+    args = parse()
+    result: dict[str, Any] = {"format": "s7-verify", "version": 1}
     try:
-        seal = s7l.open(path)
+        opened = (s7l.open_bundle if s7l.is_bundle(args.file) else s7l.open)(
+            args.file, root=args.root
+        )
+        signed = verify_note(args, opened) if args.trust else None
     except s7l.SealError as e:
-        if not args.json:
-            raise
-        print(json.dumps({"format": "s7-verify", "version": 1, "passed": False, "error": str(e)}))
-        return 1
-    report = s7l.check(seal)
-    if args.json:
-        print(json.dumps(as_json(seal, report), indent=2))
+        if args.json:
+            print(json.dumps({**result, "passed": False, "error": str(e)}))
+            return 1
+        raise
+    report = s7l.check(opened)
+    if args.json:  # the same file gives the same object
+        result |= {"passed": report.passed, "root": opened.root.hex(), "bytes": opened.length}
+        result |= {"signature": signed, "rules": [vars(finding) for finding in report.findings]}
+        print(json.dumps(result, indent=2))
     else:
-        print(f"{path}: {seal.head.length:,} bytes, root {seal.root.hex()}")
+        print(f"{args.file}: {opened.length:,} bytes sealed, root {opened.root.hex()}")
+        if signed:
+            print(f"release {signed['version']}, signed by {', '.join(signed['keys'])}")
         for finding in report.findings:
             print(f"{finding.rule:<5}{finding.verdict}\n     {finding.evidence}")
         print(f"hashed at {report.bytes_per_second / 1e6:,.0f} MB/s")
     return 0 if report.passed else 1
 
 
-def as_json(seal: s7l.Seal, report: s7l.Report) -> dict[str, object]:
-    """What ``--json`` prints: the same file gives the same object."""
-    rules = [vars(finding) for finding in report.findings]
-    facts = {"passed": report.passed, "root": seal.root.hex(), "bytes": seal.head.length}
-    return {"format": "s7-verify", "version": 1, **facts, "rules": rules}
+def verify_note(args: argparse.Namespace, opened: s7l.Seal | s7l.Bundle) -> dict[str, Any]:
+    """Release and trusted signers of an open file."""
+    note = args.signature or signature.note_path(args.file)
+    trusted = (opened.root, opened.length, args.trust, args.min_version)
+    release, keys = signature.verify(note, *trusted)
+    return {"version": release.version, "keys": [str(key) for key in keys]}
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Canonical msgpack: one tree, one encoding.
 
 Map keys are strings in ascending byte order; every value has its shortest encoding; floats
-are 64-bit and finite; no extension types; at most 12 containers deep. Decoding never
-allocates more than the input's own size justifies, and re-encoding must give the same bytes.
+are 64-bit and finite; no extension types; at most 12 containers deep. Decoding first walks
+the bytes without building anything, so that no claimed length is believed, and re-encoding
+must give the same bytes.
 Source: the msgpack specification (github.com/msgpack/msgpack, spec.md).
 """
 
 import math
-import struct
+from itertools import chain
 from typing import Any
 
 import msgpack
@@ -17,22 +18,15 @@ from s7jax.s7l.schema import SealError, show
 MAX_DEPTH = 12
 """Containers around the innermost value."""
 
-_CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
-_NUMBERS = {
-    kind: struct.Struct(">" + code)
-    for kind, code in zip(
-        (0xCB, 0xCC, 0xCD, 0xCE, 0xCF, 0xD0, 0xD1, 0xD2, 0xD3), "dBHIQbhiq", strict=True
-    )
-}
-_SIZED = {  # kind → family, bytes of the length
-    **{0xC4: ("bin", 1), 0xC5: ("bin", 2), 0xC6: ("bin", 4)},
-    **{0xD9: ("str", 1), 0xDA: ("str", 2), 0xDB: ("str", 4)},
-    **{0xDC: ("list", 2), 0xDD: ("list", 4), 0xDE: ("map", 2), 0xDF: ("map", 4)},
-}
+MAX_CONTAINERS = 1 << 20
+"""Lists and maps in one tree; an empty one takes a byte encoded and 64 decoded."""
+
+_BUFFER = 1 << 10  # grows by itself; the library's own first buffer has 256 KiB
+_TYPES = frozenset((type(None), bool, int, float, str, bytes, list, dict))
 
 
 class _Malformed(Exception):
-    """Raised inside the decoder: (byte offset, problem)."""
+    """Raised inside the decoder: the problem."""
 
 
 def encode(tree: Any, place: str = "tree") -> bytes:
@@ -54,24 +48,99 @@ def decode(data: bytes, place: str) -> Any:
     Raises:
         SealError: ``data`` is not the canonical encoding of any tree.
     """
-    try:
-        tree, end = _value(data, 0, 0)
-    except _Malformed as e:
-        raise SealError(f"{place} byte {e.args[0]}", e.args[1]) from e
-    except (IndexError, struct.error) as e:
-        raise SealError(f"{place} byte {len(data)}", "ends inside a value") from e
+    end = _measure(data, place)
     if end != len(data):
-        raise SealError(f"{place} byte {min(end, len(data))}", "expected the end of the lane here")
+        raise SealError(f"{place} byte {end}", "expected the end of the lane here")
+    try:
+        tree = _build(data)
+        _check(tree)
+    except _Malformed as e:
+        raise SealError(place, str(e)) from e
+    except UnicodeDecodeError as e:
+        raise SealError(place, "a string is not UTF-8") from e
+    except ValueError as e:  # a timestamp out of its range
+        raise SealError(place, f"cannot be decoded: {e}") from e
     again = _pack(tree)
     if again != data:
         pairs = enumerate(zip(again, data, strict=False))
         at = next(i for i, (a, b) in pairs if a != b)  # a longer header differs in its type byte
-        raise SealError(f"{place} byte {at}", "not the shortest encoding of this value")
+        raise SealError(f"{place} byte {at}", "not the shortest encoding, or a 32-bit float")
     return tree
 
 
+def _measure(data: bytes, place: str) -> int:
+    """Where the first value ends. Nothing is built: memory does not follow claimed lengths."""
+    unpacker = msgpack.Unpacker(max_buffer_size=max(len(data), 1))
+    unpacker.feed(data)
+    try:
+        unpacker.skip()
+    except msgpack.OutOfData as e:
+        raise SealError(f"{place} byte {len(data)}", "ends inside a value") from e
+    except msgpack.StackError as e:
+        raise SealError(place, f"nested deeper than {MAX_DEPTH}") from e
+    except (msgpack.FormatError, ValueError) as e:
+        raise SealError(f"{place} byte {unpacker.tell()}", "no msgpack value") from e
+    end: int = unpacker.tell()
+    return end
+
+
+def _build(data: bytes) -> Any:
+    """The tree in a complete encoding; maps in order, nothing but lists, maps and scalars."""
+    containers = 0
+
+    def count() -> None:
+        nonlocal containers
+        containers += 1
+        if containers > MAX_CONTAINERS:
+            raise _Malformed(f"more than {MAX_CONTAINERS} lists and maps")
+
+    def in_order(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+        count()
+        last: str | None = None
+        for key, _ in pairs:
+            if type(key) is not str:
+                raise _Malformed(f"map key {show(key)} is not a string")
+            if last is not None and key <= last:
+                raise _Malformed(f"map key {show(key)} repeats or is out of order")
+            last = key
+        return dict(pairs)
+
+    def counted(items: list[Any]) -> list[Any]:
+        count()
+        return items
+
+    def refuse(code: int, _: bytes) -> None:
+        raise _Malformed(f"extension type {code} is not allowed")
+
+    return msgpack.unpackb(
+        data,
+        object_pairs_hook=in_order,
+        list_hook=counted if len(data) > MAX_CONTAINERS else None,  # a container has its byte
+        ext_hook=refuse,
+        strict_map_key=False,  # in_order says which key
+    )
+
+
+def _check(tree: Any) -> None:
+    """Depth, finite floats, and no type that msgpack has and a sealed tree has not."""
+    level = [tree]
+    for _ in range(MAX_DEPTH + 1):
+        kinds = set(map(type, level))
+        if not kinds <= _TYPES:
+            raise _Malformed("a timestamp (extension type -1) is not allowed")
+        if float in kinds and not all(math.isfinite(x) for x in level if type(x) is float):
+            raise _Malformed("a float is not a finite number")
+        if kinds.isdisjoint((list, dict)):
+            return
+        inner: list[Any] = [x for x in level if type(x) is list] if list in kinds else []
+        if dict in kinds:
+            inner += [x.values() for x in level if type(x) is dict]
+        level = list(chain.from_iterable(inner))
+    raise _Malformed(f"nested deeper than {MAX_DEPTH}")
+
+
 def _pack(tree: Any) -> bytes:
-    packed: bytes = msgpack.packb(tree, use_bin_type=True)
+    packed: bytes = msgpack.Packer(buf_size=_BUFFER).pack(tree)
     return packed
 
 
@@ -91,79 +160,3 @@ def _normal(tree: Any, depth: int) -> Any:
     if tree is not None and type(tree) not in (bool, int, float, str, bytes):
         raise ValueError(f"{type(tree).__name__} has no place in a sealed tree")
     return tree
-
-
-def _value(data: bytes, at: int, depth: int) -> tuple[Any, int]:
-    """The value at ``at`` inside ``depth`` containers, and where the next one starts."""
-    kind = data[at]
-    if kind < 0x80 or kind >= 0xE0:
-        return kind if kind < 0x80 else kind - 0x100, at + 1
-    if kind in _CONSTANTS:
-        return _CONSTANTS[kind], at + 1
-    if kind in _NUMBERS:
-        return _number(data, at, _NUMBERS[kind])
-    family, size, start = _header(data, at, kind)
-    if family in ("bin", "str"):
-        return _string(data, start, size, family)
-    if depth == MAX_DEPTH:
-        raise _Malformed(at, f"nested deeper than {MAX_DEPTH}")
-    if family == "list":
-        return _list(data, start, size, depth)
-    return _map(data, start, size, depth)
-
-
-def _header(data: bytes, at: int, kind: int) -> tuple[str, int, int]:
-    """Family, size and start of the content of a string or container."""
-    if kind < 0x90:
-        return "map", kind & 0x0F, at + 1
-    if kind < 0xA0:
-        return "list", kind & 0x0F, at + 1
-    if kind < 0xC0:
-        return "str", kind & 0x1F, at + 1
-    if kind not in _SIZED:
-        raise _Malformed(at, f"type byte 0x{kind:02x} (extension or 32-bit float) is not allowed")
-    family, width = _SIZED[kind]
-    return family, int.from_bytes(data[at + 1 : at + 1 + width], "big"), at + 1 + width
-
-
-def _number(data: bytes, at: int, form: struct.Struct) -> tuple[int | float, int]:
-    (number,) = form.unpack_from(data, at + 1)
-    if type(number) is float and not math.isfinite(number):
-        raise _Malformed(at, f"{number} is not a finite number")
-    return number, at + 1 + form.size
-
-
-def _string(data: bytes, start: int, size: int, family: str) -> tuple[bytes | str, int]:
-    end = start + size
-    if end > len(data):
-        raise IndexError
-    content = data[start:end]
-    if family == "bin":
-        return content, end
-    try:
-        return content.decode(), end
-    except UnicodeDecodeError as e:
-        raise _Malformed(start + e.start, "not UTF-8") from e
-
-
-def _list(data: bytes, at: int, size: int, depth: int) -> tuple[list[Any], int]:
-    items = []
-    for _ in range(size):
-        item, at = _value(data, at, depth + 1)
-        items.append(item)
-    return items, at
-
-
-def _map(data: bytes, at: int, size: int, depth: int) -> tuple[dict[str, Any], int]:
-    tree: dict[str, Any] = {}
-    last: str | None = None
-    for _ in range(size):
-        start = at
-        key, at = _value(data, at, depth + 1)
-        if type(key) is not str:
-            raise _Malformed(start, f"map key {show(key)} is not a string")
-        if last is not None and key <= last:
-            raise _Malformed(start, f"map key {show(key)} repeats or is out of order")
-        tree[key], at = _value(data, at, depth + 1)
-        last = key
-    return tree, at

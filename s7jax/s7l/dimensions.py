@@ -119,6 +119,12 @@ class TensorSpec:
         return entry if self.is_fixed_point else {**entry, "axis": self.axis, "scale": self.scale}
 
 
+def tensor_count(d: Dimensions) -> int:
+    """Length of the table, without making it: a claim of a million layers costs nothing."""
+    experts = len(d.domains)
+    return 6 + 6 * experts + 14 * (d.trunk.layers + experts * d.expert.layers)
+
+
 def tensor_table(d: Dimensions) -> tuple[TensorSpec, ...]:
     """Every tensor of a model with these dimensions, in bytewise order of names.
 

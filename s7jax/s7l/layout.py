@@ -96,11 +96,15 @@ def make_head(payloads: Iterable[tuple[int, bytes]]) -> Head:
 
 
 def seal_root(lanes: Iterable[Lane]) -> bytes:
-    """H("S7L3SEAL" ‖ head[0:8] ‖ file length ‖ tree over the lane records)."""
+    """Root of a file with these lanes; the last one ends it."""
     lanes = tuple(lanes)
     directory = merkle.tree([merkle.leaf(merkle.RECORD, lane.record()) for lane in lanes])
-    length = lanes[-1].end.to_bytes(8, "big")
-    return hashlib.sha256(b"S7L3SEAL" + PREFIX + length + directory).digest()
+    return root_of_directory(directory, lanes[-1].end)
+
+
+def root_of_directory(directory: bytes, length: int) -> bytes:
+    """H("S7L3SEAL" ‖ head[0:8] ‖ file length ‖ tree over the lane records)."""
+    return hashlib.sha256(b"S7L3SEAL" + PREFIX + length.to_bytes(8, "big") + directory).digest()
 
 
 def parse_head(head: bytes, size: int) -> Head:

@@ -14,8 +14,8 @@ from typing import Any, Final
 from s7jax.s7l import merkle
 from s7jax.s7l.canonical import encode
 from s7jax.s7l.contract import FOLDS, LANE_FOLDS, phases
-from s7jax.s7l.dimensions import NAME, Dimensions, TensorSpec, tensor_table
-from s7jax.s7l.layout import PAD, align, place_tensors
+from s7jax.s7l.dimensions import NAME, Dimensions, TensorSpec, tensor_count, tensor_table
+from s7jax.s7l.layout import place_tensors
 from s7jax.s7l.schema import SealError, digest, equal, integer, mapping, sequence, show, text
 
 METHOD: Final = "per_row_int8"
@@ -123,12 +123,15 @@ class Manifest:
 
     def tree(self) -> dict[str, Any]:
         """The payload of the EDGE lane."""
+        return {**self.frame(), "tensors": [tensor.tree() for tensor in self.tensors]}
+
+    def frame(self) -> dict[str, Any]:
+        """The payload of the EDGE lane without its tensors, which are most of it."""
         return {
             "format": "s7-manifest",
             "version": 1,
             "method": METHOD,
             "model": self.dimensions.tree(),
-            "tensors": [tensor.tree() for tensor in self.tensors],
             "components": [
                 {"name": name, "tensors": [tensor.name for tensor in tensors]}
                 for name, tensors in self.components.items()
@@ -179,41 +182,42 @@ def parse_manifest(tree: Any, dimensions: Dimensions, bindings: Bindings, place:
     parent = tree["parent"]
     if parent is not None:
         digest(parent, f"{place}.parent")
-    exponents, chunks = _free_tensor_values(tree["tensors"], dimensions, f"{place}.tensors")
-    manifest = make_manifest(
-        *(dimensions, exponents, chunks),
-        provenance=tree["provenance"],
-        parent=parent,
-        bindings=bindings,
+    manifest = Manifest(
+        dimensions,
+        _parse_tensors(tree["tensors"], dimensions, f"{place}.tensors"),
+        tree["provenance"],
+        parent,
+        bindings,
     )
-    equal(tree, manifest.tree(), place)
+    frame = {key: value for key, value in tree.items() if key != "tensors"}
+    equal(frame, manifest.frame(), place)
     return manifest
 
 
-def _free_tensor_values(
-    tree: Any, dimensions: Dimensions, place: str
-) -> tuple[dict[str, int], dict[str, list[bytes]]]:
-    """Exponents and chunk hashes of the table's entries."""
+def _parse_tensors(tree: Any, dimensions: Dimensions, place: str) -> tuple[Tensor, ...]:
+    """The tensors; exponents and chunk hashes are free, all else in an entry is determined."""
+    count = tensor_count(dimensions)
+    sequence(tree, place, count, count)
     table = tensor_table(dimensions)
-    exponents: dict[str, int] = {}
-    chunks: dict[str, list[bytes]] = {}
-    for i, (entry, spec) in enumerate(zip(sequence(tree, place), table, strict=False)):
-        where = f"{place}[{i}]"
+    placed = place_tensors((spec.name, spec.size) for spec in table)
+    tensors: list[Tensor] = []
+    for entry, spec, (offset, stored) in zip(tree, table, placed, strict=True):
+        where = f"{place}[{len(tensors)}]"
         if type(entry) is not dict or "name" not in entry:
             raise SealError(where, f"found {show(entry)}; expected a tensor with a name")
         text(entry["name"], NAME, f"{where}.name")
         equal(entry["name"], spec.name, f"{where}.name")
         keys = (*spec.tree(), "stored", "offset", "chunks")
         mapping(entry, (*keys, "exponent") if spec.is_fixed_point else keys, where)
+        count = -(-stored // merkle.CHUNK_BYTES)
+        hashes = sequence(entry["chunks"], f"{where}.chunks", count, count)
+        chunks = tuple(digest(h, f"{where}.chunks[{j}]") for j, h in enumerate(hashes))
+        exponent = None
         if spec.is_fixed_point:
-            exponents[spec.name] = check_exponent(entry["exponent"], f"{where}.exponent")
-        hashes = sequence(entry["chunks"], f"{where}.chunks")
-        chunks[spec.name] = [digest(h, f"{where}.chunks[{j}]") for j, h in enumerate(hashes)]
-        count = -(-align(spec.size, PAD) // merkle.CHUNK_BYTES)
-        sequence(hashes, f"{where}.chunks", count, count)
-    if len(tree) != len(table):
-        raise SealError(place, f"{len(tree)} tensors; the dimensions demand {len(table)}")
-    return exponents, chunks
+            exponent = check_exponent(entry["exponent"], f"{where}.exponent")
+        tensors.append(Tensor(spec, offset, stored, exponent, chunks))
+        equal(entry, tensors[-1].tree(), where)
+    return tuple(tensors)
 
 
 def check_exponent(tree: Any, place: str) -> int:

@@ -49,6 +49,52 @@ def tree(leaves: Sequence[bytes]) -> bytes:
     return hashlib.sha256(b"\x01" + tree(leaves[:split]) + tree(leaves[split:])).digest()
 
 
+def inclusion(leaves: Sequence[bytes], index: int) -> list[bytes]:
+    """Audit path of one leaf, from its sibling up: uint8[n][32] → uint8[≤ log2 n][32].
+
+    RFC 6962, section 2.1.1.
+
+    Raises:
+        IndexError: there is no such leaf.
+    """
+    if not 0 <= index < len(leaves):
+        raise IndexError(f"leaf {index} of {len(leaves)}")
+    if len(leaves) == 1:
+        return []
+    split = 1 << (len(leaves) - 1).bit_length() - 1
+    if index < split:
+        return [*inclusion(leaves[:split], index), tree(leaves[split:])]
+    return [*inclusion(leaves[split:], index - split), tree(leaves[:split])]
+
+
+def included_root(
+    leaf_hash: bytes, index: int, size: int, path: Sequence[bytes], place: str
+) -> bytes:
+    """Root of the tree of ``size`` leaves in which ``path`` puts a leaf at ``index``.
+
+    RFC 9162, section 2.1.3.2. The caller compares the result with the root it trusts.
+
+    Raises:
+        SealError: no tree of that size has a path of that length at that index.
+    """
+    if not 0 <= index < size:
+        raise SealError(place, f"leaf {index} of {size}")
+    root, last = leaf_hash, size - 1
+    for sibling in path:
+        if last == 0:
+            raise SealError(place, f"{len(path)} hashes are too many for leaf {index} of {size}")
+        if index & 1 or index == last:
+            root = hashlib.sha256(b"\x01" + sibling + root).digest()
+            while not index & 1 and index:
+                index, last = index >> 1, last >> 1
+        else:
+            root = hashlib.sha256(b"\x01" + root + sibling).digest()
+        index, last = index >> 1, last >> 1
+    if last:
+        raise SealError(place, f"{len(path)} hashes are too few for a tree of {size}")
+    return root
+
+
 def chunks(data: bytes | memoryview) -> list[bytes]:
     """Leaf hashes of the 1 MiB chunks of a tensor's stored bytes; the last may be shorter."""
     view = memoryview(data)

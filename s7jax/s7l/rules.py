@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from s7jax.s7l.bundle import Bundle
 from s7jax.s7l.canonical import decode
 from s7jax.s7l.contract import COMPUTE_FOLD, FOLDS, LANE_FOLDS, phases
 from s7jax.s7l.dimensions import DTYPES
+from s7jax.s7l.field import Field
 from s7jax.s7l.layout import seal_root
 from s7jax.s7l.reader import Seal, encodings
 from s7jax.s7l.schema import SealError
@@ -49,15 +51,27 @@ class Report:
         return all(finding.verdict is not Verdict.FAIL for finding in self.findings)
 
 
-def check(seal: Seal) -> Report:
-    """Check every rule on an open seal; reads every byte once to hash it."""
+def check(opened: Seal | Bundle) -> Report:
+    """Check every rule on an open seal, or on a bundle those that its tensors can show.
+
+    Reads every byte of the tensors once to hash it.
+    """
     start = time.perf_counter()
-    hashes = _first_failure(seal, seal.verify_hashes)
-    speed = seal.manifest.field_bytes / (time.perf_counter() - start)
-    zeros = _first_failure(seal, seal.verify_zeros)
-    values = _first_failure(seal, seal.verify_values)
+    hashes = _first_failure(opened, opened.verify_hashes)
+    stored = sum(tensor.stored for tensor in opened.tensors.values())
+    speed = stored / (time.perf_counter() - start)
+    zeros = _first_failure(opened, opened.verify_zeros)
+    values = _first_failure(opened, opened.verify_values)
+    if isinstance(opened, Bundle):
+        return Report(_check_bundle(opened, hashes, zeros, values), speed)
+    return Report(_check_seal(opened, hashes, zeros, values), speed)
+
+
+def _check_seal(
+    seal: Seal, hashes: SealError | None, zeros: SealError | None, values: SealError | None
+) -> tuple[Finding, ...]:
     edge = decode(seal.raw("EDGE"), "lane 4 (EDGE)")  # as sealed, not as rebuilt
-    findings = (
+    return (
         _order(seal, zeros),
         _legal_folds(edge, seal.contract["operators"]),
         Finding(
@@ -79,10 +93,23 @@ def check(seal: Seal) -> Report:
         _phase_table(edge),
         _authority(edge, seal),
     )
-    return Report(findings, speed)
 
 
-def _first_failure(seal: Seal, verify: Callable[[str], None]) -> SealError | None:
+def _check_bundle(
+    bundle: Bundle, hashes: SealError | None, zeros: SealError | None, values: SealError | None
+) -> tuple[Finding, ...]:
+    count, name = len(bundle.tensors), bundle.component
+    chunks = sum(len(tensor.chunks) for tensor in bundle.tensors.values())
+    order = f"{count} tensors of {name} in bytewise order of names; padding and gaps zero"
+    proof = f"root {bundle.root.hex()} recomputed from {chunks} chunks of {name} and its proof"
+    return (
+        _finding("V0", zeros is None, str(zeros or order)),
+        _finding("V6", hashes is None, str(hashes or proof)),
+        _integers(bundle, values),
+    )
+
+
+def _first_failure(seal: Field, verify: Callable[[str], None]) -> SealError | None:
     for name in seal.tensors:
         try:
             verify(name)
@@ -123,7 +150,7 @@ def _read_only(seal: Seal) -> Finding:
     return _finding(
         "V4",
         seal.is_read_only,
-        f"mapping and views read-only, no mutator; file mode {seal.mode:04o} (sealed 0444)",
+        f"mapping and views read-only, no mutator; file mode {seal.permissions:04o} (sealed 0444)",
     )
 
 
@@ -158,10 +185,10 @@ def _bound_hashes(edge: dict[str, Any], seal: Seal) -> Finding:
     )
 
 
-def _integers(seal: Seal, failure: SealError | None) -> Finding:
+def _integers(seal: Field, failure: SealError | None) -> Finding:
     if failure is not None:
         return _finding("INT8", False, str(failure))
-    count = Counter(tensor.spec.dtype for tensor in seal.manifest.tensors)
+    count = Counter(tensor.spec.dtype for tensor in seal.tensors.values())
     shown = ", ".join(f"{n} {dtype}" for dtype, n in sorted(count.items()))
     return _finding(
         "INT8",

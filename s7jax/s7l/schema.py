@@ -112,11 +112,17 @@ def read_json(path: Path) -> Any:
         SealError: no such file, not UTF-8 JSON, a repeated key, NaN or an infinity.
     """
     try:
-        return json.loads(path.read_bytes(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return parse_json(path.read_bytes(), str(path))
     except OSError as e:
         raise SealError(str(path), e.strerror or str(e)) from e
+
+
+def parse_json(data: bytes | str, place: str) -> Any:
+    """The JSON tree in ``data``; raises like :func:`read_json`."""
+    try:
+        return json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as e:
-        raise SealError(str(path), f"not the JSON expected here ({e})") from e
+        raise SealError(place, f"not the JSON expected here ({e})") from e
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """The DICT lane: the byte-level BPE vocabulary, enough to encode and decode any bytes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from operator import add
 from pathlib import Path
 from typing import Any
 
 from s7jax.s7l.contract import LANE_FOLDS
-from s7jax.s7l.schema import SealError, equal, integer, mapping, read_json, sequence, text
+from s7jax.s7l.schema import SealError, equal, integer, mapping, read_json, sequence, show, text
 
 _MAX_TOKENS = 1 << 20
 _KEYS = ("format", "version", "tokens", "merges", "specials", "pattern")
@@ -33,6 +35,12 @@ class Vocabulary:
             "pattern": self.pattern,
         }
 
+    def file_tree(self) -> dict[str, Any]:
+        """The content of the ``vocab.json`` that :func:`read_vocabulary` reads."""
+        tree = {key: value for key, value in self.tree().items() if key != "fold"}
+        tokens = [token.hex() for token in self.tokens]
+        return {**tree, "format": "s7-vocab", "tokens": tokens}
+
 
 def read_vocabulary(path: Path) -> Vocabulary:
     """The vocabulary in a ``vocab.json``, whose tokens are hexadecimal.
@@ -45,9 +53,18 @@ def read_vocabulary(path: Path) -> Vocabulary:
     equal(tree["format"], "s7-vocab", f"{place}.format")
     equal(tree["version"], 1, f"{place}.version")
     tokens = sequence(tree["tokens"], f"{place}.tokens")
-    for i, token in enumerate(tokens):
-        text(token, r"([0-9a-f]{2})+", f"{place}.tokens[{i}]")
-    return _parse({**tree, "tokens": [bytes.fromhex(token) for token in tokens]}, place)
+    tokens = [_from_hex(token, f"{place}.tokens[{i}]") for i, token in enumerate(tokens)]
+    return _parse({**tree, "tokens": tokens}, place)
+
+
+def _from_hex(token: Any, place: str) -> bytes:
+    try:
+        value = bytes.fromhex(token)
+    except (TypeError, ValueError):
+        value = b""
+    if not value or value.hex() != token:
+        raise SealError(place, f"found {show(token)}; expected bytes in lower-case hexadecimal")
+    return value
 
 
 def parse_vocabulary(tree: Any, place: str) -> Vocabulary:
@@ -106,17 +123,36 @@ def _merges(
     tree: Any, tokens: list[Any], ids: dict[bytes, int], place: str
 ) -> tuple[tuple[int, int], ...]:
     """Pairs of regular tokens whose concatenation is a regular token; no pair twice."""
-    merges: dict[tuple[int, int], None] = {}
-    for i, pair in enumerate(sequence(tree, place, 0, _MAX_TOKENS)):
-        where = f"{place}[{i}]"
-        left, right = (
-            integer(part, 0, len(tokens) - 1, where) for part in sequence(pair, where, 2, 2)
-        )
-        if any(tokens[part] not in ids or ids[tokens[part]] != part for part in (left, right)):
-            raise SealError(where, "a special token cannot be merged")
-        if tokens[left] + tokens[right] not in ids:
-            raise SealError(where, f"the result of merging {left} and {right} is no token")
-        if (left, right) in merges:
-            raise SealError(where, f"the pair {left}, {right} is listed twice")
-        merges[left, right] = None
-    return tuple(merges)
+    pairs = sequence(tree, place, 0, _MAX_TOKENS)
+    regular = frozenset(ids.values())
+
+    def require(holds: bool, rule: Callable[[Any], bool], expected: str) -> None:
+        """All pairs are judged at once, which is fast; only a failure looks for its place."""
+        if not holds:
+            i = next(i for i, pair in enumerate(pairs) if not rule(pair))
+            raise SealError(f"{place}[{i}]", f"found {show(pairs[i])}; expected {expected}")
+
+    require(
+        set(map(type, pairs)) <= {list} and set(map(len, pairs)) <= {2},
+        lambda pair: type(pair) is list and len(pair) == 2,
+        "two ids",
+    )
+    parts = list(chain.from_iterable(pairs))
+    require(
+        set(map(type, parts)) <= {int} and regular.issuperset(parts),
+        lambda pair: set(map(type, pair)) == {int} and regular.issuperset(pair),
+        "ids of regular tokens",
+    )
+    lefts, rights = parts[::2], parts[1::2]
+    results = map(add, map(tokens.__getitem__, lefts), map(tokens.__getitem__, rights))
+    require(
+        all(map(ids.__contains__, results)),
+        lambda pair: tokens[pair[0]] + tokens[pair[1]] in ids,
+        "a pair whose result is a token",
+    )
+    merges = tuple(zip(lefts, rights, strict=True))
+    if len(frozenset(merges)) != len(merges):
+        first: dict[tuple[int, int], int] = {}
+        i = next(i for i, pair in enumerate(merges) if first.setdefault(pair, i) != i)
+        raise SealError(f"{place}[{i}]", f"the same pair as merge {first[merges[i]]}")
+    return merges

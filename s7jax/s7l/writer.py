@@ -1,15 +1,9 @@
 """Seal a weights folder: write once, verify, publish without overwriting anything.
 
-The bytes are a pure function of the inputs. Until the file is complete, verified and on disk
-it has no name (or, where the file system knows no nameless files, a temporary one), so a
-failure or an interrupt leaves nothing behind.
+The bytes are a pure function of the inputs.
 """
 
-import os
-import stat
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +14,7 @@ from s7jax.s7l.contract import compute_contract
 from s7jax.s7l.dimensions import tensor_table
 from s7jax.s7l.layout import CAPS, HEAD_BYTES, PAGE, align, make_head, place_tensors
 from s7jax.s7l.manifest import Bindings, make_manifest
+from s7jax.s7l.publish import unpublished
 from s7jax.s7l.reader import Seal
 from s7jax.s7l.schema import SealError
 from s7jax.s7l.stream import check_stream, default_policy, make_stream
@@ -58,8 +53,6 @@ def seal(
         SealError: an input is wrong, or ``out`` exists and is not byte-identical.
         OSError: the folder of ``out`` cannot be written.
     """
-    if not out.parent.is_dir():
-        raise SealError(str(out.parent), "no such folder")
     source = read_weights(weights)
     words = read_vocabulary(vocabulary)
     if len(words.tokens) != source.dimensions.vocab:
@@ -69,16 +62,12 @@ def seal(
         )
     policy = default_policy(source.dimensions, words) if defaults is None else defaults
     stream = check_stream(make_stream(policy, answers), source.dimensions, "stream ")
-    with _unpublished(out.parent) as (file, name):
-        _write(file, source, words, stream, parent)
-        file.flush()
-        written = Seal(file.fileno())
+    with unpublished(out) as new:
+        _write(new.file, source, words, stream, parent)
+        new.file.flush()
+        written = Seal(new.file.fileno())
         written.verify()
-        os.fchmod(file.fileno(), 0o444)
-        os.fsync(file.fileno())
-        created = _publish(name, out)
-        if not created and not _same(file, out):
-            raise SealError(str(out), "exists with other content; a seal is never overwritten")
+        created = new.publish()
     return Sealed(written.root, created)
 
 
@@ -138,49 +127,3 @@ def _payload(lane: str, tree: dict[str, Any]) -> bytes:
 
 def _hash(lane: str, payload: bytes) -> bytes:
     return merkle.leaf(merkle.PAYLOAD[lane], payload)
-
-
-@contextmanager
-def _unpublished(folder: Path) -> Iterator[tuple[IO[bytes], str]]:
-    """A new file in ``folder`` and the path to link it by; gone afterwards unless linked."""
-    fd = _nameless(folder)
-    if fd is None:
-        with tempfile.NamedTemporaryFile(dir=folder.resolve(), prefix=".seal-") as named:
-            yield named.file, named.name
-    else:
-        with os.fdopen(fd, "w+b") as file:
-            yield file, f"/proc/self/fd/{fd}"
-
-
-def _nameless(folder: Path) -> int | None:
-    """A file that vanishes with its process, where system and file system know such files."""
-    try:
-        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except (OSError, AttributeError):
-        return None
-
-
-def _publish(name: str, out: Path) -> bool:
-    """Give the file its name, atomically and only if nothing has that name yet."""
-    folder = os.open(out.parent, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        # A folder descriptor makes this linkat(2), which follows /proc/self/fd links.
-        os.link(name, out.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
-        os.fsync(folder)
-    except FileExistsError:
-        return False
-    finally:
-        os.close(folder)
-    return True
-
-
-def _same(file: IO[bytes], out: Path) -> bool:
-    """Whether ``out`` is a regular file with the same bytes."""
-    if not stat.S_ISREG(os.lstat(out).st_mode):
-        return False
-    file.seek(0)
-    with out.open("rb") as other:
-        while block := file.read(1 << 20):
-            if other.read(1 << 20) != block:
-                return False
-        return not other.read(1)

@@ -129,7 +129,7 @@ def test_only_the_shortest_integer(value):
 
 @pytest.mark.parametrize("tail", ["7ff8000000000000", "7ff0000000000000", "fff0000000000000"])
 def test_only_finite_floats(tail):
-    with pytest.raises(SealError, match=r"byte 1: .* is not a finite number"):
+    with pytest.raises(SealError, match="not a finite number"):
         decode(b"\x91\xcb" + bytes.fromhex(tail), "tree")
 
 

@@ -61,7 +61,7 @@ def test_lanes_are_what_was_given(pristine):
     assert seal.vocabulary.tokens[256] == b"<|eod|>"
     assert seal.vocabulary.merges[0] == (97, 97)
     assert seal.stream["defaults"]["stop"] == [256]
-    assert seal.mode == 0o444
+    assert seal.permissions == 0o444
 
 
 def test_open_reads_no_weight(wide, tmp_path):
@@ -176,6 +176,7 @@ def test_room_imports_neither_jax_nor_other_rooms():
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for module in modules:
                 first = module.split(".")[0]
-                assert first in {"s7jax", "numpy", "msgpack"} | sys.stdlib_module_names
+                lazy = {"cryptography"} if node.col_offset else set()  # never on import
+                assert first in {"s7jax", "numpy", "msgpack"} | sys.stdlib_module_names | lazy
                 if first == "s7jax":
                     assert module.startswith(("s7jax.s7l", "s7jax.errors"))

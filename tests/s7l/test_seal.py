@@ -14,7 +14,7 @@ from tiny import MODEL, vocab_tree, write_weights
 
 from s7jax import s7l
 from s7jax.errors import InputError
-from s7jax.s7l import writer
+from s7jax.s7l import publish, writer
 
 Q = "expert0.layer0.attn.q_proj.weight"
 
@@ -91,7 +91,7 @@ def test_published_read_only_and_alone(model):
 
 
 def test_without_nameless_files(model, pristine, monkeypatch):
-    monkeypatch.setattr(writer, "_nameless", lambda folder: None)
+    monkeypatch.setattr(publish, "_nameless", lambda folder: None)
     monkeypatch.chdir(model)
     s7l.seal(model / "weights", model / "vocab.json", writer.Path("moe.s7l"))
     assert (model / "moe.s7l").read_bytes() == (pristine / "moe.s7l").read_bytes()
@@ -133,18 +133,18 @@ def test_whatever_has_the_name_stays(model, pristine, kind):
 
 def test_longer_by_a_whole_block_is_not_the_same(tmp_path):
     (tmp_path / "x").write_bytes(bytes((1 << 20) + 1))
-    assert not writer._same(io.BytesIO(bytes(1 << 20)), tmp_path / "x")
-    assert writer._same(io.BytesIO(bytes((1 << 20) + 1)), tmp_path / "x")
+    assert not publish._same(io.BytesIO(bytes(1 << 20)), tmp_path / "x")
+    assert publish._same(io.BytesIO(bytes((1 << 20) + 1)), tmp_path / "x")
 
 
 def test_a_file_that_appears_meanwhile_stays(model, monkeypatch):
-    publish = writer._publish
+    link = publish._link
 
     def race(name, out):
         out.write_text("mine")
-        return publish(name, out)
+        return link(name, out)
 
-    monkeypatch.setattr(writer, "_publish", race)
+    monkeypatch.setattr(publish, "_link", race)
     with pytest.raises(s7l.SealError, match="never overwritten"):
         seal(model)
     assert (model / "moe.s7l").read_text() == "mine"
@@ -152,14 +152,14 @@ def test_a_file_that_appears_meanwhile_stays(model, monkeypatch):
 
 @pytest.mark.parametrize("nameless", [True, False])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full"), MemoryError])
-@pytest.mark.parametrize("stage", ["_write_field", "_publish"])
-def test_failure_leaves_nothing(model, monkeypatch, stage, error, nameless):
+@pytest.mark.parametrize(("room", "stage"), [(writer, "_write_field"), (publish, "_link")])
+def test_failure_leaves_nothing(model, monkeypatch, room, stage, error, nameless):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(writer, stage, fail)
+    monkeypatch.setattr(room, stage, fail)
     if not nameless:
-        monkeypatch.setattr(writer, "_nameless", lambda folder: None)
+        monkeypatch.setattr(publish, "_nameless", lambda folder: None)
     with pytest.raises(error if isinstance(error, type) else type(error)):
         seal(model)
     assert listing(model) == ["vocab.json", "weights"]
@@ -177,11 +177,11 @@ KILLED = """
 import sys
 from pathlib import Path
 from s7jax import s7l
-from s7jax.s7l import writer
+from s7jax.s7l import publish, writer
 def wait(name, out):
     print("written", flush=True)
     sys.stdin.read()
-writer._publish = wait
+publish._link = wait
 root = Path(sys.argv[1])
 s7l.seal(root / "weights", root / "vocab.json", root / "moe.s7l")
 """

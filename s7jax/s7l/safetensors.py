@@ -1,0 +1,153 @@
+"""Exchange with safetensors: the sealed integers, and what it takes to seal them again.
+
+Layout: header length u64 little-endian, header as JSON, data. Tensors keep their bytes; the
+weights folder's manifest and the vocabulary travel as strings in ``__metadata__``. The format
+has no hashes of its own, so the manifest's SHA-256 of every tensor are checked on import.
+Source: github.com/huggingface/safetensors, README, section Format.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from s7jax.s7l.dimensions import Dimensions, TensorSpec, tensor_count, tensor_table
+from s7jax.s7l.manifest import METHOD
+from s7jax.s7l.memory import Mode, load, read
+from s7jax.s7l.publish import new_folder, unpublished
+from s7jax.s7l.reader import Seal, opened
+from s7jax.s7l.schema import SealError, equal, integer, mapping, parse_json, sequence
+from s7jax.s7l.values import little_endian
+from s7jax.s7l.vocabulary import read_vocabulary
+from s7jax.s7l.weights import read_weights
+
+_DTYPES: Final = {"int8": "I8", "int16": "I16", "int32": "I32"}
+_ALIGN: Final = 64  # of the data: a mapped file then needs no copy to be used
+_MAX_HEADER: Final = 100_000_000  # as in the reference implementation
+_METADATA: Final = ("manifest.json", "vocab.json")
+
+
+def export_safetensors(seal: Seal, out: Path) -> bool:
+    """Write every tensor of a seal, each verified, with manifest and vocabulary.
+
+    Generation defaults, known answers and parent stay behind: they are no weights.
+
+    Returns:
+        Whether the file is new; False if the identical one was already there.
+
+    Raises:
+        SealError: a tensor is not as sealed, or ``out`` exists with other content.
+        OSError: the folder of ``out`` cannot be written.
+    """
+    specs = [tensor.spec for tensor in seal.tensors.values()]
+    entries = _entries(specs)
+    folder = (_manifest(seal), seal.vocabulary.file_tree())
+    metadata = zip(_METADATA, (json.dumps(tree, sort_keys=True) for tree in folder), strict=True)
+    header = json.dumps({**entries, "__metadata__": dict(metadata)}, sort_keys=True).encode()
+    header = header.ljust(-(-(8 + len(header)) // _ALIGN) * _ALIGN - 8)  # blanks may follow
+    with unpublished(out) as new:
+        new.file.write(len(header).to_bytes(8, "little") + header)
+        for spec in specs:
+            new.file.write(seal.stored(spec.name)[: spec.size])
+        return new.publish()
+
+
+def import_safetensors(path: Path, out: Path) -> None:
+    """Make ``out/weights`` and ``out/vocab.json``, ready to be sealed, of an exported seal.
+
+    Raises:
+        SealError: the file is damaged or does not come from a seal, or ``out`` exists.
+        OSError: the folder of ``out`` cannot be written.
+    """
+    with opened(path) as fd:
+        size = os.fstat(fd).st_size
+        length = int.from_bytes(read(fd, size, 0, min(8, size)), "little")
+        start = 8 + length
+        if not 2 <= length <= min(_MAX_HEADER, size - 8):
+            raise SealError("header length", f"{length} in a file of {size} bytes")
+        tree = parse_json(read(fd, size, 8, start), "header")
+        if type(tree) is not dict or "__metadata__" not in tree:
+            raise SealError("header", "no __metadata__; only exports of a seal can be imported")
+        metadata = mapping(tree.pop("__metadata__"), _METADATA, "header .__metadata__")
+        if any(type(value) is not str for value in metadata.values()):
+            raise SealError("header .__metadata__", "expected strings")
+        place = "header .__metadata__.manifest.json"
+        manifest = parse_json(metadata["manifest.json"], place)
+        if type(manifest) is not dict or "model" not in manifest:
+            raise SealError(place, "no model in it")
+        dimensions = Dimensions.parse(manifest["model"], f"{place} .model")
+        if len(tree) != tensor_count(dimensions):
+            raise SealError(
+                "header", f"{len(tree)} tensors; the model has {tensor_count(dimensions)}"
+            )
+        specs = tensor_table(dimensions)
+        spans = _spans(tree, specs)
+        if size != start + sum(spec.size for spec in specs):
+            raise SealError("file", f"{size} bytes; not what the header says")
+        data = load(fd, size, Mode.MMAP)[start:]
+    with new_folder(out) as folder:
+        (folder / "weights").mkdir()
+        for name, parent in zip(_METADATA, (folder / "weights", folder), strict=True):
+            (parent / name).write_text(metadata[name], encoding="utf-8")
+        for spec in specs:
+            begin, end = spans[spec.name]
+            array = np.frombuffer(data[begin:end], little_endian(spec.dtype))
+            np.save(folder / "weights" / f"{spec.name}.npy", array.reshape(spec.shape))
+        read_vocabulary(folder / "vocab.json")
+        read_weights(folder / "weights").verify()
+
+
+def _entries(specs: Iterable[TensorSpec]) -> dict[str, Any]:
+    """The header without metadata: tensors in order, nothing between them."""
+    entries, at = {}, 0
+    for spec in specs:
+        shape, span = list(spec.shape), [at, at + spec.size]
+        entries[spec.name] = {"dtype": _DTYPES[spec.dtype], "shape": shape, "data_offsets": span}
+        at += spec.size
+    return entries
+
+
+def _spans(tree: dict[str, Any], specs: Sequence[TensorSpec]) -> dict[str, tuple[int, int]]:
+    """Where each tensor's bytes are: in any order, without holes or overlaps."""
+    spans, wanted = {}, _entries(specs)
+    for spec in specs:
+        place = f"header .{spec.name}"
+        if spec.name not in tree:
+            raise SealError(place, "missing")
+        entry = mapping(tree[spec.name], ("dtype", "shape", "data_offsets"), place)
+        for key in ("dtype", "shape"):
+            equal(entry[key], wanted[spec.name][key], f"{place}.{key}")
+        offsets = sequence(entry["data_offsets"], f"{place}.data_offsets", 2, 2)
+        begin, end = (integer(at, 0, 1 << 62, f"{place}.data_offsets") for at in offsets)
+        spans[spec.name] = (begin, end)
+        if end - begin != spec.size:
+            raise SealError(f"{place}.data_offsets", f"{end - begin} bytes; expected {spec.size}")
+    at = 0
+    for begin, end in sorted(spans.values()):
+        if begin != at:
+            raise SealError("header data_offsets", f"a hole or an overlap at byte {at}")
+        at = end
+    return spans
+
+
+def _manifest(seal: Seal) -> dict[str, Any]:
+    """``manifest.json`` of the weights folder a seal was made of; verifies every tensor."""
+    entries = {}
+    for tensor in seal.tensors.values():
+        seal.verify_tensor(tensor.name)
+        entries[tensor.name] = _manifest_entry(seal, tensor.spec)
+        if tensor.exponent is not None:
+            entries[tensor.name]["exponent"] = tensor.exponent
+    facts = {"format": "s7-weights", "version": 1, "method": METHOD, "tensors": entries}
+    model, provenance = seal.manifest.dimensions.tree(), dict(seal.manifest.provenance)
+    return {**facts, "model": model, "provenance": provenance}
+
+
+def _manifest_entry(seal: Seal, spec: TensorSpec) -> dict[str, Any]:
+    data = seal.stored(spec.name)[: spec.size]
+    entry = {key: value for key, value in spec.tree().items() if key != "name"}
+    return {**entry, "sha256": hashlib.sha256(data).hexdigest()}

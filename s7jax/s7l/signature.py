@@ -1,0 +1,266 @@
+"""Detached signatures: who released a sealed file, and which release it is.
+
+``model.s7l.sig`` is a signed note (github.com/C2SP/C2SP, signed-note.md): a short text with
+root, length and version of the file, and one Ed25519 signature line per signer. Trusted keys
+come from the caller, never from the file or the note.
+
+The version is the publisher's own ascending release number. It is under the signature and
+nowhere else, so it can refuse an older release that is validly signed (a rollback), and says
+nothing about a file without its note.
+"""
+
+import base64
+import binascii
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from s7jax.errors import UsageError
+from s7jax.s7l.schema import SealError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
+
+MAX_VERSION: Final = (1 << 32) - 1
+_NAME: Final = "s7l"  # names the signature lines; the key id tells signers apart
+_MAX_NOTE: Final = 1 << 16
+_TEXT = (
+    r"s7l release\nroot ([0-9a-f]{64})\nlength ([1-9][0-9]{0,18})\nversion (0|[1-9][0-9]{0,9})\n"
+)
+_FORM = re.compile(rf"({_TEXT})\n((?:— \S+ [A-Za-z0-9+/=]+\n)+)")
+_LINE = re.compile(r"— (\S+) ([A-Za-z0-9+/=]+)\n")
+
+
+@dataclass(frozen=True)
+class Release:
+    """What is signed."""
+
+    root: bytes
+    length: int  # bytes of the sealed file
+    version: int
+
+    def text(self) -> str:
+        """The note's text, signed byte for byte."""
+        lines = (f"root {self.root.hex()}", f"length {self.length}", f"version {self.version}")
+        return "".join(f"{line}\n" for line in ("s7l release", *lines))
+
+
+@dataclass(frozen=True)
+class Note:
+    """A parsed note: the release and (name, key id, signature) of every line."""
+
+    release: Release
+    signatures: tuple[tuple[str, bytes, bytes], ...]
+
+    def encode(self) -> bytes:
+        """The bytes of the note file."""
+        lines = (
+            f"— {name} {base64.b64encode(number + signature).decode()}\n"
+            for name, number, signature in self.signatures
+        )
+        return f"{self.release.text()}\n{''.join(lines)}".encode()
+
+
+def note_path(sealed: Path) -> Path:
+    """Where the note of a sealed file lies: beside it, with ``.sig`` behind its name."""
+    return sealed.with_name(f"{sealed.name}.sig")
+
+
+def read_note(path: Path) -> Note:
+    """The note in a file, its form checked; no signature is verified yet.
+
+    Raises:
+        SealError: it cannot be read or is no signed note of a sealed file.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_NOTE + 1)
+    except OSError as e:
+        raise SealError(str(path), e.strerror or str(e)) from e
+    if len(data) > _MAX_NOTE:
+        raise SealError(str(path), f"more than {_MAX_NOTE} bytes; no signed note")
+    found = _FORM.fullmatch(data.decode(errors="replace"))
+    if found is None:
+        raise SealError(str(path), "not a signed note of a sealed file, or cut short")
+    _, root, length, version, lines = found.groups()
+    number = int(version)
+    if number > MAX_VERSION:
+        raise SealError(f"{path} version", f"{number}; at most {MAX_VERSION}")
+    signatures = tuple(
+        (line[1], *_signature(line[2], f"{path} signature {i}"))
+        for i, line in enumerate(_LINE.finditer(lines))
+    )
+    return Note(Release(bytes.fromhex(root), int(length), number), signatures)
+
+
+def sign(path: Path, release: Release, keys: Sequence[Path]) -> Note:
+    """Write the note of a release, or add signatures to the one that is there.
+
+    Raises:
+        SealError: a key is unreadable, or ``path`` is the note of another release.
+        UsageError: the package ``cryptography`` is missing.
+        OSError: the note cannot be written.
+    """
+    there = read_note(path) if path.exists() else Note(release, ())
+    if there.release != release:
+        found, wanted = _show(there.release), _show(release)
+        raise SealError(str(path), f"signs {found}, not {wanted}; move it away to sign anew")
+    signatures = there.signatures
+    for private in map(_private_key, keys):
+        number = _key_id(private.public_key().public_bytes_raw())
+        made = (_NAME, number, private.sign(release.text().encode()))
+        if made not in signatures:  # Ed25519 is deterministic: the same key signs the same
+            signatures = (*signatures, made)
+    note = Note(release, signatures)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(note.encode())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return note
+
+
+def verify(
+    path: Path, root: bytes, length: int, trusted: Iterable[Path], min_version: int = 0
+) -> tuple[Release, list[Path]]:
+    """Verify the note of an open seal or bundle.
+
+    Lines of keys that nobody asked about are ignored, as signed notes want it; a line that
+    bears a trusted key's id and does not verify is an error.
+
+    Args:
+        path: the note.
+        root: root of the seal, recomputed from its bytes.
+        length: bytes of the sealed file.
+        trusted: public keys; one good signature by any of them is enough.
+        min_version: the oldest release that is accepted.
+
+    Returns:
+        The release, and those of ``trusted`` that signed it.
+
+    Raises:
+        SealError: no signature by a trusted key, a wrong one, another root or length, or
+            an older version.
+        UsageError: the package ``cryptography`` is missing.
+    """
+    note = read_note(path)
+    signers = [key for key in trusted if _signed(note, key, path)]
+    if not signers:
+        raise SealError(str(path), "no signature by a trusted key")
+    release = note.release
+    if release.root != root:
+        raise SealError(f"{path} root", f"{release.root.hex()}; the file has {root.hex()}")
+    if release.length != length:
+        raise SealError(f"{path} length", f"{release.length}; the file has {length}")
+    if release.version < min_version:
+        raise SealError(f"{path} version", f"{release.version}; at least {min_version} is wanted")
+    return release, signers
+
+
+def new_key(path: Path) -> Path:
+    """Make a key pair: ``path`` (PEM, mode 0600) and, returned, ``path.pub``.
+
+    Raises:
+        SealError: one of the files is there already.
+        UsageError: the package ``cryptography`` is missing.
+        OSError: the folder cannot be written.
+    """
+    ed25519, serialization = _cryptography()
+    public = path.with_name(f"{path.name}.pub")
+    for name in (path, public):
+        if name.exists():
+            raise SealError(str(name), "exists; a key is never overwritten")
+    key = ed25519.Ed25519PrivateKey.generate()
+    pem = serialization.Encoding.PEM
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    shown = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    for name, data, mode in ((path, secret, 0o600), (public, shown, 0o644)):
+        with os.fdopen(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+    return public
+
+
+def _signed(note: Note, key: Path, place: Path) -> bool:
+    """Whether the note bears this key's signature; a wrong one under its id is an error."""
+    public = _public_key(key)
+    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415
+
+    number = _key_id(public.public_bytes_raw())
+    mine = [signature for name, i, signature in note.signatures if (name, i) == (_NAME, number)]
+    for signature in mine:
+        try:
+            public.verify(signature, note.release.text().encode())
+        except InvalidSignature as e:
+            raise SealError(str(place), f"the signature by {key} does not verify") from e
+    return bool(mine)
+
+
+def _signature(encoded: str, place: str) -> tuple[bytes, bytes]:
+    """Key id and signature of a line."""
+    try:
+        data = base64.b64decode(encoded, validate=True)
+    except binascii.Error as e:
+        raise SealError(place, "not base64") from e
+    if len(data) != 68 or base64.b64encode(data).decode() != encoded:
+        raise SealError(place, f"{len(data)} bytes; expected a key id of 4 and a signature of 64")
+    return data[:4], data[4:]
+
+
+def _key_id(public: bytes) -> bytes:
+    return hashlib.sha256(_NAME.encode() + b"\n\x01" + public).digest()[:4]
+
+
+def _private_key(path: Path) -> "Ed25519PrivateKey":
+    ed25519, serialization = _cryptography()
+    data = _key_bytes(path)
+    try:
+        key = serialization.load_pem_private_key(data, password=None)
+    except (ValueError, TypeError) as e:
+        raise SealError(str(path), f"no unencrypted PEM private key: {e}") from e
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise SealError(str(path), "not an Ed25519 key")
+    return key
+
+
+def _public_key(path: Path) -> "Ed25519PublicKey":
+    ed25519, serialization = _cryptography()
+    data = _key_bytes(path)
+    if b"PRIVATE KEY" in data:
+        raise SealError(str(path), "a private key; give the public one")
+    try:
+        key = serialization.load_pem_public_key(data)
+    except ValueError as e:
+        raise SealError(str(path), f"no PEM public key: {e}") from e
+    if not isinstance(key, ed25519.Ed25519PublicKey):
+        raise SealError(str(path), "not an Ed25519 key")
+    return key
+
+
+def _key_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise SealError(str(path), e.strerror or str(e)) from e
+
+
+def _cryptography() -> tuple[Any, Any]:
+    try:
+        from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+        from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415
+    except ImportError as e:
+        raise UsageError(
+            "signatures need the package cryptography: pip install 's7jax[sign]'"
+        ) from e
+    return ed25519, serialization
+
+
+def _show(release: Release) -> str:
+    return f"root {release.root.hex()[:16]}… version {release.version}"
