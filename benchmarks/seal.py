@@ -75,7 +75,7 @@ def measure(root: Path, repeat: int) -> list[dict[str, Any]]:
     seal, theirs = s7l.open(sealed), root / "moe.safetensors"
     s7l.export_safetensors(seal, theirs)
     s7l.extract(seal, "expert2", root / "expert2.s7b")
-    data = np.fromfile(sealed, np.uint8)
+    data = sealed.read_bytes()
     times: dict[str, list[float]] = {}
     for _ in range(repeat):  # interleaved, so that a slow minute slows all of them
         for name, call, clock in (

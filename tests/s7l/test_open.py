@@ -1,4 +1,5 @@
 import ast
+import gc
 import os
 import subprocess
 import sys
@@ -180,3 +181,16 @@ def test_room_imports_neither_jax_nor_other_rooms():
                 assert first in {"s7jax", "numpy", "msgpack"} | sys.stdlib_module_names | lazy
                 if first == "s7jax":
                     assert module.startswith(("s7jax.s7l", "s7jax.errors"))
+
+
+def test_the_collector_is_left_as_it_was(pristine, tmp_path):
+    (tmp_path / "x").write_bytes((pristine / "moe.s7l").read_bytes()[:-1] + b"\xff")
+    for enabled in (True, False):
+        gc.enable() if enabled else gc.disable()
+        try:
+            s7l.open(pristine / "moe.s7l")
+            with pytest.raises(s7l.SealError):
+                s7l.open(tmp_path / "x")
+            assert gc.isenabled() is enabled
+        finally:
+            gc.enable()
