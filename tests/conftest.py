@@ -6,7 +6,7 @@ import jax
 import pytest
 from hypothesis import settings
 
-from s7jax.config import Config, ModelConfig, RecipeConfig, StackConfig
+from s7jax.config import ComputeConfig, Config, ModelConfig, RecipeConfig, StackConfig
 from s7jax.train import determinism
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -36,6 +36,7 @@ TINY = Config(
     ),
     trunk=TINY_RECIPE,
     experts=dataclasses.replace(TINY_RECIPE, tokens=(1_280,) * 4),
+    compute=ComputeConfig(loss_chunk=8),
     router_sequences=12,
     eval_sequences=6,
 )

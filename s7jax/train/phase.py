@@ -198,7 +198,14 @@ def _train(
             checkpoint.save_step(manager, step, state, record(step, receipt))
 
         stepper = Stepper(
-            config.model, phase.recipe, phase.loss, mesh, state, frozen, config.reduction
+            config.model,
+            phase.recipe,
+            phase.loss,
+            mesh,
+            state,
+            frozen,
+            config.reduction,
+            config.compute,
         )
         data = phase.batches(config, prepared)
         with MetricsFile(run.metrics, phase.name) as log:

@@ -35,6 +35,12 @@ def test_any_number_of_data_groups_trains_the_same_bytes(tiny, prepared, new_run
         assert len(set(digests.values())) == 1, digests
 
 
+def test_in_bf16_too(tiny, prepared, new_run):
+    config = override(tiny, ['compute.precision="bf16"'])
+    digests = {s: trained(config, prepared, new_run(s, config), s) for s in ("1x1", "4x1")}
+    assert len(set(digests.values())) == 1, digests
+
+
 def test_a_plain_all_reduce_does_not(tiny, prepared, new_run):
     """So the test above can fail."""
     config = override(tiny, ['reduction="psum"'])
