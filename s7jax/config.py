@@ -100,6 +100,21 @@ class RecipeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How training computes the model: the same function, with other rounding and memory."""
+
+    precision: str = "fp32"  # of forward and backward, "fp32" or "bf16"; masters, sums: float32
+    loss_chunk: int = 0  # positions of a sequence whose logits exist at once; 0: all of them
+    remat: bool = False  # the backward pass recomputes what lies between a layer's projections
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise UsageError(f"precision {self.precision!r}: expected 'fp32' or 'bf16'")
+        if self.loss_chunk < 0:
+            raise UsageError(f"loss_chunk {self.loss_chunk}: expected at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run: everything, beside the data, that decides the trained bytes."""
 
@@ -107,6 +122,7 @@ class Config:
     model: ModelConfig
     trunk: RecipeConfig
     experts: RecipeConfig
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     seed: int = 0
     router_sequences: int = 256  # labelled training sequences per domain for the ridge router
     eval_sequences: int = 64  # held-out sequences per domain in every report
@@ -138,7 +154,8 @@ class Config:
             model = fields.pop("model")
             stacks: Any = {name: StackConfig(**model.pop(name)) for name in ("trunk", "expert")}
             recipes: Any = {name: RecipeConfig(**fields.pop(name)) for name in ("trunk", "experts")}
-            return cls(model=ModelConfig(**model, **stacks), **recipes, **fields)
+            compute = ComputeConfig(**fields.pop("compute"))
+            return cls(model=ModelConfig(**model, **stacks), compute=compute, **recipes, **fields)
         except (KeyError, TypeError, AttributeError) as e:
             raise UsageError(f"configuration does not fit this version of s7jax: {e}") from e
 
@@ -181,6 +198,8 @@ S7_140M = Config(
         warmup=2_000,
         checkpoint=5_000_000_000,
     ),
+    # 16 sequences' logits would be 3.2 GB in float32, one layer's attention scores another 3.2 GB.
+    compute=ComputeConfig(loss_chunk=256, remat=True),
     router_sequences=4_096,
     eval_sequences=512,
 )
@@ -210,6 +229,7 @@ S7_MINI = Config(
         warmup=200,
         checkpoint=5_000_000,
     ),
+    compute=ComputeConfig(loss_chunk=128),
     eval_sequences=128,
 )
 
@@ -238,6 +258,7 @@ S7_NANO = Config(
         warmup=20,
         checkpoint=250_000,
     ),
+    compute=ComputeConfig(loss_chunk=64),
 )
 
 PRESETS = {config.preset: config for config in (S7_140M, S7_MINI, S7_NANO)}

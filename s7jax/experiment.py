@@ -60,6 +60,11 @@ def add_start_flags(parser: argparse.ArgumentParser) -> None:
         help="gradient sums: tree (default; equal bits on any number of data groups) or psum",
     )
     parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        help="forward and backward (default: fp32, on accelerators bf16); weights are float32",
+    )
+    parser.add_argument(
         "--set", nargs="+", metavar="FIELD=VALUE", help="override, such as trunk.tokens=5000000"
     )
 
@@ -73,14 +78,17 @@ def begin(args: argparse.Namespace) -> Experiment:
     """
     shape, note = _provision(args)
     run = named(args.run) if args.run else None
-    chosen = (args.preset, args.data, args.prepared, args.seed, args.reduction, args.set)
-    if run and run.config_file.exists() and all(flag is None for flag in chosen):
+    chosen = ("preset", "data", "prepared", "seed", "reduction", "precision", "set")
+    untouched = all(getattr(args, flag) is None for flag in chosen)
+    if run and run.config_file.exists() and untouched:
         return _open(run, shape, note)
 
     if args.data and args.prepared:
         raise UsageError("--data and --prepared: give one of them")
-    default = "s7-nano" if jax.default_backend() == "cpu" else "s7-140m"
-    config = override(preset(args.preset or default), args.set or [])
+    default = ("s7-nano", "fp32") if jax.default_backend() == "cpu" else ("s7-140m", "bf16")
+    precision = args.precision or default[1]
+    config = override(preset(args.preset or default[0]), [f'compute.precision="{precision}"'])
+    config = override(config, args.set or [])
     if args.seed is not None:
         config = override(config, [f"seed={args.seed}"])
     if args.reduction:

@@ -9,7 +9,7 @@ from hypothesis import settings
 from tiny import write_inputs
 
 from s7jax import s7l
-from s7jax.config import Config, ModelConfig, RecipeConfig, StackConfig
+from s7jax.config import ComputeConfig, Config, ModelConfig, RecipeConfig, StackConfig
 from s7jax.train import determinism
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -39,6 +39,7 @@ TINY = Config(
     ),
     trunk=TINY_RECIPE,
     experts=dataclasses.replace(TINY_RECIPE, tokens=(1_280,) * 4),
+    compute=ComputeConfig(loss_chunk=8),
     router_sequences=12,
     eval_sequences=6,
 )

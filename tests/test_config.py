@@ -18,6 +18,7 @@ def test_digest_changes_with_any_field():
     base = preset("s7-nano")
     assert dataclasses.replace(base, seed=1).digest() != base.digest()
     assert override(base, ["trunk.peak_lr=0.1"]).digest() != base.digest()
+    assert override(base, ["compute.remat=true"]).digest() != base.digest()
 
 
 def test_spec_figures_of_s7_140m():
@@ -51,6 +52,8 @@ def test_override_sets_nested_fields_and_spreads_one_value_over_all_experts():
         ("trunk.batch=33", "whole number of microbatches"),
         ("model.vocab=100", "divisible by 32"),
         ("trunk.tokens=0", "at least 1"),
+        ("compute.loss_chunk=-1", "loss_chunk -1: expected at least 0"),
+        ('compute.precision="fp16"', "expected 'fp32' or 'bf16'"),
     ],
 )
 def test_a_wrong_override_is_refused_and_named(assignment: str, message: str):

@@ -5,7 +5,11 @@ Every matrix is W[in, out] (§5). Each parameter's partition spec stands beside 
 q, k, v, fc1 are split over ``model`` on the output axis, o and fc2 on the input axis
 (Megatron, arXiv 1909.08053). All modules expect to run under an explicit mesh with the axes
 ``data`` and ``model`` (:mod:`s7jax.mesh`).
+Parameters are float32; a module computes in its input's dtype, float32 or bfloat16, except that
+norms, rotation, scores and softmax are always float32.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,10 +50,11 @@ def rope(x_BTHK: jax.Array) -> jax.Array:
 def causal_attention(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array) -> jax.Array:
     """Softmax attention of each position over itself and those before it; float32 scores."""
     T, K = q_BTHK.shape[1], q_BTHK.shape[3]
-    score_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK) * K**-0.5
+    score_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
     visible_TS = jnp.tril(jnp.ones((T, T), jnp.bool_))
-    score_BHTS = jnp.where(visible_TS, score_BHTS, jnp.finfo(jnp.float32).min)
-    return jnp.einsum("BHTS,BSHK->BTHK", jax.nn.softmax(score_BHTS), v_BSHK)
+    score_BHTS = jnp.where(visible_TS, score_BHTS * K**-0.5, jnp.finfo(jnp.float32).min)
+    weight_BHTS = jax.nn.softmax(score_BHTS).astype(v_BSHK.dtype)
+    return jnp.einsum("BHTS,BSHK->BTHK", weight_BHTS, v_BSHK)
 
 
 class RMSNorm(nn.Module):
@@ -57,9 +62,9 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        """[B, T, D] → float32 [B, T, D]."""
+        """[B, T, D] → [B, T, D]."""
         gain_D = self.param("gain", initializers.ones, x_BTD.shape[-1:], jnp.float32, P(None))
-        return rms_normalize(x_BTD) * gain_D
+        return (rms_normalize(x_BTD) * gain_D).astype(x_BTD.dtype)
 
 
 class Linear(nn.Module):
@@ -81,7 +86,7 @@ class Linear(nn.Module):
             jnp.float32,
             self.spec,
         )
-        return jnp.einsum("BTD,DF->BTF", x_BTD, weight, out_sharding=self.out)
+        return jnp.einsum("BTD,DF->BTF", x_BTD, weight.astype(x_BTD.dtype), out_sharding=self.out)
 
 
 def _column(features: int, name: str) -> Linear:
@@ -107,7 +112,8 @@ class Attention(nn.Module):
             jnp.reshape(_column(D, f"{name}_proj")(x_BTD), heads, out_sharding=HEADS)
             for name in "qkv"
         )
-        y_BTHK = causal_attention(rope(rms_normalize(q)), rope(rms_normalize(k)), v)
+        q, k = (rope(rms_normalize(x)).astype(v.dtype) for x in (q, k))
+        y_BTHK = causal_attention(q, k, v)
         y_BTD = jnp.reshape(y_BTHK, (B, T, D), out_sharding=SPLIT_ACTIVATIONS)
         return _row(D, self.out_scale, "o_proj")(y_BTD)
 
@@ -140,12 +146,18 @@ class Block(nn.Module):
         return x_BTD, None
 
 
-def stack(cfg: StackConfig, name: str) -> nn.Module:
+def stack(cfg: StackConfig, name: str, remat: bool = False) -> nn.Module:
     """``cfg.layers`` blocks as one scan: parameters stacked on a leading layer axis.
 
-    Compile time does not grow with depth.
+    Compile time does not grow with depth. With ``remat`` the backward pass keeps only what the
+    projections gave and recomputes the cheap rest: norms, rotation, attention weights, GELU.
     """
+    block: Any = Block
+    if remat:
+        # A scan's body is optimised alone: nothing could merge the recomputation away.
+        keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        block = nn.remat(Block, prevent_cse=False, policy=keep)
     scanned = nn.scan(
-        Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=cfg.layers
+        block, variable_axes={"params": 0}, split_rngs={"params": True}, length=cfg.layers
     )
     return scanned(cfg, name=name)

@@ -14,11 +14,51 @@ from flax import linen as nn
 from jax.nn import initializers
 from jax.sharding import PartitionSpec as P
 
-from s7jax.config import ModelConfig
+from s7jax.config import ComputeConfig, ModelConfig
 from s7jax.mesh import MODEL
 from s7jax.model.layers import ACTIVATIONS, SPLIT_ACTIVATIONS, Linear, RMSNorm, stack
 
 Params = dict[str, Any]
+
+EXACT = ComputeConfig()  # float32, everything kept
+DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16}
+
+
+@jax.custom_vjp
+def table_products(x_BTD: jax.Array, weight_VD: jax.Array) -> jax.Array:
+    """Products of x with every row of the table, float32 [B, T, V], split over the vocabulary.
+
+    Multiplied in the dtype of x, accumulated in float32. The gradient is written out so that it
+    is too: left to itself it multiplies float32 with bfloat16, and no device is fast at that.
+    """
+    return jnp.einsum(
+        "BTD,VD->BTV",
+        x_BTD,
+        weight_VD.astype(x_BTD.dtype),
+        preferred_element_type=jnp.float32,
+        out_sharding=SPLIT_ACTIVATIONS,
+    )
+
+
+def _products_forward(x_BTD: jax.Array, weight_VD: jax.Array) -> tuple[jax.Array, Any]:
+    return table_products(x_BTD, weight_VD), (x_BTD, weight_VD)
+
+
+def _products_backward(saved: Any, gradient_BTV: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_BTD, weight_VD = saved
+    g_BTV = gradient_BTV.astype(x_BTD.dtype)
+    weight = weight_VD.astype(x_BTD.dtype)
+    x_gradient = jnp.einsum("BTV,VD->BTD", g_BTV, weight, out_sharding=ACTIVATIONS)
+    return x_gradient, jnp.einsum(
+        "BTV,BTD->VD",
+        g_BTV,
+        x_BTD,
+        preferred_element_type=jnp.float32,
+        out_sharding=P(MODEL, None),
+    )
+
+
+table_products.defvjp(_products_forward, _products_backward)
 
 
 class Embedding(nn.Module):
@@ -40,17 +80,18 @@ class Embedding(nn.Module):
         return self.weight.at[tokens_BT].get(out_sharding=ACTIVATIONS)
 
     def attend(self, x_BTD: jax.Array) -> jax.Array:
-        """[B, T, D] → logits [B, T, V], split over the vocabulary."""
-        return jnp.einsum("BTD,VD->BTV", x_BTD, self.weight, out_sharding=SPLIT_ACTIVATIONS)
+        """[B, T, D] → float32 logits [B, T, V], split over the vocabulary."""
+        return table_products(x_BTD, self.weight)
 
 
 class Trunk(nn.Module):
     """The shared layers, and the final norm that trunk and experts share."""
 
     cfg: ModelConfig
+    remat: bool = False
 
     def setup(self) -> None:
-        self.layers = stack(self.cfg.trunk, "layers")
+        self.layers = stack(self.cfg.trunk, "layers", self.remat)
         self.final_norm = RMSNorm()
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
@@ -70,6 +111,7 @@ class Expert(nn.Module):
     """
 
     cfg: ModelConfig
+    remat: bool = False
 
     @nn.compact
     def __call__(self, h_BTD: jax.Array) -> jax.Array:
@@ -77,7 +119,7 @@ class Expert(nn.Module):
         replicated = {"spec": P(None, None), "out": ACTIVATIONS}
         x = RMSNorm(name="in_norm")(h_BTD)
         x = Linear(self.cfg.expert.hidden, **replicated, name="in_proj")(x)
-        x = stack(self.cfg.expert, "layers")(x, None)[0]
+        x = stack(self.cfg.expert, "layers", self.remat)(x, None)[0]
         x = RMSNorm(name="out_norm")(x)
         return h_BTD + Linear(h_BTD.shape[-1], **replicated, scale=0.0, name="out_proj")(x)
 
@@ -99,15 +141,23 @@ class Router(nn.Module):
         return jnp.einsum("BTD,DE->BTE", x_BTD, weight, out_sharding=ACTIVATIONS) + bias
 
 
-def trunk_output(cfg: ModelConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
-    """int32 [B, T] → h [B, T, D], what the trunk hands to the experts."""
+def trunk_output(
+    cfg: ModelConfig, params: Params, tokens_BT: jax.Array, compute: ComputeConfig = EXACT
+) -> jax.Array:
+    """int32 [B, T] → h [B, T, D], what the trunk hands to the experts.
+
+    Its dtype is that of ``compute.precision``; whatever reads h goes on in it.
+    """
     x_BTD = Embedding(cfg).apply({"params": params["embedding"]}, tokens_BT)
-    return Trunk(cfg).apply({"params": params["trunk"]}, x_BTD)
+    x_BTD = x_BTD.astype(DTYPES[compute.precision])
+    return Trunk(cfg, compute.remat).apply({"params": params["trunk"]}, x_BTD)
 
 
-def expert_output(cfg: ModelConfig, expert: Params, h_BTD: jax.Array) -> jax.Array:
+def expert_output(
+    cfg: ModelConfig, expert: Params, h_BTD: jax.Array, compute: ComputeConfig = EXACT
+) -> jax.Array:
     """One expert's parameters and h [B, T, D] → its refined h [B, T, D]."""
-    return Expert(cfg).apply({"params": expert}, h_BTD)
+    return Expert(cfg, compute.remat).apply({"params": expert}, h_BTD)
 
 
 def normalize(cfg: ModelConfig, params: Params, h_BTD: jax.Array) -> jax.Array:

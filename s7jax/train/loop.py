@@ -101,7 +101,14 @@ def _train(
             checkpoint.save_step(manager, step, stepper.state, record(step, receipt))
 
         stepper = Stepper(
-            x.config.model, phase.recipe, phase.loss, x.mesh, state, frozen, x.config.reduction
+            x.config.model,
+            phase.recipe,
+            phase.loss,
+            x.mesh,
+            state,
+            frozen,
+            x.config.reduction,
+            x.config.compute,
         )
         with MetricsFile(x.run.metrics, phase.name) as log, signals.deferred() as asked:
             receipt = _loop(phase, phase.batches(x), stepper, (first, receipt), log, save, asked)

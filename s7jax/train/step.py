@@ -22,9 +22,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from s7jax.config import ModelConfig, RecipeConfig
+from s7jax.config import ComputeConfig, ModelConfig, RecipeConfig
 from s7jax.mesh import DATA
-from s7jax.model.model import Params, expert_output, head, trunk_output
+from s7jax.model.model import EXACT, Params, expert_output, head, trunk_output
 from s7jax.train.groups import join, split, submeshes
 from s7jax.train.optimizer import adamw
 from s7jax.train.reduction import across_groups, tree_sum
@@ -38,7 +38,7 @@ class TrainState(NamedTuple):
     loss: jax.Array  # float32; 0 before the first step
 
 
-Loss = Callable[[ModelConfig, Params, Params, jax.Array], jax.Array]
+Loss = Callable[[ModelConfig, ComputeConfig, Params, Params, jax.Array], jax.Array]
 
 
 def cross_entropy(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
@@ -46,26 +46,62 @@ def cross_entropy(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
 
     Written as sums over the vocabulary, so that logits split over ``model`` stay split.
     """
-    vocabulary = jnp.arange(logits_BTV.shape[-1])
-    label_logit_BT = jnp.sum(
-        jnp.where(vocabulary == labels_BT[..., None], logits_BTV, 0.0), axis=-1
+    token_BTV = jax.lax.broadcasted_iota(
+        jnp.int32, logits_BTV.shape, 2, out_sharding=jax.typeof(logits_BTV).sharding
     )
+    at_label_BTV = token_BTV == labels_BT[..., None]
+    label_logit_BT = jnp.sum(jnp.where(at_label_BTV, logits_BTV, 0.0), axis=-1)
     return jax.nn.logsumexp(logits_BTV, axis=-1) - label_logit_BT
 
 
-def trunk_loss(cfg: ModelConfig, params: Params, _: Params, tokens_BT: jax.Array) -> jax.Array:
+def mean_loss(
+    cfg: ModelConfig,
+    compute: ComputeConfig,
+    params: Params,
+    h_BTD: jax.Array,
+    labels_BT: jax.Array,
+) -> jax.Array:
+    """Mean next-token loss of what trunk or expert gave, float32.
+
+    Head and loss go over the sequence in chunks, forward and backward: logits of the whole,
+    [B, T, V], never exist.
+    """
+    (B, T), chunk = labels_BT.shape, compute.loss_chunk or labels_BT.shape[1]
+
+    def add(total: jax.Array, piece: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        h, labels = piece
+        return total + jnp.sum(cross_entropy(head(cfg, params, h), labels)), None
+
+    def pieces(x: jax.Array) -> jax.Array:
+        whole = x[:, : T // chunk * chunk]
+        return jnp.moveaxis(whole.reshape(B, T // chunk, chunk, *x.shape[2:]), 1, 0)
+
+    total, both = jnp.float32(0), (h_BTD, labels_BT)
+    if chunk < T:
+        # Under a checkpoint the backward pass makes a chunk's logits anew, and drops them.
+        again = jax.checkpoint(add, prevent_cse=False)
+        total, _ = jax.lax.scan(again, total, jax.tree.map(pieces, both))
+        both = jax.tree.map(lambda x: x[:, T // chunk * chunk :], both)
+    if both[1].size:
+        total, _ = add(total, both)
+    return total / (B * T)
+
+
+def trunk_loss(
+    cfg: ModelConfig, compute: ComputeConfig, params: Params, _: Params, tokens_BT: jax.Array
+) -> jax.Array:
     """Mean next-token loss of the trunk; ``tokens`` hold one more position than the context."""
-    logits_BTV = head(cfg, params, trunk_output(cfg, params, tokens_BT[:, :-1]))
-    return jnp.mean(cross_entropy(logits_BTV, tokens_BT[:, 1:]))
+    h_BTD = trunk_output(cfg, params, tokens_BT[:, :-1], compute)
+    return mean_loss(cfg, compute, params, h_BTD, tokens_BT[:, 1:])
 
 
 def expert_loss(
-    cfg: ModelConfig, expert: Params, frozen: Params, tokens_BT: jax.Array
+    cfg: ModelConfig, compute: ComputeConfig, expert: Params, frozen: Params, tokens_BT: jax.Array
 ) -> jax.Array:
     """Mean next-token loss of an expert on the frozen trunk."""
-    h_BTD = trunk_output(cfg, frozen, tokens_BT[:, :-1])
-    logits_BTV = head(cfg, frozen, expert_output(cfg, expert, h_BTD))
-    return jnp.mean(cross_entropy(logits_BTV, tokens_BT[:, 1:]))
+    h_BTD = trunk_output(cfg, frozen, tokens_BT[:, :-1], compute)
+    refined_BTD = expert_output(cfg, expert, h_BTD, compute)
+    return mean_loss(cfg, compute, frozen, refined_BTD, tokens_BT[:, 1:])
 
 
 def initial_state(recipe: RecipeConfig, params: Params) -> TrainState:
@@ -90,6 +126,7 @@ class Stepper:
         state: TrainState,
         frozen: Params,
         reduction: str = "tree",
+        compute: ComputeConfig = EXACT,
     ) -> None:
         """Take over ``state`` and ``frozen``, both laid out on ``mesh``."""
         self._mesh, self._recipe = mesh, recipe
@@ -97,7 +134,8 @@ class Stepper:
         self._tree = reduction == "tree"
         self._states = split(state, self._groups)
         self._frozen = split(frozen, self._groups)
-        self._gradient, self._update = gradient_program(cfg, loss), update_program(recipe)
+        self._gradient = gradient_program(cfg, loss, compute)
+        self._update = update_program(recipe)
 
     @property
     def state(self) -> TrainState:
@@ -160,9 +198,11 @@ def _place(tokens_BT: np.ndarray, mesh: Mesh) -> jax.Array:
 
 
 @cache
-def gradient_program(cfg: ModelConfig, loss: Loss) -> Callable[..., Any]:
+def gradient_program(
+    cfg: ModelConfig, loss: Loss, compute: ComputeConfig = EXACT
+) -> Callable[..., Any]:
     """The program ``(params, frozen, tokens_BT) → (loss, gradient)`` of one microbatch."""
-    return jax.jit(jax.value_and_grad(partial(loss, cfg)))
+    return jax.jit(jax.value_and_grad(partial(loss, cfg, compute)))
 
 
 @cache

@@ -28,8 +28,8 @@ experts.batch=8 experts.microbatch=8""".split()
 def spoiled_loss(bad: float):
     """The trunk's loss, replaced by ``bad`` on batches that begin with an odd token."""
 
-    def loss(cfg, params, frozen, tokens):
-        value = trunk_loss(cfg, params, frozen, tokens)
+    def loss(cfg, compute, params, frozen, tokens):
+        value = trunk_loss(cfg, compute, params, frozen, tokens)
         return jnp.where(tokens[0, 0] % 2 == 1, value * 0 + bad, value)
 
     return loss
