@@ -1,5 +1,6 @@
 """Attacks around the file: its kind, its size, and what happens to it while it is in use."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -146,6 +147,28 @@ def test_the_kernel_refuses_to_change_a_memfd(copy):
     maps = [line for line in lines if "memfd:s7l" in line]
     assert maps
     assert all(" r--p " in line for line in maps)
+
+
+def test_a_memfd_can_be_neither_written_nor_resized(copy, monkeypatch):
+    create, kept = os.memfd_create, []
+
+    def keep(*args):
+        fd = create(*args)
+        kept.append(os.dup(fd))
+        return fd
+
+    monkeypatch.setattr(os, "memfd_create", keep)
+    seal = s7l.open(copy, mode="memfd")
+    (fd,) = kept
+    for attack in (
+        lambda: os.pwrite(fd, b"x", 0),
+        lambda: os.ftruncate(fd, 100),
+        lambda: os.ftruncate(fd, seal.length + 1),
+        lambda: fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE),
+    ):
+        with pytest.raises(PermissionError):
+            attack()
+    os.close(fd)
 
 
 @pytest.mark.parametrize("mode", ["mmap", "memfd", "copy"])

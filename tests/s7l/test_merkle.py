@@ -135,6 +135,13 @@ def test_every_leaf_is_proven_at_its_place_alone(size):
             assert other == index or not check(leaves[index], other, size, path, root)
 
 
+def test_a_path_of_the_wrong_length_is_no_path():
+    path = merkle.inclusion(LEAF_HASHES, 5)
+    for wrong, message in ((path[:-1], "too few"), ([*path, bytes(32)], "too many")):
+        with pytest.raises(s7l.SealError, match=message):
+            merkle.included_root(LEAF_HASHES[5], 5, 8, wrong, "path")
+
+
 def test_no_such_leaf():
     for index in (-1, 3):
         with pytest.raises(IndexError):
