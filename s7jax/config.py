@@ -126,6 +126,7 @@ class Config:
     seed: int = 0
     router_sequences: int = 256  # labelled training sequences per domain for the ridge router
     eval_sequences: int = 64  # held-out sequences per domain in every report
+    calibration_sequences: int = 4_096  # held-out sequences per domain for quantisation (§5)
     mixture: tuple[int, ...] = field(default=MIXTURE)  # sequences per domain and cycle
     reduction: str = "tree"  # how gradients are summed over groups: "tree" or "psum"
 
@@ -231,6 +232,7 @@ S7_MINI = Config(
     ),
     compute=ComputeConfig(loss_chunk=128),
     eval_sequences=128,
+    calibration_sequences=256,
 )
 
 # The demo and the tests: ≈ 1 M parameters, minutes on two CPU cores.
@@ -259,6 +261,7 @@ S7_NANO = Config(
         checkpoint=250_000,
     ),
     compute=ComputeConfig(loss_chunk=64),
+    calibration_sequences=128,
 )
 
 PRESETS = {config.preset: config for config in (S7_140M, S7_MINI, S7_NANO)}

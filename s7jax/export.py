@@ -3,10 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from s7jax.config import Config
-from s7jax.data.tokenizer import Tokenizer
+from s7jax.data.mixture import held_out
+from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError, UsageError
 from s7jax.integer import weights
+from s7jax.integer.calibrate import calibrate
 from s7jax.mesh import single
 from s7jax.model import parameters
 from s7jax.storage import write_json
@@ -18,7 +23,7 @@ def export(
     trunk: Path,
     experts: list[Path],
     router: Path,
-    tokenizer: Path,
+    prepared: Path,
     out: Path,
     quality: dict[str, Any] | None = None,
 ) -> int:
@@ -28,7 +33,8 @@ def export(
         trunk: final checkpoint of Phase 1.
         experts: final checkpoints of Phase 2, in domain order.
         router: checkpoint of the fitted router.
-        tokenizer: ``tokenizer.json`` the model was trained with.
+        prepared: the tokenised data the model was trained with: its tokenizer is sealed, its
+            held-out text calibrates.
         out: weights folder; replaced if it is there.
         quality: held-out report to be sealed with the weights, if there is one.
 
@@ -48,9 +54,9 @@ def export(
     folders = {"trunk": trunk, "router": router}
     folders |= {f"expert{e}": path for e, path in enumerate(experts)}
     _check_chain(records, folders)
-    vocabulary = Tokenizer.load(tokenizer)
-    if vocabulary.digest != records["trunk"]["inputs"]["tokenizer_sha256"]:
-        raise InputError(f"{tokenizer}: not the tokenizer that {trunk} was trained with")
+    data = Prepared.load(prepared)
+    if data.tokenizer.digest != records["trunk"]["inputs"]["tokenizer_sha256"]:
+        raise InputError(f"{prepared}: not the tokenizer that {trunk} was trained with")
 
     mesh, table = single(), parameters.table(config.model)
     params = checkpoint.restore_final(
@@ -65,8 +71,27 @@ def export(
     )
     params["router"] = routers["router"]
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out.parent / "vocab.json", vocabulary.to_vocabulary())
-    return weights.write(out, config.model, params, _provenance(config, records, quality))
+    ranges = calibrate(config.model, params, calibration_rows(config, data))
+    write_json(out.parent / "vocab.json", data.tokenizer.to_vocabulary())
+    return weights.write(out, config.model, params, ranges, _provenance(config, records, quality))
+
+
+def calibration_rows(config: Config, data: Prepared) -> dict[str, NDArray[np.int32]]:
+    """Held-out sequences of each domain, behind those that evaluation reads while they last.
+
+    A domain with fewer gives what it has, the evaluation's too if there are no others.
+    """
+    rows = {}
+    for domain in config.model.domains:
+        every = held_out(data, domain, config.eval_sequences + config.calibration_sequences)
+        fresh = every[config.eval_sequences :]
+        rows[domain] = fresh if len(fresh) else every
+        if len(rows[domain]) < config.calibration_sequences:
+            print(
+                f"calibrate: {domain} has {len(rows[domain])} held-out sequences "
+                f"{'' if len(fresh) else 'in all '}for {config.calibration_sequences} wanted"
+            )
+    return rows
 
 
 def _check_chain(records: dict[str, dict[str, Any]], folders: dict[str, Path]) -> None:

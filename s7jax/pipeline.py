@@ -61,7 +61,7 @@ def quantize(x: Experiment, report: dict[str, Any]) -> None:
         x.final_folder("trunk"),
         [x.final_folder(name) for name in names],
         x.final_folder("router"),
-        x.prepared.path / "tokenizer.json",
+        x.prepared.path,
         x.run.weights,
         report,
     )

@@ -1,4 +1,4 @@
-r"""Phase 3: quantise final checkpoints to INT8, one scale per output channel.
+r"""Phase 3: calibrate on held-out text, quantise final checkpoints to INT8.
 
 Examples:
   python tools/quantize.py                        the newest run
@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="final checkpoint of the trunk")
     parser.add_argument("--experts", type=Path, nargs="+", help="the experts', in domain order")
     parser.add_argument("--router", type=Path, help="default: router_final beside --checkpoint")
-    parser.add_argument("--tokenizer", type=Path, help="default: the run's tokenizer.json")
+    parser.add_argument(
+        "--prepared", type=Path, metavar="DIR", help="data trained on (default: the run's)"
+    )
     parser.add_argument("--out", type=Path, help="weights folder (default: the run's)")
     parser.add_argument("--method", choices=[METHOD], default=METHOD)
     args = parser.parse_args()
@@ -38,10 +40,10 @@ def main() -> None:
     trunk = args.checkpoint or run.checkpoints / "trunk_final"
     experts = args.experts or [trunk.parent / f"expert{e}_final" for e in range(4)]
     router = args.router or trunk.parent / "router_final"
-    tokenizer = args.tokenizer or run.prepared / "tokenizer.json"
+    prepared = args.prepared or run.prepared
     quality = json.loads(run.evaluation.read_text())["quality"] if run.evaluation.exists() else None
     out = args.out or run.weights
-    count = export(trunk, experts, router, tokenizer, out, quality)
+    count = export(trunk, experts, router, prepared, out, quality)
     print(f"{count} integer tensors in {out}\nvocabulary in {out.parent / 'vocab.json'}")
 
 

@@ -127,8 +127,8 @@ def table(model: Any) -> list[dict[str, Any]]:
             name, shape = f"{name}.scale", (shape[axis],)
         made.append({"name": name, "shape": list(shape), "dtype": "int32"})
 
-    hidden, width = model["trunk"]["hidden"], model["expert"]["hidden"]
     experts = [f"expert{e}" for e in range(len(model["domains"]))]
+    hidden, width = model["trunk"]["hidden"], model["expert"]["hidden"]
     add("embedding", model["vocab"], hidden, axis=0)
     add("router", hidden, len(experts))
     add("router.bias", len(experts))
@@ -141,13 +141,15 @@ def table(model: Any) -> list[dict[str, Any]]:
     for name in ("trunk", *experts):
         stack = model["trunk" if name == "trunk" else "expert"]
         size, ffn = stack["hidden"], stack["ffn"]
+        add(f"{name}.residual", 1)
         for layer in (f"{name}.layer{i}" for i in range(stack["layers"])):
             for part in "qkvo":
                 add(f"{layer}.attn.{part}_proj", size, size)
-            for part in ("attn", "ffn"):
-                add(f"{layer}.{part}_norm.gain", size)
+            for part in ("attn_norm", "attn.q", "attn.k", "attn.o_proj", "ffn_norm"):
+                add(f"{layer}.{part}.gain", size)
             add(f"{layer}.ffn.fc1", size, ffn)
             add(f"{layer}.ffn.fc2", ffn, size)
+            add(f"{layer}.ffn.fc2.gain", ffn)
     return sorted(made, key=lambda entry: entry["name"])
 
 
@@ -194,7 +196,7 @@ def check_manifest(found: Any, stream: Any, lanes: Any) -> list[dict[str, Any]]:
     check(found["parent"], None if found["parent"] is None else DIGEST, f"{place}.parent")
     need(type(found["provenance"]) is dict, f"{place}.provenance", "expected a map")
     ordered(found["provenance"], f"{place}.provenance", KINDS[:-1])
-    count = 6 + 6 * len(names) + 14 * (stacks[0]["layers"] + len(names) * stacks[1]["layers"])
+    count = 7 + 7 * len(names) + 18 * (stacks[0]["layers"] + len(names) * stacks[1]["layers"])
     need(len(found["tensors"]) == count, f"{place}.tensors", f"expected {count}")
     wanted, end = table(model), 0
     parts: dict[str, dict[str, bytes]] = {}

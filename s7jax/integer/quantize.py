@@ -40,15 +40,17 @@ def fixed_point(values: np.ndarray) -> tuple[NDArray[np.int32], int]:
 
 
 def quantize_tensor(name: str, tensor: np.ndarray) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
-    """One float tensor of the parameter table as the integer tensors that are sealed for it.
+    """One folded tensor as the integer tensors that are sealed for it.
 
-    A matrix ``X.weight`` becomes int8 ``X.weight`` and int32 ``X.scale``; a vector (norm gain,
-    bias) becomes int32 fixed point under its own name.
+    A matrix ``X.weight`` becomes int8 ``X.weight`` and int32 ``X.scale``; a vector (gain, bias)
+    becomes int32 fixed point under its own name; ``X.residual`` stays the integer it is.
 
     Returns:
         Name → (array, attributes): ``axis`` and ``scale`` of a matrix, ``exponent`` of fixed
         point.
     """
+    if name.endswith(".residual"):
+        return {name: (tensor.astype(np.int32), {"exponent": 31})}
     if tensor.ndim == 1:
         mantissa, exponent = fixed_point(tensor)
         return {name: (mantissa, {"exponent": exponent})}

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from s7jax.config import ModelConfig
+from s7jax.integer.calibrate import Ranges
+from s7jax.integer.fold import fold
 from s7jax.integer.quantize import METHOD, quantize_tensor
 from s7jax.model.model import Params
 from s7jax.model.parameters import host, named_tensors
@@ -20,8 +22,10 @@ from s7jax.progress import Progress
 from s7jax.storage import write_json
 
 
-def write(out: Path, cfg: ModelConfig, params: Params, provenance: dict[str, Any]) -> int:
-    """Quantise every parameter and write the folder, replacing one that is there.
+def write(
+    out: Path, cfg: ModelConfig, params: Params, ranges: Ranges, provenance: dict[str, Any]
+) -> int:
+    """Fold, quantise and write every parameter, replacing a folder that is there.
 
     The folder appears complete or not at all. Its bytes are a pure function of the arguments.
 
@@ -32,9 +36,9 @@ def write(out: Path, cfg: ModelConfig, params: Params, provenance: dict[str, Any
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    named = list(named_tensors(host(params)))
-    with Progress("quantize", len(named), "tensors") as progress:
-        for name, tensor in named:
+    folded = fold(cfg, dict(named_tensors(host(params))), ranges)
+    with Progress("quantize", len(folded), "tensors") as progress:
+        for name, tensor in folded.items():
             for out_name, (array, attributes) in quantize_tensor(name, tensor).items():
                 little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
                 np.save(unfinished / f"{out_name}.npy", little, allow_pickle=False)
@@ -51,7 +55,7 @@ def write(out: Path, cfg: ModelConfig, params: Params, provenance: dict[str, Any
         "method": METHOD,
         "model": dataclasses.asdict(cfg),
         "tensors": {name: tensors[name] for name in sorted(tensors)},
-        "provenance": provenance,
+        "provenance": provenance | {"calibration": {"sequences": ranges.sequences}},
     }
     write_json(unfinished / "manifest.json", manifest)
     if out.exists():

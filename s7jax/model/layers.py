@@ -158,6 +158,9 @@ def stack(cfg: StackConfig, name: str, remat: bool = False) -> nn.Module:
         keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         block = nn.remat(Block, prevent_cse=False, policy=keep)
     scanned = nn.scan(
-        block, variable_axes={"params": 0}, split_rngs={"params": True}, length=cfg.layers
+        block,
+        variable_axes={"params": 0, "intermediates": 0},  # captured by calibration alone
+        split_rngs={"params": True},
+        length=cfg.layers,
     )
     return scanned(cfg, name=name)

@@ -122,7 +122,7 @@ class TensorSpec:
 def tensor_count(d: Dimensions) -> int:
     """Length of the table, without making it: a claim of a million layers costs nothing."""
     experts = len(d.domains)
-    return 6 + 6 * experts + 14 * (d.trunk.layers + experts * d.expert.layers)
+    return 7 + 7 * experts + 18 * (d.trunk.layers + experts * d.expert.layers)
 
 
 def tensor_table(d: Dimensions) -> tuple[TensorSpec, ...]:
@@ -150,12 +150,14 @@ def tensor_table(d: Dimensions) -> tuple[TensorSpec, ...]:
 
 
 def _stack(prefix: str, s: Stack) -> Iterator[TensorSpec]:
+    yield _vector(f"{prefix}.residual", 1)  # fraction bits of the residual stream
     for i in range(s.layers):
         layer = f"{prefix}.layer{i}"
-        yield _vector(f"{layer}.attn_norm.gain", s.hidden)
+        for gained in ("attn_norm", "attn.q", "attn.k", "attn.o_proj", "ffn_norm"):
+            yield _vector(f"{layer}.{gained}.gain", s.hidden)
         for projection in "qkvo":
             yield from _matrix(f"{layer}.attn.{projection}_proj", (s.hidden, s.hidden))
-        yield _vector(f"{layer}.ffn_norm.gain", s.hidden)
+        yield _vector(f"{layer}.ffn.fc2.gain", s.ffn)
         yield from _matrix(f"{layer}.ffn.fc1", (s.hidden, s.ffn))
         yield from _matrix(f"{layer}.ffn.fc2", (s.ffn, s.hidden))
 

@@ -47,6 +47,10 @@ class Field:
             self.verify_tensor(name)
         return self._view(tensor).reshape(tensor.spec.shape)
 
+    def exponent(self, name: str) -> int | None:
+        """Of a fixed-point vector, whose value is mantissa · 2^(exponent − 31); else None."""
+        return self._tensors[name].exponent
+
     def stored(self, name: str) -> memoryview:
         """A tensor's bytes with padding as they stand in the file, not verified: uint8[stored].
 

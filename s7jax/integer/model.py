@@ -1,0 +1,293 @@
+"""The integer model: trunk, experts, head and router on int8 weights, as pure functions.
+
+What runs on a device is ordinary single-device code plus integer collectives over the axis
+``model`` (sum and maximum alone): one text for one device, under ``shard_map``, jitted or not.
+Every row of a batch and every token stands alone, so a token's result is the same bits whatever
+its batch, padding, chunking, cache size or mesh.
+
+Shape suffixes as in :mod:`s7jax.model.layers`; S is cache slots. Residual streams are int32 in
+the fraction bits that calibration gave their segment.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from s7jax.config import ModelConfig, StackConfig
+from s7jax.integer import operators as op
+from s7jax.integer.operators import NARROW, WIDE, Array, Scale
+from s7jax.integer.parameters import LOGIT_BITS, MAX_CONTRACTION, VALUE_BITS, Params
+from s7jax.mesh import MODEL
+
+Cache = list[tuple[Array, Array]]  # per layer keys and values, int8[B, H, S, K]
+_MASKED = -(1 << 30)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """How the functions below reach the other shards of the model axis; None: there are none."""
+
+    axis: str | None = None
+
+    def sum(self, x: Array) -> Array:
+        """Sum over shards."""
+        return x if self.axis is None else jax.lax.psum(x, self.axis)
+
+    def max(self, x: Array) -> Array:
+        """Maximum over shards."""
+        return x if self.axis is None else jax.lax.pmax(x, self.axis)
+
+    @property
+    def index(self) -> Array | int:
+        """This shard's number."""
+        return 0 if self.axis is None else jax.lax.axis_index(self.axis)
+
+
+ALONE, SPLIT = Shards(), Shards(MODEL)
+
+
+def empty_cache(stack: StackConfig, batch: int, slots: int) -> Cache:
+    """A cache of ``slots`` positions for each row."""
+    shape = (batch, stack.heads, slots, stack.head_dim)
+    return [(jnp.zeros(shape, jnp.int8), jnp.zeros(shape, jnp.int8)) for _ in range(stack.layers)]
+
+
+def embed(
+    cfg: ModelConfig, embedding: Params, bits: Array, tokens_BT: Array, shards: Shards
+) -> Array:
+    """int32 [B, T] → residual stream [B, T, D]; rows of other shards come by a sum."""
+    rows = embedding["weight"].shape[0]
+    local = tokens_BT - rows * shards.index
+    mine = (local >= 0) & (local < rows)
+    local = jnp.clip(local, 0, rows - 1)
+    m, exponent = embedding["scale"]
+    product = op.mulhi(embedding["weight"][local].astype(jnp.int32) << 22, m[local][..., None])
+    x_BTD = op.shift(product, 10 + exponent - 31 + bits)
+    return shards.sum(jnp.where(mine[..., None], x_BTD, 0))
+
+
+def contract(a: Array, w: Array, form: str) -> Array:
+    """int8 einsum into int32, the contracted axis (last of ``a``) in runs of at most 1,024."""
+    left, right = form.split("->", maxsplit=1)[0].split(",")
+    axis = right.index(left[-1])
+    total = None
+    for start in range(0, a.shape[-1], MAX_CONTRACTION):
+        run = slice(start, start + MAX_CONTRACTION)
+        part = jnp.einsum(
+            form,
+            a[..., run].astype(jnp.int8),
+            w[(slice(None),) * axis + (run,)],
+            preferred_element_type=jnp.int32,
+        )
+        total = part if total is None else total + part
+    return total
+
+
+def rows_product(a: Array, w: Array, form: str = "md,df->mf") -> Array:
+    """int8 values [B, T, D] @ W as [B, T, F]; one row is made two, CPUs being slow with one."""
+    B, T, D = a.shape
+    rows = a.reshape(B * T, D)
+    if B * T == 1:
+        rows = jnp.concatenate([rows, jnp.zeros_like(rows)])
+    return contract(rows, w, form)[: B * T].reshape(B, T, -1)
+
+
+def linear(
+    a_BTD: Array, unit: Scale, matrix: Params, to: Array | int, total: int, shards: Shards = ALONE
+) -> Array:
+    """Quantised activations times a matrix, in ``to`` fraction bits.
+
+    ``total`` is the whole input width, over all shards; ``shards`` those that hold parts of it.
+    """
+    acc = shards.sum(rows_product(a_BTD, matrix["weight"]))
+    return op.requantize(acc, NARROW * NARROW * total, *matrix["scale"], unit, to)
+
+
+def wide_linear(
+    a_BTD: Array, unit: Scale, matrix: Params, to: int, form: str = "md,df->mf"
+) -> Array:
+    """As :func:`linear` for 15-bit activations: two int8 products, one row beside the other."""
+    high, low = op.split(a_BTD)
+    both = rows_product(jnp.concatenate([high, low]), matrix["weight"], form)
+    bound = NARROW * NARROW * a_BTD.shape[-1]
+    spare = op.spare_bits(bound)
+    acc = op.join(*jnp.split(both, 2), spare)
+    unit = (unit[0], unit[1] - spare)
+    return op.requantize(acc, (bound << spare) + (bound >> 1), *matrix["scale"], unit, to)
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where the tokens of a chunk stand: the same for every layer."""
+
+    rows_BT: Array  # position of each token in its row's sequence
+    visible_BTS: Array  # which cache slots each token sees: itself and those before it
+    cosine_BTK: Array
+    sine_BTK: Array
+
+    @classmethod
+    def at(cls, start_B: Array, length: int, slots: int, rope: tuple[Array, Array]) -> "Positions":
+        """``length`` tokens from ``start_B`` on, in a cache of ``slots``."""
+        rows_BT = start_B[:, None] + jnp.arange(length, dtype=jnp.int32)
+        visible_BTS = jnp.arange(slots, dtype=jnp.int32) <= rows_BT[..., None]
+        turns = (jnp.take(table, rows_BT, axis=0, mode="clip")[:, :, None] for table in rope)
+        return cls(rows_BT, visible_BTS, *turns)
+
+
+def attention(
+    p: Params,
+    cfg: ModelConfig,
+    stack: StackConfig,
+    a_BTD: Array,
+    unit: Scale,
+    cache: tuple[Array, Array],
+    at: Positions,
+    to: Array,
+    shards: Shards,
+) -> tuple[Array, tuple[Array, Array]]:
+    """Attention over the cache, which takes up the chunk's own keys and values first."""
+    B, T, D = a_BTD.shape
+    K, width = stack.head_dim, stack.hidden
+
+    def turned(matrix: Params) -> Array:
+        acc = rows_product(a_BTD, matrix["weight"])
+        x_BTHK = op.direction(acc, NARROW * NARROW * D, matrix["scale"][0]).reshape(B, T, -1, K)
+        return op.rope(op.rms_heads(x_BTHK), at.cosine_BTK, at.sine_BTK)
+
+    q, k = turned(p["q_proj"]), turned(p["k_proj"])
+    (q_gain, q_exponent), (k_gain, k_exponent) = (
+        (p[n]["gain"][0].reshape(-1, K), p[n]["gain"][1] - op.head_bits(K)) for n in "qk"
+    )
+    k = op.static_quantize(k, k_gain, k_exponent)
+    v = jnp.clip(linear(a_BTD, unit, p["v_proj"], 0, D), -NARROW, NARROW).reshape(B, T, -1, K)
+    keys, values = (_store(held, new, at.rows_BT) for held, new in zip(cache, (k, v), strict=True))
+
+    q, q_unit = op.quantize(q, q_gain, q_exponent)
+    q_BHTK = q.transpose(0, 2, 1, 3)
+    if T == 1:
+        q_BHTK = jnp.concatenate([q_BHTK, jnp.zeros_like(q_BHTK)], axis=2)
+    acc_BHTS = contract(q_BHTK, keys, "bhtk,bhsk->bhts")[:, :, :T]
+    unit_BHT1 = tuple(x.transpose(0, 2, 1, 3) for x in op.score_scale(q_unit, K))
+    z_BHTS = op.scores(acc_BHTS, NARROW * NARROW * K, unit_BHT1)
+    visible_B1TS = at.visible_BTS[:, None]
+    top_BHT1 = jnp.max(jnp.where(visible_B1TS, z_BHTS, _MASKED), axis=-1, keepdims=True)
+    weight_BHTS = jnp.where(visible_B1TS, op.exp2(jnp.maximum(top_BHT1 - z_BHTS, 0)), 0)
+
+    total_BHT1 = jnp.sum(weight_BHTS, axis=-1, keepdims=True, dtype=jnp.int32)
+    both = jnp.concatenate([weight_BHTS >> 7, weight_BHTS & 127], axis=2)
+    high, low = jnp.split(contract(both, values, "bhts,bhsk->bhtk"), 2, axis=2)
+    # The longest row there can be decides the format, not the cache at hand.
+    spare = op.spare_bits(NARROW * NARROW * cfg.context)
+    y_BHTK = op.divide(op.join(high, low, spare), total_BHT1, 7 - spare + VALUE_BITS)
+    y_BTD = y_BHTK.transpose(0, 2, 1, 3).reshape(B, T, -1)
+
+    gain, exponent = p["o_proj"]["gain"]
+    a, y_unit = op.quantize(y_BTD, gain, exponent - VALUE_BITS, shards.max)
+    return linear(a, y_unit, p["o_proj"], to, width, shards), (keys, values)
+
+
+def _store(held: Array, new_BTHK: Array, rows_BT: Array) -> Array:
+    """The cache with a chunk's keys or values at their positions; those beyond it are dropped."""
+    row = jnp.arange(held.shape[0], dtype=jnp.int32)[:, None]
+    return held.at[row, :, rows_BT].set(new_BTHK.astype(jnp.int8), mode="drop")
+
+
+def feed_forward(
+    p: Params, stack: StackConfig, a_BTD: Array, unit: Scale, to: Array, shards: Shards
+) -> Array:
+    """fc1, GELU, fc2."""
+    x = linear(a_BTD, unit, p["fc1"], op.GELU_IN_BITS, stack.hidden)
+    edge = 1 << 18  # ± 64: far beyond where GELU is a straight line
+    y = op.gelu(jnp.clip(x, -edge, edge))
+    gain, exponent = p["fc2"]["gain"]
+    a, y_unit = op.quantize(y, gain, exponent - op.GELU_BITS, shards.max)
+    return linear(a, y_unit, p["fc2"], to, stack.ffn, shards)
+
+
+def layers(
+    p: Params,
+    cfg: ModelConfig,
+    stack: StackConfig,
+    x_BTD: Array,
+    start_B: Array,
+    cache: Cache,
+    shards: Shards,
+) -> tuple[Array, Cache]:
+    """The blocks of a segment; tokens past a row's end compute, are never seen and never kept."""
+    at = Positions.at(start_B, x_BTD.shape[1], cache[0][0].shape[2], p["rope"])
+    bits, kept = p["residual"], []
+    for i in range(stack.layers):
+        layer = p[f"layer{i}"]
+        a, unit = op.rms_quantize(x_BTD, *layer["attn_norm"]["gain"])
+        y, held = attention(layer["attn"], cfg, stack, a, unit, cache[i], at, bits, shards)
+        x_BTD = op.saturating_add(x_BTD, y)
+        a, unit = op.rms_quantize(x_BTD, *layer["ffn_norm"]["gain"])
+        y = feed_forward(layer["ffn"], stack, a, unit, bits, shards)
+        x_BTD = op.saturating_add(x_BTD, y)
+        kept.append(held)
+    return x_BTD, kept
+
+
+def trunk(
+    cfg: ModelConfig, params: Params, tokens_BT: Array, start_B: Array, cache: Cache, shards: Shards
+) -> tuple[Array, Cache]:
+    """A chunk of tokens from ``start_B`` on → residual stream h [B, T, D], and the cache."""
+    p = params["trunk"]
+    x_BTD = embed(cfg, params["embedding"], p["residual"], tokens_BT, shards)
+    return layers(p, cfg, cfg.trunk, x_BTD, start_B, cache, shards)
+
+
+def expert(
+    cfg: ModelConfig,
+    params: Params,
+    p: Params,
+    h_BTD: Array,
+    start_B: Array,
+    cache: Cache,
+    shards: Shards,
+) -> tuple[Array, Cache]:
+    """One expert's refinement of h [B, T, D], in the trunk's format, and its cache."""
+    a, unit = op.rms_quantize(h_BTD, *p["in_norm"]["gain"])
+    x = linear(a, unit, p["in_proj"], p["residual"], cfg.trunk.hidden)
+    x, cache = layers(p, cfg, cfg.expert, x, start_B, cache, shards)
+    a, unit = op.rms_quantize(x, *p["out_norm"]["gain"])
+    y = linear(a, unit, p["out_proj"], params["trunk"]["residual"], cfg.expert.hidden)
+    return op.saturating_add(h_BTD, y), cache
+
+
+def normalized(params: Params, h_BTD: Array) -> tuple[Array, Scale]:
+    """The shared final norm in 15 bits; what head and router read."""
+    return op.rms_quantize(h_BTD, *params["trunk"]["final_norm"]["gain"], top=WIDE)
+
+
+def head(params: Params, h_BTD: Array) -> Array:
+    """h of trunk or expert → logits int32[B, T, V], 16 fraction bits; V split over the shards."""
+    a, unit = normalized(params, h_BTD)
+    return wide_linear(a, unit, params["embedding"], LOGIT_BITS, "md,vd->mv")
+
+
+def router(cfg: ModelConfig, params: Params, h_BTD: Array) -> Array:
+    """h of the trunk → router logits int32[B, T, E], 16 fraction bits, small enough to sum."""
+    a, unit = normalized(params, h_BTD)
+    m, exponent = params["router"]["bias"]
+    logits = wide_linear(a, unit, params["router"], LOGIT_BITS)
+    bias = op.shift(m >> 1, exponent - 30 + LOGIT_BITS)
+    bound = op.LIMIT // cfg.routing_window
+    return jnp.clip(op.saturating_add(logits, bias), -bound, bound)
+
+
+def evidence(cfg: ModelConfig, logits_BTE: Array, before_BWE: Array) -> Array:
+    """Sum of each position's router logits and those of up to ``routing_window − 1`` before it.
+
+    ``before_BWE`` holds the ``routing_window − 1`` logits before the chunk, zeros where there
+    were none. int32 [B, T, E].
+    """
+    every = jnp.concatenate([before_BWE, logits_BTE], axis=1)
+    window = (1, cfg.routing_window, 1)
+    return jax.lax.reduce_window(every, jnp.int32(0), jax.lax.add, window, (1, 1, 1), "VALID")
+
+
+def route(evidence_BTE: Array) -> Array:
+    """Expert per position: the largest evidence, ties to the lowest: int32[B, T]."""
+    return op.argmax(evidence_BTE)

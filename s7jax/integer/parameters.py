@@ -1,0 +1,121 @@
+"""A sealed model as arrays on a mesh: integers alone, no number computed but by shifts.
+
+The tree follows the tensor names: ``params["trunk"]["layer0"]["attn"]["q_proj"]["weight"]`` is
+int8; fixed-point vectors are pairs (int32 mantissas, int32 exponent). Weights are views of the
+sealed file where the device can use them in place.
+"""
+
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from s7jax.config import ModelConfig
+from s7jax.errors import InputError
+from s7jax.integer.operators import LIMIT, NARROW
+from s7jax.integer.tables import PROBABILITY_ONE, rope
+from s7jax.mesh import MODEL
+
+Params = dict[str, Any]
+
+LOGIT_BITS = 16  # fraction bits of logits and of router logits
+VALUE_BITS = 8  # fraction bits of attention's result, in units of the value cache
+MAX_CONTRACTION = 1_024  # longest sum of int8 products in one go: below 2^24
+
+
+class Tensors(Protocol):
+    """Where sealed tensors come from; an open seal is one."""
+
+    def tensor(self, name: str) -> np.ndarray[Any, Any]:
+        """The verified tensor of that name."""
+
+    def exponent(self, name: str) -> int | None:
+        """Of a fixed-point vector."""
+
+
+# How the last two segments of a name decide where a tensor is split (Megatron, as in training).
+_COLUMNS = ("q_proj", "k_proj", "v_proj", "fc1")
+_ROWS = ("o_proj", "fc2")
+
+
+def spec(name: str) -> P:
+    """Partition spec of a sealed tensor."""
+    owner, kind = name.split(".")[-2:]
+    if owner == "embedding":
+        return P(MODEL, None) if kind == "weight" else P(MODEL)
+    if owner in _COLUMNS:
+        return P(None, MODEL) if kind == "weight" else P(MODEL)
+    if owner in _ROWS:
+        return {"weight": P(MODEL, None), "gain": P(MODEL)}.get(kind, P(None))
+    if owner in ("q", "k"):
+        return P(MODEL)
+    return P(None, None) if kind == "weight" else P(None)
+
+
+def load(
+    cfg: ModelConfig, tensors: Tensors, component: str, names: list[str], mesh: Mesh
+) -> Params:
+    """One component's tensors on a mesh, verified as they are touched.
+
+    Raises:
+        InputError: a value is outside the bounds that exact arithmetic needs.
+    """
+    tree: Params = {}
+    for name in names:
+        *path, leaf = name.split(".")[1:]
+        node = tree
+        for key in path:
+            node = node.setdefault(key, {})
+        array, exponent = tensors.tensor(name), tensors.exponent(name)
+        if exponent is None:
+            node[leaf] = _place(array, spec(name), mesh)
+        elif leaf == "gain":  # 15 bits are all that its product can hold
+            short = np.clip((array + (1 << 15)) >> 16, -32_767, 32_767).astype(np.int32)
+            node[leaf] = (_place(short, spec(name), mesh), _scalar(exponent - 15, mesh))
+        elif leaf == "residual":
+            node[leaf] = _scalar(_fraction_bits(name, array, exponent), mesh)
+        else:
+            node[leaf] = (_place(array, spec(name), mesh), _scalar(exponent, mesh))
+    stack = {"trunk": cfg.trunk, "expert": cfg.expert}.get(component.rstrip("0123456789"))
+    if stack is not None:
+        tree["rope"] = tuple(_place(t, P(), mesh) for t in rope(cfg.context, stack.head_dim))
+    return tree
+
+
+def _fraction_bits(name: str, array: np.ndarray[Any, Any], exponent: int) -> int:
+    if exponent != 31 or not -16 <= int(array[0]) <= 29:
+        raise InputError(
+            f"{name}: {int(array[0])} with exponent {exponent}; expected −16..29 and 31"
+        )
+    return int(array[0])
+
+
+def _place(array: np.ndarray[Any, Any], where: P, mesh: Mesh) -> jax.Array:
+    return jax.device_put(array, NamedSharding(mesh, where))
+
+
+def _scalar(value: int, mesh: Mesh) -> jax.Array:
+    return _place(np.int32(value), P(), mesh)
+
+
+def check_bounds(cfg: ModelConfig) -> None:
+    """Refuse dimensions with which a sum of products could leave 31 bits.
+
+    Raises:
+        InputError: with the sum and its bound.
+    """
+    sums = {
+        "probabilities of a row": PROBABILITY_ONE * cfg.context,
+        "weighted values of a row": NARROW * NARROW * cfg.context,
+        "squares of a token": cfg.trunk.hidden << 10,
+    }
+    for name, stack in (("trunk", cfg.trunk), ("expert", cfg.expert)):
+        for what, size in (("hidden", stack.hidden), ("ffn", stack.ffn)):
+            sums[f"products over {name} {what}"] = NARROW * NARROW * size
+    for what, bound in sums.items():
+        if bound > LIMIT:
+            raise InputError(
+                f"{what} can reach {bound}, beyond {LIMIT}: the dimensions are too large"
+            )

@@ -1,0 +1,133 @@
+"""The constant tables of numeric scheme ``s7-int8-1``, made with integers alone.
+
+``decimal`` is exact integer arithmetic with correct rounding, so these are the same numbers on
+every machine; the SHA-256 of those that no model changes stand in the compute contract that
+every sealed file carries (:mod:`s7jax.s7l.contract`). All tables are int32.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from decimal import Context, Decimal, localcontext
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+EXP2_INTERVALS = 64
+PROBABILITY_ONE = 16_383  # 14 bits: what the largest score of a row becomes
+GELU_RANGE = 8  # the table covers −8 … 8; beyond, GELU is 0 or its argument
+GELU_STEP = 32  # intervals in one unit
+GELU_BITS = 14  # fraction bits of the result
+ROPE_BITS = 14  # fraction bits of sine and cosine
+ROPE_BASE = 10_000
+GUMBEL_BITS = 12  # the sampling table has 2^12 entries
+NOISE_BITS = 16  # fraction bits of the sampling noise, as of the logits
+
+_CONTEXT = Context(prec=50)
+_ANGLE = 80  # fraction bits while turns are multiplied
+
+Table = NDArray[np.int32]
+
+
+@cache
+def exp2() -> Table:
+    """``2^(−j/64)``, with 5 more bits than a probability has: int32[65]."""
+    with localcontext(_CONTEXT):
+        step = Decimal(2).ln() / EXP2_INTERVALS
+        return _table(PROBABILITY_ONE * 32 * (-step * j).exp() for j in range(EXP2_INTERVALS + 1))
+
+
+@cache
+def rsqrt() -> Table:
+    """``1/√y`` in the middle of 384 intervals of y from 1/4 to 1, 14 fraction bits: int32[384]."""
+    with localcontext(_CONTEXT):
+        return _table((1 << 14) / (Decimal(2 * j + 257) / 1024).sqrt() for j in range(384))
+
+
+@cache
+def gelu() -> Table:
+    """GELU in the tanh form (arXiv 1606.08415) at −8, −8 + 1/32, … 8: int32[513]."""
+    half = GELU_RANGE * GELU_STEP
+    with localcontext(_CONTEXT):
+        root = (2 / (4 * _arctan_of_one())).sqrt()
+
+        def value(x: Decimal) -> Decimal:
+            e = (2 * root * (x + Decimal("0.044715") * x**3)).exp()
+            return x * e / (e + 1)  # x (1 + tanh a) / 2
+
+        return _table(
+            value(Decimal(j - half) / GELU_STEP) * (1 << GELU_BITS) for j in range(2 * half + 1)
+        )
+
+
+@cache
+def gumbel() -> Table:
+    """``−ln(−ln u)`` at 4,096 midpoints u of (0, 1), 16 fraction bits: int32[4096]."""
+    count = 1 << GUMBEL_BITS
+    with localcontext(_CONTEXT):
+        return _table(
+            -(-(Decimal(2 * j + 1) / (2 * count)).ln()).ln() * (1 << NOISE_BITS)
+            for j in range(count)
+        )
+
+
+@cache
+def rope(context: int, width: int) -> tuple[Table, Table]:
+    """Cosine and sine of ``t · 10000^(−2i/width)``: int32[context, width/2] each.
+
+    The turn of one position is exact to 80 bits; the others are its powers.
+    """
+    cosines, sines = (np.empty((context, width // 2), np.int32) for _ in range(2))
+    with localcontext(_CONTEXT):
+        step = -2 * Decimal(ROPE_BASE).ln() / width
+        turns = [_cos_sin((step * i).exp()) for i in range(width // 2)]
+    for i, (c, s) in enumerate(turns):
+        x, y = 1 << _ANGLE, 0
+        for t in range(context):
+            cosines[t, i], sines[t, i] = (_round(v, _ANGLE - ROPE_BITS) for v in (x, y))
+            x, y = _round(x * c - y * s, _ANGLE), _round(x * s + y * c, _ANGLE)
+    return cosines, sines
+
+
+def digests() -> dict[str, str]:
+    """SHA-256 of the little-endian bytes of the tables that no model changes, hexadecimal."""
+    named = {"exp2": exp2(), "gelu": gelu(), "gumbel": gumbel(), "rsqrt": rsqrt()}
+    return {
+        name: hashlib.sha256(t.astype("<i4").tobytes()).hexdigest() for name, t in named.items()
+    }
+
+
+def _table(values: Iterable[Decimal]) -> Table:
+    table = np.array([int(value.to_integral_value()) for value in values], np.int32)
+    table.setflags(write=False)
+    return table
+
+
+def _round(value: int, bits: int) -> int:
+    return (value + (1 << (bits - 1))) >> bits
+
+
+def _arctan_of_one() -> Decimal:
+    """π/4 by Machin's formula."""
+
+    def arctan_of_inverse(n: int) -> Decimal:
+        power, total, k = Decimal(1) / n, Decimal(0), 0
+        while power > Decimal("1e-48"):
+            total += power / (2 * k + 1) * (-1) ** k
+            power, k = power / (n * n), k + 1
+        return total
+
+    return 4 * arctan_of_inverse(5) - arctan_of_inverse(239)
+
+
+def _cos_sin(angle: Decimal) -> tuple[int, int]:
+    """Of an angle from 0 to 1, by the power series; 80 fraction bits."""
+    cosine, sine, term = Decimal(0), Decimal(0), Decimal(1)
+    for k in range(0, 40, 2):
+        cosine += term
+        term *= angle / (k + 1)
+        sine += term
+        term *= -angle / (k + 2)
+    return int((cosine * (1 << _ANGLE)).to_integral_value()), int(
+        (sine * (1 << _ANGLE)).to_integral_value()
+    )
