@@ -145,11 +145,10 @@ def table(model: Any) -> list[dict[str, Any]]:
         for layer in (f"{name}.layer{i}" for i in range(stack["layers"])):
             for part in "qkvo":
                 add(f"{layer}.attn.{part}_proj", size, size)
-            for part in ("attn_norm", "attn.q", "attn.k", "attn.o_proj", "ffn_norm"):
+            for part in "attn_norm attn.q attn.k attn.o_proj ffn_norm".split():
                 add(f"{layer}.{part}.gain", size)
-            add(f"{layer}.ffn.fc1", size, ffn)
-            add(f"{layer}.ffn.fc2", ffn, size)
-            add(f"{layer}.ffn.fc2.gain", ffn)
+            for part, *shape in (("fc1", size, ffn), ("fc2", ffn, size), ("fc2.gain", ffn)):
+                add(f"{layer}.ffn.{part}", *shape)
     return sorted(made, key=lambda entry: entry["name"])
 
 
@@ -203,9 +202,8 @@ def check_manifest(found: Any, stream: Any, lanes: Any) -> list[dict[str, Any]]:
     for i, (entry, t) in enumerate(zip(found["tensors"], wanted, strict=True)):
         where, part = f"{place}.tensors[{i}]", t["name"].partition(".")[0]
         stored = -(-math.prod(t["shape"]) * WIDTH[t["dtype"]] // 32) * 32
-        count = -(-stored // CHUNK)
         fixed = {} if "axis" in t else {"exponent": (-127, 127)}
-        free = {"chunks": [DIGEST, count, count], **fixed}
+        free = {"chunks": [DIGEST, (n := -(-stored // CHUNK)), n], **fixed}
         check(entry, {**dict.fromkeys((*t, "stored", "offset")), **free}, where)
         t.update({**{key: entry[key] for key in fixed}, "stored": stored})
         described = leaf(b"S7L3TENS", encode({**t, "root": tree(entry["chunks"])}))

@@ -18,6 +18,7 @@ from s7jax.config import ModelConfig, StackConfig
 from s7jax.integer import operators as op
 from s7jax.integer.operators import NARROW, WIDE, Array, Scale
 from s7jax.integer.parameters import LOGIT_BITS, MAX_CONTRACTION, VALUE_BITS, Params
+from s7jax.integer.tables import GELU_BITS
 from s7jax.mesh import MODEL
 
 Cache = list[tuple[Array, Array]]  # per layer keys and values, int8[B, H, S, K]
@@ -53,9 +54,7 @@ def empty_cache(stack: StackConfig, batch: int, slots: int) -> Cache:
     return [(jnp.zeros(shape, jnp.int8), jnp.zeros(shape, jnp.int8)) for _ in range(stack.layers)]
 
 
-def embed(
-    cfg: ModelConfig, embedding: Params, bits: Array, tokens_BT: Array, shards: Shards
-) -> Array:
+def embed(embedding: Params, bits: Array, tokens_BT: Array, shards: Shards) -> Array:
     """int32 [B, T] → residual stream [B, T, D]; rows of other shards come by a sum."""
     rows = embedding["weight"].shape[0]
     local = tokens_BT - rows * shards.index
@@ -101,7 +100,8 @@ def linear(
     ``total`` is the whole input width, over all shards; ``shards`` those that hold parts of it.
     """
     acc = shards.sum(rows_product(a_BTD, matrix["weight"]))
-    return op.requantize(acc, NARROW * NARROW * total, *matrix["scale"], unit, to)
+    m, exponent = matrix["scale"]
+    return op.requantize(acc, NARROW * NARROW * total, m, exponent, unit, to)
 
 
 def wide_linear(
@@ -112,9 +112,11 @@ def wide_linear(
     both = rows_product(jnp.concatenate([high, low]), matrix["weight"], form)
     bound = NARROW * NARROW * a_BTD.shape[-1]
     spare = op.spare_bits(bound)
-    acc = op.join(*jnp.split(both, 2), spare)
+    high, low = jnp.split(both, 2)
+    m, exponent = matrix["scale"]
     unit = (unit[0], unit[1] - spare)
-    return op.requantize(acc, (bound << spare) + (bound >> 1), *matrix["scale"], unit, to)
+    acc = op.join(high, low, spare)
+    return op.requantize(acc, (bound << spare) + (bound >> 1), m, exponent, unit, to)
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def feed_forward(
     edge = 1 << 18  # ± 64: far beyond where GELU is a straight line
     y = op.gelu(jnp.clip(x, -edge, edge))
     gain, exponent = p["fc2"]["gain"]
-    a, y_unit = op.quantize(y, gain, exponent - op.GELU_BITS, shards.max)
+    a, y_unit = op.quantize(y, gain, exponent - GELU_BITS, shards.max)
     return linear(a, y_unit, p["fc2"], to, stack.ffn, shards)
 
 
@@ -234,7 +236,7 @@ def trunk(
 ) -> tuple[Array, Cache]:
     """A chunk of tokens from ``start_B`` on → residual stream h [B, T, D], and the cache."""
     p = params["trunk"]
-    x_BTD = embed(cfg, params["embedding"], p["residual"], tokens_BT, shards)
+    x_BTD = embed(params["embedding"], p["residual"], tokens_BT, shards)
     return layers(p, cfg, cfg.trunk, x_BTD, start_B, cache, shards)
 
 
@@ -258,7 +260,8 @@ def expert(
 
 def normalized(params: Params, h_BTD: Array) -> tuple[Array, Scale]:
     """The shared final norm in 15 bits; what head and router read."""
-    return op.rms_quantize(h_BTD, *params["trunk"]["final_norm"]["gain"], top=WIDE)
+    gain, exponent = params["trunk"]["final_norm"]["gain"]
+    return op.rms_quantize(h_BTD, gain, exponent, top=WIDE)
 
 
 def head(params: Params, h_BTD: Array) -> Array:

@@ -97,7 +97,7 @@ def _place(array: np.ndarray[Any, Any], where: P, mesh: Mesh) -> jax.Array:
 
 
 def _scalar(value: int, mesh: Mesh) -> jax.Array:
-    return _place(np.int32(value), P(), mesh)
+    return _place(np.array(value, np.int32), P(), mesh)
 
 
 def check_bounds(cfg: ModelConfig) -> None:

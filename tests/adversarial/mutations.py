@@ -231,7 +231,7 @@ TABLE = [
     ("86 misaligned", ".offset", shift(32)),
     ("87 past FIELD", ".offset", shift(1 << 40)),
     ("88 negative", ".offset", shift(-(1 << 40))),
-    ("89 hole", ".tensors: 113", forge(drop(Q))),
+    ("89 hole", ".tensors: 142", forge(drop(Q))),
     ("90 no expert3", ".tensors", forge(drop("expert3."))),
     ("90 no trunk", ".tensors", forge(drop("trunk."))),
     ("91 extra key", "unknown key 'note'", entry(Q, "note", 1)),
@@ -417,7 +417,7 @@ def many_tokens(f):
 SIZES = [
     ("109 FIELD longer", "lane 2 (FIELD) length", resize_field(32)),
     ("110 FIELD shorter", "lane 2 (FIELD) length", resize_field(-32)),
-    ("135 sixty thousand tensors", ".tensors: 114", forge(biggest)),
+    ("135 sixty thousand tensors", ".tensors: 143", forge(biggest)),
     ("136 nothing but lists", "expected a map", manifest_bytes(lambda e: b"\x93" + b"\x90" * 3)),
     ("137 claimed tokens", "lane 1 (DICT)", forge(many_tokens)),
     ("138 map of floats", "finite", edge("provenance", to={"a": [float("nan")] * 9})),

@@ -88,7 +88,7 @@ def test_a_damaged_weight_is_named(bundle):
     at = len(data) - 1
     bundle.chmod(0o644)
     bundle.write_bytes(patch(data, at, bytes([data[at] ^ 1]), hashed=False))
-    with pytest.raises(s7l.SealError, match=r"FIELD tensor expert2\.out_proj\.weight chunk 0"):
+    with pytest.raises(s7l.SealError, match=r"FIELD tensor expert2\.residual chunk 0"):
         open_bundle(bundle).verify()
 
 
