@@ -1,0 +1,125 @@
+"""Operators against real arithmetic, and NumPy against JAX, over whole domains."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s7jax.integer import operators as op
+from s7jax.integer import tables
+
+int32 = st.integers(-(2**31), 2**31 - 1)
+SIXTEEN = np.arange(-(2**15), 2**15, dtype=np.int32)
+
+
+def real(scale):
+    m, e = scale
+    return np.asarray(m, np.float64) * 2.0 ** np.asarray(e, np.float64)
+
+
+@given(st.lists(st.tuples(int32, int32), min_size=1, max_size=20))
+def test_mulhi_is_the_high_half_of_the_exact_product(pairs):
+    a, b = (np.array(side, np.int32) for side in zip(*pairs, strict=True))
+    exact = [(x * y) >> 32 for x, y in pairs]
+    assert op.mulhi(a, b).tolist() == exact
+    assert op.mulhi(jnp.asarray(a), jnp.asarray(b)).tolist() == exact
+
+
+@given(st.integers(-(2**30), 2**30), st.integers(-40, 40))
+def test_shift_rounds_and_saturates(x, k):
+    wanted = x << k if k >= 0 else (x + (1 << (min(-k, 30) - 1))) >> min(-k, 30)
+    limit = op.LIMIT >> min(max(k, 0), 30) << min(max(k, 0), 30)
+    wanted = max(-limit, min(limit, wanted))
+    found = op.shift(np.array([x], np.int32), np.array([k], np.int32))
+    assert found.tolist() == [wanted]
+
+
+@given(st.integers(0, 2**31 - 1))
+def test_bits_is_the_bit_length(x):
+    assert op.bits(np.array([x], np.int32)).tolist() == [x.bit_length()]
+
+
+def test_exp2_over_its_16_bits():
+    x = np.arange(1 << 16, dtype=np.int32)
+    exact = tables.PROBABILITY_ONE * 32 * np.exp2(-x / 65_536)
+    found = op.exp2_fraction(x)
+    assert np.abs(found / exact - 1).max() <= 1e-4
+    assert np.array_equal(op.exp2_fraction(jnp.asarray(x)), found)
+    assert op.exp2(np.array([0, 1 << 16, 40 << 16], np.int32)).tolist() == [16_383, 8_192, 0]
+
+
+def test_gelu_over_its_16_bits():
+    x = SIXTEEN / 4096
+    exact = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    found = op.gelu(SIXTEEN)
+    assert np.abs(found / 16_384 - exact).max() <= 2e-4
+    assert np.array_equal(op.gelu(jnp.asarray(SIXTEEN)), found)
+    assert op.gelu(np.array([1 << 16, -(1 << 16)], np.int32)).tolist() == [1 << 18, 0]
+
+
+def test_rsqrt_over_16_bits_and_beyond():
+    x = np.concatenate([np.arange(1, 1 << 16), np.geomspace(1 << 16, 2**30 - 1, 50_000)])
+    x = x.astype(np.int32)
+    found = op.rsqrt(x)
+    assert np.abs(real(found) * np.sqrt(x.astype(np.float64)) - 1).max() <= 2e-5
+    for a, b in zip(op.rsqrt(jnp.asarray(x)), found, strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_rope_over_its_16_bits():
+    cosine, sine = tables.rope(64, 2)
+    rng = np.random.default_rng(0)
+    a = SIXTEEN[1:]
+    b = (rng.uniform(-1, 1, a.shape) * np.sqrt(32_767.0**2 - a.astype(np.float64) ** 2)).astype(
+        np.int32
+    )
+    for t in (0, 1, 7, 63):
+        found = op.rope(np.stack([a, b], axis=-1), cosine[t], sine[t])
+        exact = np.stack([a * np.cos(t) - b * np.sin(t), b * np.cos(t) + a * np.sin(t)], axis=-1)
+        assert np.abs(found - exact).max() <= 1e-4 * 2**15
+
+
+@pytest.mark.parametrize("width", [16, 64, 768])
+def test_rms_quantize_is_within_its_bounds_and_looks_at_one_token_alone(width):
+    rng = np.random.default_rng(width)
+    x = (rng.normal(size=(50, width)) * 2.0 ** rng.integers(8, 24, (50, 1))).astype(np.int32)
+    gain = rng.integers(1 << 12, 1 << 15, width).astype(np.int32)
+    a, unit = op.rms_quantize(x, gain, -15)
+    exact = x / np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True)) * gain / 2**15
+    assert np.abs(a).max(axis=-1).tolist() == [127] * 50
+    assert np.abs(a * real(unit) - exact).max() <= 0.51 * real(unit).max()
+    alone, _ = op.rms_quantize(x[7:8], gain, -15)
+    assert np.array_equal(alone[0], a[7])
+    assert np.array_equal(op.rms_quantize(jnp.asarray(x), jnp.asarray(gain), -15)[0], a)
+
+
+def test_a_token_of_zeros_stays_zero():
+    zeros, gain = np.zeros((1, 64), np.int32), np.full(64, 1 << 14, np.int32)
+    assert not op.rms_quantize(zeros, gain, 0)[0].any()
+    assert not op.rms_heads(zeros).any()
+
+
+@given(st.integers(-127 * 128, 127 * 128))
+def test_split_halves_are_int8_and_give_the_value_back(p):
+    high, low = op.split(np.array([p], np.int32))
+    assert abs(int(high[0])) <= 127
+    assert -64 <= int(low[0]) < 64
+    assert op.join(high, low, 7).tolist() == [p]
+
+
+def test_ties_go_to_the_lowest_index():
+    assert op.argmax(np.array([[1, 3, 3], [2, 2, 2]], np.int32)).tolist() == [1, 0]
+
+
+def test_tables_have_the_digests_of_the_scheme():
+    assert tables.digests() == {
+        "exp2": "c8092381bc18188e17108ddccd791b8c269adbd89e9841b412caec4d8aa843e7",
+        "gelu": "003b249e754b8abb013006416a1d1d4bf98e2421982c444908964ad9c68e25ac",
+        "gumbel": "a889e57916f8c35c05a6cfaeba01c62323c73f353e27cdcd985c8000229d0c1a",
+        "rsqrt": "567aa80d74773ab848a58a0c0410291bb89a7d725e9f3791f9acd8b500d92b0a",
+    }
+    cosine, sine = tables.rope(2_048, 64)
+    angle = np.arange(2_048)[:, None] * 10_000.0 ** (-np.arange(0, 64, 2) / 64)
+    assert np.abs(cosine - np.cos(angle) * 2**14).max() <= 0.5001
+    assert np.abs(sine - np.sin(angle) * 2**14).max() <= 0.5001
