@@ -34,7 +34,7 @@ ALLOWED = {
         "run",
         "storage",
     },
-    "integer": {"config", "errors", "mesh", "model", "progress", "storage"},
+    "integer": {"config", "errors", "mesh", "model", "progress", "s7l", "storage"},
     "s7l": {"errors"},
     "experiment": {"config", "data", "errors", "mesh", "model", "processes", "run", "train"},
     "export": {"config", "data", "errors", "integer", "mesh", "model", "storage", "train"},

@@ -40,6 +40,11 @@ class Shards:
         return x if self.axis is None else jax.lax.pmax(x, self.axis)
 
     @property
+    def count(self) -> int:
+        """How many shards there are."""
+        return 1 if self.axis is None else int(jax.lax.axis_size(self.axis))
+
+    @property
     def index(self) -> Array | int:
         """This shard's number."""
         return 0 if self.axis is None else jax.lax.axis_index(self.axis)
@@ -48,9 +53,9 @@ class Shards:
 ALONE, SPLIT = Shards(), Shards(MODEL)
 
 
-def empty_cache(stack: StackConfig, batch: int, slots: int) -> Cache:
-    """A cache of ``slots`` positions for each row."""
-    shape = (batch, stack.heads, slots, stack.head_dim)
+def empty_cache(stack: StackConfig, batch: int, slots: int, shards: Shards = ALONE) -> Cache:
+    """A cache of ``slots`` positions for each row, of this shard's heads."""
+    shape = (batch, stack.heads // shards.count, slots, stack.head_dim)
     return [(jnp.zeros(shape, jnp.int8), jnp.zeros(shape, jnp.int8)) for _ in range(stack.layers)]
 
 
