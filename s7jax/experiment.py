@@ -65,7 +65,11 @@ def add_start_flags(parser: argparse.ArgumentParser) -> None:
         help="forward and backward (default: fp32, on accelerators bf16); weights are float32",
     )
     parser.add_argument(
-        "--set", nargs="+", metavar="FIELD=VALUE", help="override, such as trunk.tokens=5000000"
+        "--set",
+        nargs="+",
+        action="extend",
+        metavar="FIELD=VALUE",
+        help="override, such as trunk.tokens=5000000",
     )
 
 
