@@ -11,9 +11,11 @@ from jax.sharding import PartitionSpec as P
 from s7jax import mesh
 from s7jax.config import Config
 from s7jax.model import model, parameters
-from s7jax.model.layers import causal_attention, rms_normalize, rope
+from s7jax.model.attention import causal_attention
+from s7jax.model.layers import rms_normalize, rope
+from s7jax.model.loss import cross_entropy
 from s7jax.train.optimizer import learning_rate
-from s7jax.train.step import Stepper, cross_entropy, initial_state, trunk_loss
+from s7jax.train.step import Stepper, initial_state, trunk_loss
 
 
 @functools.partial(jax.jit, static_argnums=0)
