@@ -110,11 +110,12 @@ def test_rope_rotates_and_leaves_position_zero_alone():
     np.testing.assert_allclose(np.square(y).sum(-1), np.square(x).sum(-1), rtol=1e-5)
 
 
-def test_attention_against_float64_numpy():
+@pytest.mark.parametrize("T", [9, 150], ids=["whole", "in-pieces"])
+def test_attention_against_float64_numpy(T: int):
     rng = np.random.default_rng(2)
-    q, k, v = rng.normal(size=(3, 2, 9, 2, 8))
+    q, k, v = rng.normal(size=(3, 2, T, 2, 8))
     expected = np.zeros_like(q)
-    for t in range(9):
+    for t in range(T):
         score = np.einsum("bhk,bshk->bhs", q[:, t], k[:, : t + 1]) / np.sqrt(8)
         weight = np.exp(score - score.max(-1, keepdims=True))
         weight /= weight.sum(-1, keepdims=True)
