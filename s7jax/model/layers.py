@@ -19,13 +19,13 @@ from jax.sharding import PartitionSpec as P
 
 from s7jax.config import StackConfig
 from s7jax.mesh import DATA, MODEL
+from s7jax.model.attention import HEADS, causal_attention
 
 NORM_EPSILON = 1e-6
 ROPE_BASE = 10_000.0
 
 ACTIVATIONS = P(DATA, None, None)
 SPLIT_ACTIVATIONS = P(DATA, None, MODEL)
-HEADS = P(DATA, None, MODEL, None)
 
 
 def rms_normalize(x: jax.Array) -> jax.Array:
@@ -45,16 +45,6 @@ def rope(x_BTHK: jax.Array) -> jax.Array:
     sin, cos = jnp.sin(angle_T1K), jnp.cos(angle_T1K)
     a, b = jnp.split(x_BTHK, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-
-def causal_attention(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array) -> jax.Array:
-    """Softmax attention of each position over itself and those before it; float32 scores."""
-    T, K = q_BTHK.shape[1], q_BTHK.shape[3]
-    score_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
-    visible_TS = jnp.tril(jnp.ones((T, T), jnp.bool_))
-    score_BHTS = jnp.where(visible_TS, score_BHTS * K**-0.5, jnp.finfo(jnp.float32).min)
-    weight_BHTS = jax.nn.softmax(score_BHTS).astype(v_BSHK.dtype)
-    return jnp.einsum("BHTS,BSHK->BTHK", weight_BHTS, v_BSHK)
 
 
 class RMSNorm(nn.Module):

@@ -24,12 +24,11 @@ EXACT = ComputeConfig()  # float32, everything kept
 DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16}
 
 
-@jax.custom_vjp
 def table_products(x_BTD: jax.Array, weight_VD: jax.Array) -> jax.Array:
     """Products of x with every row of the table, float32 [B, T, V], split over the vocabulary.
 
-    Multiplied in the dtype of x, accumulated in float32. The gradient is written out so that it
-    is too: left to itself it multiplies float32 with bfloat16, and no device is fast at that.
+    Multiplied in the dtype of x, accumulated in float32. Training takes no gradient through
+    this: see :mod:`s7jax.model.loss`.
     """
     return jnp.einsum(
         "BTD,VD->BTV",
@@ -38,27 +37,6 @@ def table_products(x_BTD: jax.Array, weight_VD: jax.Array) -> jax.Array:
         preferred_element_type=jnp.float32,
         out_sharding=SPLIT_ACTIVATIONS,
     )
-
-
-def _products_forward(x_BTD: jax.Array, weight_VD: jax.Array) -> tuple[jax.Array, Any]:
-    return table_products(x_BTD, weight_VD), (x_BTD, weight_VD)
-
-
-def _products_backward(saved: Any, gradient_BTV: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x_BTD, weight_VD = saved
-    g_BTV = gradient_BTV.astype(x_BTD.dtype)
-    weight = weight_VD.astype(x_BTD.dtype)
-    x_gradient = jnp.einsum("BTV,VD->BTD", g_BTV, weight, out_sharding=ACTIVATIONS)
-    return x_gradient, jnp.einsum(
-        "BTV,BTD->VD",
-        g_BTV,
-        x_BTD,
-        preferred_element_type=jnp.float32,
-        out_sharding=P(MODEL, None),
-    )
-
-
-table_products.defvjp(_products_forward, _products_backward)
 
 
 class Embedding(nn.Module):

@@ -16,11 +16,11 @@ from jax.sharding import PartitionSpec as P
 from s7jax.config import ModelConfig
 from s7jax.data.mixture import held_out
 from s7jax.mesh import DATA
+from s7jax.model.loss import cross_entropy
 from s7jax.model.model import Params, expert_output, head, router_logits, trunk_output
 from s7jax.model.routing import route
 from s7jax.progress import Progress
 from s7jax.train.phase import Experiment
-from s7jax.train.step import cross_entropy
 
 ROWS = 4  # sequences per data-parallel group in one forward pass
 WINDOW = 256  # positions over which router accuracy is counted

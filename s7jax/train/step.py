@@ -24,7 +24,8 @@ from jax.sharding import PartitionSpec as P
 
 from s7jax.config import ComputeConfig, ModelConfig, RecipeConfig
 from s7jax.mesh import DATA
-from s7jax.model.model import EXACT, Params, expert_output, head, trunk_output
+from s7jax.model.loss import mean_loss
+from s7jax.model.model import EXACT, Params, expert_output, trunk_output
 from s7jax.train.groups import join, split, submeshes
 from s7jax.train.optimizer import adamw
 from s7jax.train.reduction import across_groups, tree_sum
@@ -39,52 +40,6 @@ class TrainState(NamedTuple):
 
 
 Loss = Callable[[ModelConfig, ComputeConfig, Params, Params, jax.Array], jax.Array]
-
-
-def cross_entropy(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
-    """Negative log-likelihood per position in nats, float32 [B, T].
-
-    Written as sums over the vocabulary, so that logits split over ``model`` stay split.
-    """
-    token_BTV = jax.lax.broadcasted_iota(
-        jnp.int32, logits_BTV.shape, 2, out_sharding=jax.typeof(logits_BTV).sharding
-    )
-    at_label_BTV = token_BTV == labels_BT[..., None]
-    label_logit_BT = jnp.sum(jnp.where(at_label_BTV, logits_BTV, 0.0), axis=-1)
-    return jax.nn.logsumexp(logits_BTV, axis=-1) - label_logit_BT
-
-
-def mean_loss(
-    cfg: ModelConfig,
-    compute: ComputeConfig,
-    params: Params,
-    h_BTD: jax.Array,
-    labels_BT: jax.Array,
-) -> jax.Array:
-    """Mean next-token loss of what trunk or expert gave, float32.
-
-    Head and loss go over the sequence in chunks, forward and backward: logits of the whole,
-    [B, T, V], never exist.
-    """
-    (B, T), chunk = labels_BT.shape, compute.loss_chunk or labels_BT.shape[1]
-
-    def add(total: jax.Array, piece: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        h, labels = piece
-        return total + jnp.sum(cross_entropy(head(cfg, params, h), labels)), None
-
-    def pieces(x: jax.Array) -> jax.Array:
-        whole = x[:, : T // chunk * chunk]
-        return jnp.moveaxis(whole.reshape(B, T // chunk, chunk, *x.shape[2:]), 1, 0)
-
-    total, both = jnp.float32(0), (h_BTD, labels_BT)
-    if chunk < T:
-        # Under a checkpoint the backward pass makes a chunk's logits anew, and drops them.
-        again = jax.checkpoint(add, prevent_cse=False)
-        total, _ = jax.lax.scan(again, total, jax.tree.map(pieces, both))
-        both = jax.tree.map(lambda x: x[:, T // chunk * chunk :], both)
-    if both[1].size:
-        total, _ = add(total, both)
-    return total / (B * T)
 
 
 def trunk_loss(

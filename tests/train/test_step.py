@@ -11,9 +11,9 @@ from jax.sharding import PartitionSpec as P
 from s7jax import mesh
 from s7jax.config import Config
 from s7jax.model import parameters
+from s7jax.model.loss import cross_entropy
 from s7jax.train.step import (
     Stepper,
-    cross_entropy,
     expert_loss,
     gradient_program,
     initial_state,
