@@ -16,7 +16,8 @@ from flax import linen as nn
 
 from s7jax.config import ModelConfig, StackConfig
 from s7jax.mesh import single
-from s7jax.model.layers import causal_attention, rms_normalize, rope
+from s7jax.model.attention import causal_attention
+from s7jax.model.layers import rms_normalize, rope
 from s7jax.model.model import Embedding, Expert, Params, Trunk
 from s7jax.progress import Progress
 
