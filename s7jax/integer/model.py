@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from s7jax.config import ModelConfig, StackConfig
 from s7jax.integer import operators as op
-from s7jax.integer.operators import NARROW, WIDE, Array, Scale
+from s7jax.integer.operators import NARROW, Array, Scale
 from s7jax.integer.parameters import LOGIT_BITS, MAX_CONTRACTION, VALUE_BITS, Params
 from s7jax.integer.tables import GELU_BITS
 from s7jax.mesh import MODEL
@@ -88,40 +88,40 @@ def contract(a: Array, w: Array, form: str) -> Array:
     return total
 
 
-def rows_product(a: Array, w: Array, form: str = "md,df->mf") -> Array:
-    """int8 values [B, T, D] @ W as [B, T, F]; one row is made two, CPUs being slow with one."""
-    B, T, D = a.shape
-    rows = a.reshape(B * T, D)
-    if B * T == 1:
-        rows = jnp.concatenate([rows, jnp.zeros_like(rows)])
-    return contract(rows, w, form)[: B * T].reshape(B, T, -1)
+def accumulate(
+    a_BTD: Array, w: Array, total: int, shards: Shards = ALONE, form: str = "md,df->mf"
+) -> tuple[Array, int, int]:
+    """15-bit activations times int8 weights, before any scale: two int8 products in one.
+
+    The halves' rows stand one below the other, so that a single token is two rows: CPUs are slow
+    with one. ``total`` is the whole input width, over all shards; ``shards`` those that hold
+    parts of it.
+
+    Returns:
+        the sums [B, T, F]; what they cannot exceed; their fraction bits.
+    """
+    B, T, D = a_BTD.shape
+    halves = jnp.concatenate(op.split(a_BTD.reshape(B * T, D)))
+    high, low = jnp.split(shards.sum(contract(halves, w, form)), 2)
+    bound = NARROW * NARROW * total
+    spare = op.spare_bits(bound)
+    acc = op.join(high, low, spare).reshape(B, T, -1)
+    return acc, (bound << spare) + (bound >> 1), spare
 
 
 def linear(
-    a_BTD: Array, unit: Scale, matrix: Params, to: Array | int, total: int, shards: Shards = ALONE
+    a_BTD: Array,
+    unit: Scale,
+    matrix: Params,
+    to: Array | int,
+    total: int,
+    shards: Shards = ALONE,
+    form: str = "md,df->mf",
 ) -> Array:
-    """Quantised activations times a matrix, in ``to`` fraction bits.
-
-    ``total`` is the whole input width, over all shards; ``shards`` those that hold parts of it.
-    """
-    acc = shards.sum(rows_product(a_BTD, matrix["weight"]))
+    """Quantised activations times a matrix, in ``to`` fraction bits; arguments as above."""
+    acc, bound, spare = accumulate(a_BTD, matrix["weight"], total, shards, form)
     m, exponent = matrix["scale"]
-    return op.requantize(acc, NARROW * NARROW * total, m, exponent, unit, to)
-
-
-def wide_linear(
-    a_BTD: Array, unit: Scale, matrix: Params, to: int, form: str = "md,df->mf"
-) -> Array:
-    """As :func:`linear` for 15-bit activations: two int8 products, one row beside the other."""
-    high, low = op.split(a_BTD)
-    both = rows_product(jnp.concatenate([high, low]), matrix["weight"], form)
-    bound = NARROW * NARROW * a_BTD.shape[-1]
-    spare = op.spare_bits(bound)
-    high, low = jnp.split(both, 2)
-    m, exponent = matrix["scale"]
-    unit = (unit[0], unit[1] - spare)
-    acc = op.join(high, low, spare)
-    return op.requantize(acc, (bound << spare) + (bound >> 1), m, exponent, unit, to)
+    return op.requantize(acc, bound, m, exponent, (unit[0], unit[1] - spare), to)
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,8 @@ def attention(
     K, width = stack.head_dim, stack.hidden
 
     def turned(matrix: Params) -> Array:
-        acc = rows_product(a_BTD, matrix["weight"])
-        x_BTHK = op.direction(acc, NARROW * NARROW * D, matrix["scale"][0]).reshape(B, T, -1, K)
+        acc, bound, _ = accumulate(a_BTD, matrix["weight"], D)
+        x_BTHK = op.direction(acc, bound, matrix["scale"][0]).reshape(B, T, -1, K)
         return op.rope(op.rms_heads(x_BTHK), at.cosine_BTK, at.sine_BTK)
 
     q, k = turned(p["q_proj"]), turned(p["k_proj"])
@@ -170,7 +170,7 @@ def attention(
     v = jnp.clip(linear(a_BTD, unit, p["v_proj"], 0, D), -NARROW, NARROW).reshape(B, T, -1, K)
     keys, values = (_store(held, new, at.rows_BT) for held, new in zip(cache, (k, v), strict=True))
 
-    q, q_unit = op.quantize(q, q_gain, q_exponent)
+    q, q_unit = op.quantize(q, q_gain, q_exponent, top=NARROW)
     q_BHTK = q.transpose(0, 2, 1, 3)
     if T == 1:
         q_BHTK = jnp.concatenate([q_BHTK, jnp.zeros_like(q_BHTK)], axis=2)
@@ -259,27 +259,29 @@ def expert(
     x = linear(a, unit, p["in_proj"], p["residual"], cfg.trunk.hidden)
     x, cache = layers(p, cfg, cfg.expert, x, start_B, cache, shards)
     a, unit = op.rms_quantize(x, *p["out_norm"]["gain"])
-    y = linear(a, unit, p["out_proj"], params["trunk"]["residual"], cfg.expert.hidden)
+    bits = params["trunk"]["residual"]
+    y = linear(a, unit, p["out_proj"], bits, cfg.expert.hidden)
     return op.saturating_add(h_BTD, y), cache
 
 
 def normalized(params: Params, h_BTD: Array) -> tuple[Array, Scale]:
     """The shared final norm in 15 bits; what head and router read."""
     gain, exponent = params["trunk"]["final_norm"]["gain"]
-    return op.rms_quantize(h_BTD, gain, exponent, top=WIDE)
+    return op.rms_quantize(h_BTD, gain, exponent)
 
 
 def head(params: Params, h_BTD: Array) -> Array:
     """h of trunk or expert → logits int32[B, T, V], 16 fraction bits; V split over the shards."""
     a, unit = normalized(params, h_BTD)
-    return wide_linear(a, unit, params["embedding"], LOGIT_BITS, "md,vd->mv")
+    width, form = h_BTD.shape[-1], "md,vd->mv"
+    return linear(a, unit, params["embedding"], LOGIT_BITS, width, form=form)
 
 
 def router(cfg: ModelConfig, params: Params, h_BTD: Array) -> Array:
     """h of the trunk → router logits int32[B, T, E], 16 fraction bits, small enough to sum."""
     a, unit = normalized(params, h_BTD)
     m, exponent = params["router"]["bias"]
-    logits = wide_linear(a, unit, params["router"], LOGIT_BITS)
+    logits = linear(a, unit, params["router"], LOGIT_BITS, h_BTD.shape[-1])
     bias = op.shift(m >> 1, exponent - 30 + LOGIT_BITS)
     bound = op.LIMIT // cfg.routing_window
     return jnp.clip(op.saturating_add(logits, bias), -bound, bound)

@@ -105,7 +105,7 @@ def quantize(
     gain: Array,
     exponent: Array | int,
     across: Callable[[Array], Array] = _keep,
-    top: int = NARROW,
+    top: int = WIDE,
 ) -> tuple[Array, Scale]:
     """Dynamic activations: x · gain, the largest of a token's made ``top``.
 
@@ -149,7 +149,7 @@ def rms(x: Array) -> Scale:
 
 
 def rms_quantize(
-    x: Array, gain: Array, exponent: Array | int, top: int = NARROW
+    x: Array, gain: Array, exponent: Array | int, top: int = WIDE
 ) -> tuple[Array, Scale]:
     """RMSNorm with a gain, and dynamic quantisation, in one: the RMS enters the scale alone.
 

@@ -80,18 +80,21 @@ def test_rope_over_its_16_bits():
         assert np.abs(found - exact).max() <= 1e-4 * 2**15
 
 
+@pytest.mark.parametrize("top", [op.NARROW, op.WIDE])
 @pytest.mark.parametrize("width", [16, 64, 768])
-def test_rms_quantize_is_within_its_bounds_and_looks_at_one_token_alone(width):
+def test_rms_quantize_is_within_its_bounds_and_looks_at_one_token_alone(width, top):
     rng = np.random.default_rng(width)
     x = (rng.normal(size=(50, width)) * 2.0 ** rng.integers(8, 24, (50, 1))).astype(np.int32)
     gain = rng.integers(1 << 12, 1 << 15, width).astype(np.int32)
-    a, unit = op.rms_quantize(x, gain, -15)
+    a, unit = op.rms_quantize(x, gain, -15, top)
     exact = x / np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True)) * gain / 2**15
-    assert np.abs(a).max(axis=-1).tolist() == [127] * 50
-    assert np.abs(a * real(unit) - exact).max() <= 0.51 * real(unit).max()
-    alone, _ = op.rms_quantize(x[7:8], gain, -15)
+    assert np.abs(a).max(axis=-1).tolist() == [top] * 50
+    one = real(unit) * op.NARROW / top
+    bound = 0.5 * one + 2**-13 * np.abs(exact).max(axis=-1, keepdims=True)
+    assert (np.abs(a * one - exact) <= bound).all()
+    alone, _ = op.rms_quantize(x[7:8], gain, -15, top)
     assert np.array_equal(alone[0], a[7])
-    assert np.array_equal(op.rms_quantize(jnp.asarray(x), jnp.asarray(gain), -15)[0], a)
+    assert np.array_equal(op.rms_quantize(jnp.asarray(x), jnp.asarray(gain), -15, top)[0], a)
 
 
 def test_a_token_of_zeros_stays_zero():
