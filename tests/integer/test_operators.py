@@ -38,6 +38,7 @@ def test_shift_rounds_and_saturates(x, k):
 @given(st.integers(0, 2**31 - 1))
 def test_bits_is_the_bit_length(x):
     assert op.bits(np.array([x], np.int32)).tolist() == [x.bit_length()]
+    assert op.bits(jnp.array([x], jnp.int32)).tolist() == [x.bit_length()]
 
 
 def test_exp2_over_its_16_bits():
