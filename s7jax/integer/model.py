@@ -40,23 +40,12 @@ class Shards:
         return x if self.axis is None else jax.lax.pmax(x, self.axis)
 
     @property
-    def count(self) -> int:
-        """How many shards there are."""
-        return 1 if self.axis is None else int(jax.lax.axis_size(self.axis))
-
-    @property
     def index(self) -> Array | int:
         """This shard's number."""
         return 0 if self.axis is None else jax.lax.axis_index(self.axis)
 
 
 ALONE, SPLIT = Shards(), Shards(MODEL)
-
-
-def empty_cache(stack: StackConfig, batch: int, slots: int, shards: Shards = ALONE) -> Cache:
-    """A cache of ``slots`` positions for each row, of this shard's heads."""
-    shape = (batch, stack.heads // shards.count, slots, stack.head_dim)
-    return [(jnp.zeros(shape, jnp.int8), jnp.zeros(shape, jnp.int8)) for _ in range(stack.layers)]
 
 
 def embed(embedding: Params, bits: Array, tokens_BT: Array, shards: Shards) -> Array:
@@ -247,20 +236,19 @@ def trunk(
 
 def expert(
     cfg: ModelConfig,
-    params: Params,
     p: Params,
+    trunk_bits: Array,
     h_BTD: Array,
     start_B: Array,
     cache: Cache,
     shards: Shards,
 ) -> tuple[Array, Cache]:
-    """One expert's refinement of h [B, T, D], in the trunk's format, and its cache."""
+    """One expert's refinement of h [B, T, D], in the trunk's format as h is, and its cache."""
     a, unit = op.rms_quantize(h_BTD, *p["in_norm"]["gain"])
     x = linear(a, unit, p["in_proj"], p["residual"], cfg.trunk.hidden)
     x, cache = layers(p, cfg, cfg.expert, x, start_B, cache, shards)
     a, unit = op.rms_quantize(x, *p["out_norm"]["gain"])
-    bits = params["trunk"]["residual"]
-    y = linear(a, unit, p["out_proj"], bits, cfg.expert.hidden)
+    y = linear(a, unit, p["out_proj"], trunk_bits, cfg.expert.hidden)
     return op.saturating_add(h_BTD, y), cache
 
 
@@ -285,19 +273,3 @@ def router(cfg: ModelConfig, params: Params, h_BTD: Array) -> Array:
     bias = op.shift(m >> 1, exponent - 30 + LOGIT_BITS)
     bound = op.LIMIT // cfg.routing_window
     return jnp.clip(op.saturating_add(logits, bias), -bound, bound)
-
-
-def evidence(cfg: ModelConfig, logits_BTE: Array, before_BWE: Array) -> Array:
-    """Sum of each position's router logits and those of up to ``routing_window − 1`` before it.
-
-    ``before_BWE`` holds the ``routing_window − 1`` logits before the chunk, zeros where there
-    were none. int32 [B, T, E].
-    """
-    every = jnp.concatenate([before_BWE, logits_BTE], axis=1)
-    window = (1, cfg.routing_window, 1)
-    return jax.lax.reduce_window(every, jnp.int32(0), jax.lax.add, window, (1, 1, 1), "VALID")
-
-
-def route(evidence_BTE: Array) -> Array:
-    """Expert per position: the largest evidence, ties to the lowest: int32[B, T]."""
-    return op.argmax(evidence_BTE)

@@ -1,6 +1,10 @@
-"""The integer model compiled for a mesh: what it answers for whole sequences."""
+"""The integer model compiled for a mesh: three programs that every use of a sealed model runs.
 
-from collections.abc import Iterator
+``trunk``, ``expert`` and ``head`` are each one compiled program per shape; all experts share one.
+Chunks may be of any length, rows may stand at different positions, caches may have any number of
+slots: the bits of a token's result depend on the tokens before it in its row and on nothing else.
+"""
+
 from functools import cached_property, partial
 from typing import Any
 
@@ -12,75 +16,156 @@ from jax.sharding import PartitionSpec as P
 
 from s7jax.config import ModelConfig, StackConfig
 from s7jax.integer import model
-from s7jax.integer.model import SPLIT
-from s7jax.integer.parameters import LOGIT_BITS, Params, check_bounds, load, spec
+from s7jax.integer.model import SPLIT, Cache
+from s7jax.integer.parameters import Params, check_bounds, load, spec
 from s7jax.mesh import DATA, MODEL
 from s7jax.s7l import Seal
+
+_ROWS = P(DATA, None)
+_TOKENS = P(DATA, None, None)
+_SLOTS = P(DATA, MODEL, None, None)
 
 
 class Program:
     """A sealed model on a mesh of data × model devices.
+
+    Args:
+        seal: the open sealed file; tensors are verified as they are loaded.
+        mesh: rows of a batch are split over ``data``, heads and columns over ``model``.
+        expert_meshes: where each expert lives; default: on ``mesh`` like the rest.
 
     Raises:
         InputError: the seal's dimensions or values are beyond what exact arithmetic holds, or a
             tensor is not as sealed.
     """
 
-    def __init__(self, seal: Seal, mesh: Mesh) -> None:
-        self.mesh = mesh
+    def __init__(self, seal: Seal, mesh: Mesh, expert_meshes: list[Mesh] | None = None) -> None:
         self.cfg = config(seal)
+        self.mesh = mesh
+        self._seal = seal
         check_bounds(self.cfg)
-        self.params: Params = {
-            component: load(self.cfg, seal, component, [t.name for t in tensors], mesh)
-            for component, tensors in seal.manifest.components.items()
-        }
+        self._meshes = expert_meshes or [mesh] * len(self.cfg.domains)
+        self._shared = {name: self._load(name, mesh) for name in ("embedding", "router", "trunk")}
+        self._experts: dict[int, Params] = {}
 
-    @cached_property
-    def _specs(self) -> Any:
-        def at(path: Any, leaf: jax.Array) -> P:
-            keys = [str(getattr(key, "key", key)) for key in path if hasattr(key, "key")]
-            return spec(".".join(keys)) if leaf.ndim and "rope" not in keys else P()
+    def cache(self, stack: StackConfig, rows: int, slots: int, mesh: Mesh | None = None) -> Cache:
+        """An empty cache for that many rows (divisible by the data groups) and positions."""
+        where = NamedSharding(mesh or self.mesh, _SLOTS)
+        shape = (rows, stack.heads, slots, stack.head_dim)
+        empty = partial(jnp.zeros, shape, jnp.int8, device=where)
+        return [(empty(), empty()) for _ in range(stack.layers)]
 
-        return jax.tree_util.tree_map_with_path(at, self.params)
+    def trunk_cache(self, rows: int, slots: int) -> Cache:
+        """An empty cache of the trunk."""
+        return self.cache(self.cfg.trunk, rows, slots)
 
-    @cached_property
-    def _whole(self) -> Any:
-        """Every model's logits for sequences from their start, jitted."""
-        logits = P(None, DATA, None, MODEL)
-        return jax.jit(
-            jax.shard_map(
-                partial(_answer, self.cfg),
-                mesh=self.mesh,
-                in_specs=(self._specs, P(DATA, None)),
-                out_specs=(logits, P(DATA, None)),
-                check_vma=False,
-            )
-        )
+    def expert_cache(self, e: int, rows: int, slots: int) -> Cache:
+        """An empty cache of one expert, where it lives."""
+        return self.cache(self.cfg.expert, rows, slots, self._meshes[e])
+
+    def trunk(
+        self, tokens_BT: np.ndarray, start_B: np.ndarray, cache: Cache
+    ) -> tuple[jax.Array, jax.Array, Cache]:
+        """A chunk of tokens, row b from position ``start_B[b]`` on; the cache is used up.
+
+        Returns:
+            h int32 [B, T, D], router logits int32 [B, T, E], the new cache.
+        """
+        tokens, start = self._put(self.mesh, tokens_BT, start_B)
+        h, logits, cache = self._trunk(self._shared, tokens, start, cache)
+        return h, logits, cache
+
+    def expert(
+        self, e: int, h_BTD: jax.Array, start_B: np.ndarray, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """One expert's refinement of a chunk of h, where the trunk lives; the cache is used up."""
+        mesh = self._meshes[e]
+        if e not in self._experts:
+            self._experts[e] = self._load(f"expert{e}", mesh)
+        h, start = jax.device_put(h_BTD, NamedSharding(mesh, _TOKENS)), self._put(mesh, start_B)[0]
+        residual = jax.device_put(self._shared["trunk"]["residual"], NamedSharding(mesh, P()))
+        y, cache = self._expert(mesh)(self._experts[e], residual, h, start, cache)
+        return jax.device_put(y, NamedSharding(self.mesh, _TOKENS)), cache
+
+    def head(self, h_BTD: jax.Array) -> jax.Array:
+        """h of trunk or expert → logits int32 [B, T, V], 16 fraction bits."""
+        return self._head(self._shared, h_BTD)
 
     def answer(self, tokens_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logits int32 [1 + E, B, T, V] (trunk first) and the route int32 [B, T].
+        """Whole sequences by every model: logits int32 [1 + E, B, T, V], trunk first; route [B, T].
 
-        B must be divisible by the mesh's data groups. Logits have 16 fraction bits.
+        B must be divisible by the mesh's data groups.
         """
-        placed = jax.device_put(tokens_BT.astype(np.int32), NamedSharding(self.mesh, P(DATA, None)))
-        logits, route = self._whole(self.params, placed)
-        return np.asarray(logits), np.asarray(route)
+        B, T = tokens_BT.shape
+        start = np.zeros(B, np.int32)
+        h, evidence, _ = self.trunk(tokens_BT, start, self.trunk_cache(B, T))
+        outputs = [h]
+        for e in range(len(self.cfg.domains)):
+            outputs.append(self.expert(e, h, start, self.expert_cache(e, B, T))[0])
+        logits = np.stack([np.asarray(self.head(x)) for x in outputs])
+        return logits, route(self.cfg, np.asarray(evidence))
+
+    def _load(self, component: str, mesh: Mesh) -> Params:
+        names = [tensor.name for tensor in self._seal.manifest.components[component]]
+        return load(self.cfg, self._seal, component, names, mesh)
+
+    @staticmethod
+    def _put(mesh: Mesh, *arrays: np.ndarray) -> list[jax.Array]:
+        def lay_out(array: np.ndarray) -> jax.Array:
+            where = NamedSharding(mesh, P(DATA, *[None] * (array.ndim - 1)))
+            return jax.device_put(np.asarray(array, np.int32), where)
+
+        return [lay_out(array) for array in arrays]
+
+    @cached_property
+    def _trunk(self) -> Any:
+        def run(params: Params, tokens: jax.Array, start: jax.Array, cache: Cache) -> Any:
+            h, kept = model.trunk(self.cfg, params, tokens, start, cache, SPLIT)
+            return h, model.router(self.cfg, params, h), kept
+
+        specs = (_specs(self._shared), _ROWS, P(DATA), _SLOTS)
+        return _compile(run, self.mesh, specs, (_TOKENS, _TOKENS, _SLOTS), donated=3)
+
+    def _expert(self, mesh: Mesh) -> Any:
+        if mesh not in self._compiled:
+            run = partial(model.expert, self.cfg, shards=SPLIT)
+            some = next(iter(self._experts.values()))
+            specs = (_specs({"expert": some})["expert"], P(), _TOKENS, P(DATA), _SLOTS)
+            self._compiled[mesh] = _compile(run, mesh, specs, (_TOKENS, _SLOTS), donated=4)
+        return self._compiled[mesh]
+
+    @cached_property
+    def _compiled(self) -> dict[Mesh, Any]:
+        return {}
+
+    @cached_property
+    def _head(self) -> Any:
+        specs = (_specs(self._shared), _TOKENS)
+        return _compile(model.head, self.mesh, specs, P(DATA, None, MODEL))
 
 
-def _answer(cfg: ModelConfig, params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    B, T = tokens_BT.shape
-    start_B = jnp.zeros(B, jnp.int32)
-    cache = model.empty_cache(cfg.trunk, B, T, SPLIT)
-    h, _ = model.trunk(cfg, params, tokens_BT, start_B, cache, SPLIT)
-    outputs = [h]
-    for e in range(len(cfg.domains)):
-        cache = model.empty_cache(cfg.expert, B, T, SPLIT)
-        p = params[f"expert{e}"]
-        outputs.append(model.expert(cfg, params, p, h, start_B, cache, SPLIT)[0])
-    logits_BTE = model.router(cfg, params, h)
-    before = jnp.zeros((B, cfg.routing_window - 1, len(cfg.domains)), jnp.int32)
-    route = model.route(model.evidence(cfg, logits_BTE, before))
-    return jnp.stack([model.head(params, x) for x in outputs]), route
+def _compile(run: Any, mesh: Mesh, ins: Any, outs: Any, donated: int | None = None) -> Any:
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=ins, out_specs=outs, check_vma=False)
+    return jax.jit(mapped, donate_argnums=() if donated is None else (donated,))
+
+
+def _specs(params: Params) -> Any:
+    """Partition specs of loaded parameters, by the names of the tensors they came from."""
+
+    def at(path: Any, leaf: jax.Array) -> P:
+        keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        return spec(".".join(keys)) if leaf.ndim and "rope" not in keys else P()
+
+    return jax.tree_util.tree_map_with_path(at, params)
+
+
+def route(cfg: ModelConfig, logits_BTE: np.ndarray) -> np.ndarray:
+    """Expert of every position int32 [B, T], from the router logits of whole sequences."""
+    # The running sum may wrap; the difference of two of its values is exact all the same.
+    evidence = np.cumsum(logits_BTE, axis=1, dtype=np.int32)
+    window = cfg.routing_window
+    evidence[:, window:] -= evidence[:, :-window].copy()
+    return evidence.argmax(axis=-1).astype(np.int32)
 
 
 def config(seal: Seal) -> ModelConfig:
@@ -88,19 +173,3 @@ def config(seal: Seal) -> ModelConfig:
     tree = seal.manifest.dimensions.tree()
     stacks: dict[str, Any] = {name: StackConfig(**tree.pop(name)) for name in ("trunk", "expert")}
     return ModelConfig(**tree | {"domains": tuple(tree["domains"])}, **stacks)
-
-
-def batches(rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Rows in batches of exactly ``size``, the last filled with copies; and how many are real."""
-    for start in range(0, len(rows), size):
-        batch = rows[start : start + size]
-        filled = np.concatenate([batch, np.repeat(batch[:1], size - len(batch), axis=0)])
-        yield filled, len(batch)
-
-
-def nll(logits_BTV: np.ndarray, labels_BT: np.ndarray) -> np.ndarray:
-    """Negative log-likelihood in nats, float64 [B, T], of fixed-point logits."""
-    real = logits_BTV.astype(np.float64) / (1 << LOGIT_BITS)
-    real -= real.max(axis=-1, keepdims=True)
-    at = np.take_along_axis(real, labels_BT[..., None], axis=-1)[..., 0]
-    return np.log(np.exp(real).sum(axis=-1)) - at

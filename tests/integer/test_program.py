@@ -1,47 +1,162 @@
-"""The integer model: the same logits on any mesh and in any batch."""
+"""One model, one set of bits: NumPy, JAX, any batch, any chunks, any cache, any mesh."""
 
 import hashlib
-import json
+import subprocess
+import sys
 
+import jax
 import numpy as np
 import pytest
-from tiny import vocab_tree, write_weights
+from conftest import MODEL
 
 from s7jax import mesh as meshes
-from s7jax import s7l
-from s7jax.integer.program import Program
+from s7jax.integer.program import Program, route
+from s7jax.integer.specification import Specification
 
-STACK = {"layers": 1, "hidden": 32, "heads": 2, "ffn": 64}
-MODEL = {"vocab": 288, "context": 32, "trunk": STACK, "expert": STACK, "domains": ["a"]}
-MODEL["routing_window"] = 8
+# A change of this hash is a change of the numeric scheme: sealed models would answer otherwise.
+GOLDEN = "?"
+E = len(MODEL["domains"])
+
+
+def on(seal, shape):
+    return Program(seal, meshes.make(meshes.parse(shape)))
 
 
 @pytest.fixture(scope="module")
-def seal(tmp_path_factory):
-    root = tmp_path_factory.mktemp("seal")
-    write_weights(root / "weights", MODEL)
-    for name in ("trunk", "expert0"):
-        path = root / f"weights/{name}.residual.npy"
-        np.save(path, np.array([16], np.int32))
-    manifest = json.loads((root / "weights/manifest.json").read_text())
-    for name in ("trunk", "expert0"):
-        entry = manifest["tensors"][f"{name}.residual"]
-        entry["sha256"] = hashlib.sha256(np.array([16], "<i4").tobytes()).hexdigest()
-        entry["exponent"] = 31
-    (root / "weights/manifest.json").write_text(json.dumps(manifest))
-    (root / "vocab.json").write_text(json.dumps(vocab_tree(288)))
-    s7l.seal(root / "weights", root / "vocab.json", root / "m.s7l")
-    return s7l.open(root / "m.s7l")
+def program(seal):
+    return on(seal, "1x1")
 
 
-def test_the_same_bits_on_every_mesh_and_in_every_batch(seal):
-    tokens = np.random.default_rng(0).integers(0, 288, (4, 16))
-    logits, route = Program(seal, meshes.make(meshes.parse("1x1"))).answer(tokens)
-    assert logits.dtype == np.int32
-    assert len(np.unique(logits)) > 1_000
-    for shape in ("2x1", "1x2", "2x2"):
-        again = Program(seal, meshes.make(meshes.parse(shape))).answer(tokens)
-        assert np.array_equal(again[0], logits), shape
-        assert np.array_equal(again[1], route), shape
-    alone, _ = Program(seal, meshes.make(meshes.parse("1x1"))).answer(tokens[2:3, :9])
-    assert np.array_equal(alone[:, 0], logits[:, 2, :9])
+@pytest.fixture(scope="module")
+def wanted(program, tokens):
+    """Logits [1 + E, 512, V] and route [512] of the 512 positions."""
+    logits, chosen = program.answer(tokens[None])
+    return logits[:, 0], chosen[0]
+
+
+def in_chunks(program, rows, lengths, slots, e=None):
+    """Logits [B, T, V] of trunk or expert e and router logits, fed in chunks."""
+    B = len(rows)
+    trunk = program.trunk_cache(B, slots)
+    expert = None if e is None else program.expert_cache(e, B, slots)
+    at, logits, evidence = 0, [], []
+    for n in lengths:
+        start = np.full(B, at)
+        h, found, trunk = program.trunk(rows[:, at : at + n], start, trunk)
+        if e is not None:
+            h, expert = program.expert(e, h, start, expert)
+        logits.append(np.asarray(program.head(h)))
+        evidence.append(np.asarray(found))
+        at += n
+    return np.concatenate(logits, axis=1), np.concatenate(evidence, axis=1)
+
+
+def test_the_golden_hash_of_512_positions(wanted):
+    logits, chosen = wanted
+    assert logits.dtype == chosen.dtype == np.int32
+    routed = logits[1 + chosen, np.arange(512)].astype("<i4")
+    assert hashlib.sha256(routed.tobytes()).hexdigest() == GOLDEN
+
+
+def test_the_model_is_alive(wanted):
+    """Equal bits of a dead model would prove nothing."""
+    logits, chosen = wanted
+    assert len(set(chosen.tolist())) > 1
+    assert len(set(logits[0].argmax(axis=-1).tolist())) > 20
+    assert 1 < np.abs(logits / 65_536).max() < 1_000
+    assert all(not np.array_equal(logits[0], logits[1 + e]) for e in range(E))
+
+
+def test_the_specification_agrees(seal, tokens, wanted):
+    specification, (logits, chosen) = Specification(seal), wanted
+    h = specification.trunk(tokens)
+    assert np.array_equal(specification.head(h), logits[0])
+    for e in range(E):
+        assert np.array_equal(specification.head(specification.expert(e, h)), logits[1 + e])
+    assert np.array_equal(specification.route(h), chosen)
+    assert np.array_equal(specification.logits(tokens), logits[1 + chosen, np.arange(512)])
+
+
+def test_the_specification_needs_no_jax(sealed):
+    code = (
+        "import sys; from s7jax import s7l; from s7jax.integer.specification import Specification;"
+        f"Specification(s7l.open({str(sealed)!r})).logits(__import__('numpy').arange(4));"
+        "print('jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n", done.stderr
+
+
+@pytest.mark.parametrize("shape", ["2x1", "1x2", "4x2", "8x1"])
+def test_on_every_mesh(seal, shape, tokens, wanted):
+    rows = tokens.reshape(8, 64)  # 8 sequences, so that 8 data groups have one each
+    logits, chosen = on(seal, shape).answer(rows)
+    alone, _ = wanted
+    assert np.array_equal(logits[:, 0], alone[:, :64])
+    again, same = on(seal, "1x1").answer(rows)
+    assert np.array_equal(logits, again)
+    assert np.array_equal(chosen, same)
+
+
+def test_with_experts_spread_over_devices(seal, tokens, wanted):
+    spread = [
+        jax.make_mesh((1, 1), ("data", "model"), devices=[jax.devices()[1 + e]]) for e in range(E)
+    ]
+    program = Program(seal, meshes.make(meshes.parse("1x1")), spread)
+    logits, _ = program.answer(tokens[None, :64])
+    assert np.array_equal(logits[:, 0], wanted[0][:, :64])
+
+
+@pytest.mark.parametrize("lengths", [[7] * 9 + [1], [64], [1] * 3 + [61], [1] * 64])
+def test_in_any_chunks(program, tokens, wanted, lengths):
+    (logits, evidence), at = in_chunks(program, tokens[None], lengths, 96, e=1), sum(lengths)
+    assert np.array_equal(logits[0], wanted[0][2, :at])
+    assert np.array_equal(route(program.cfg, evidence)[0], wanted[1][:at])
+
+
+@pytest.mark.parametrize("slots", [64, 65, 200])
+def test_with_any_cache(program, tokens, wanted, slots):
+    logits, _ = in_chunks(program, tokens[None], [64], slots)
+    assert np.array_equal(logits[0], wanted[0][0, :64])
+
+
+def test_beside_any_others(program, tokens, wanted):
+    rng = np.random.default_rng(0)
+    for B in (2, 8):
+        rows = rng.integers(0, MODEL["vocab"], (B, 64)).astype(np.int32)
+        rows[B - 1] = tokens[:64]
+        logits, _ = in_chunks(program, rows, [64], 64, e=3)
+        assert np.array_equal(logits[B - 1], wanted[0][4, :64])
+
+
+def test_rows_of_different_lengths_and_padding(program, tokens, wanted):
+    """Row 0 goes on from position 20, row 1 from 5; both chunks are padded with rubbish."""
+    rows = np.stack([tokens[:32], tokens[:32]])
+    cache = program.trunk_cache(2, 64)
+    _, _, cache = program.trunk(rows, np.zeros(2), cache)  # fills slots far beyond 20 and 5
+    lengths = np.array([20, 5])
+    chunk = np.stack([tokens[20:28], tokens[5:13]])
+    chunk[:, 6:] = 99  # what stands behind the sixth token is not part of the sequence
+    h, _, cache = program.trunk(chunk, lengths, cache)
+    logits = np.asarray(program.head(h))
+    assert np.array_equal(logits[0, :6], wanted[0][0, 20:26])
+    assert np.array_equal(logits[1, :6], wanted[0][0, 5:11])
+    h, _, cache = program.trunk(np.stack([tokens[26:27], tokens[11:12]]), lengths + 6, cache)
+    logits = np.asarray(program.head(h))
+    assert np.array_equal(logits[0, 0], wanted[0][0, 26])
+    assert np.array_equal(logits[1, 0], wanted[0][0, 11])
+
+
+def test_a_late_expert_catches_up(program, tokens, wanted):
+    """An expert that has seen nothing takes the trunk's outputs so far in one chunk."""
+    start = np.zeros(1)
+    h, _, _ = program.trunk(tokens[None, :40], start, program.trunk_cache(1, 64))
+    y, cache = program.expert(2, h[:, :30], start, program.expert_cache(2, 1, 64))
+    y, _ = program.expert(2, h[:, 30:], start + 30, cache)
+    assert np.array_equal(np.asarray(program.head(y))[0], wanted[0][3, 30:40])
+
+
+def test_without_jit(program, seal, tokens, wanted):
+    with jax.disable_jit():
+        logits, _ = in_chunks(on(seal, "1x1"), tokens[None], [6], 8, e=0)
+    assert np.array_equal(logits[0], wanted[0][1, :6])
