@@ -4,15 +4,18 @@ Examples:
   python experiments/evaluate.py                  the newest run
   python experiments/evaluate.py --run demo --mesh 4x2
   python experiments/evaluate.py --json > quality.json
+  python experiments/evaluate.py --sealed runs/demo/model/moe.s7l
 
-The report is kept in runs/NAME/evaluation.json and sealed with the weights.
+The report is kept in runs/NAME/evaluation.json and sealed with the weights. With --sealed it is
+the sealed integer model beside the float one on the same tokens, kept in runs/NAME/sealed.json.
 """
 
 import json
+from pathlib import Path
 
 from s7jax import cli
 from s7jax.experiment import add_run_flags, resume
-from s7jax.pipeline import quality
+from s7jax.pipeline import quality, sealed_quality
 from s7jax.report import show
 
 
@@ -21,10 +24,15 @@ def main() -> None:
     parser = cli.parser(__doc__)
     add_run_flags(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON alone")
+    parser.add_argument("--sealed", type=Path, metavar="FILE", help="INT8 against FP32")
     args = parser.parse_args()
     with cli.quiet(args.json):
-        report = quality(resume(args))
-    print(json.dumps(report, indent=1)) if args.json else show({"quality": report})
+        x = resume(args)
+        report = sealed_quality(x, args.sealed) if args.sealed else {"quality": quality(x)}
+    if args.json:
+        print(json.dumps(report if args.sealed else report["quality"], indent=1))
+    else:
+        show(report)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,14 @@ Each phase skips what is already done and valid, so a stopped pipeline goes on w
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from s7jax import s7l
+from s7jax.comparison import compare
 from s7jax.errors import InputError
 from s7jax.export import export
+from s7jax.model.model import Params
 from s7jax.storage import write_json
 from s7jax.train import loop, phase, router
 from s7jax.train.checkpoint import read_record
@@ -42,12 +45,19 @@ def quality(x: Experiment) -> dict[str, Any]:
         if saved.get("inputs") == inputs:
             print(f"evaluation: already done, {x.run.evaluation}")
             return dict(saved["quality"])
-    params = phase.load_trunk(x)
-    params |= router.load_routers(x)
-    for e in range(len(x.config.model.domains)):
-        params[f"expert{e}"] = phase.load_expert(x, e)
-    report = evaluate(x, params)
+    report = evaluate(x, _params(x))
     write_json(x.run.evaluation, {"inputs": inputs, "quality": report})
+    return report
+
+
+def sealed_quality(x: Experiment, sealed: Path) -> dict[str, Any]:
+    """The sealed model beside the run's float one; also written to ``sealed.json``.
+
+    Raises:
+        InputError: no such seal, or not of this run's architecture and tokenizer.
+    """
+    report = compare(x, _params(x), s7l.open(sealed))
+    write_json(x.run.comparison, report)
     return report
 
 
@@ -89,6 +99,14 @@ def run(x: Experiment) -> dict[str, Any]:
     report |= {"artifacts": _artifacts(x, sealed.root.hex()), "seconds": seconds}
     write_json(x.run.report, report)
     return report
+
+
+def _params(x: Experiment) -> Params:
+    """Every final parameter of the run, and the routers."""
+    params = phase.load_trunk(x) | router.load_routers(x)
+    for e in range(len(x.config.model.domains)):
+        params[f"expert{e}"] = phase.load_expert(x, e)
+    return params
 
 
 def _weights_valid(x: Experiment) -> bool:

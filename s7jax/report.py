@@ -11,11 +11,29 @@ def show(report: dict[str, Any]) -> None:
     console = _console()
     if quality := report.get("quality"):
         console.print(_quality(quality), _routers(quality), _confusion(quality))
+    if sealed := report.get("sealed"):
+        console.print(_sealed(sealed))
     if artifacts := report.get("artifacts"):
         console.print(_rows("Artifacts", ("artifact", "bytes", "sha256 or root"), artifacts))
     if seconds := report.get("seconds"):
         rows = [[phase, f"{value:.1f}"] for phase, value in seconds.items()]
         console.print(_rows("Wall time", ("phase", "seconds"), rows))
+
+
+def _sealed(domains: dict[str, Any]) -> Table:
+    rows = [
+        [
+            *(domain, name),
+            *(f"{row[key]:.4f}" for key in ("bits_per_byte", "sealed_bits_per_byte")),
+            f"{100 * (row['perplexity_ratio'] - 1):+.3f} %",
+            f"{100 * row['agreement']:.2f} %",
+            f"{row['kl']:.2e}",
+        ]
+        for domain, models in domains.items()
+        for name, row in models.items()
+    ]
+    columns = ("domain", "model", "bits per byte", "sealed", "perplexity", "same token", "KL")
+    return _rows("The sealed integer model beside the float one", columns, rows)
 
 
 def show_tensors(title: str, rows: list[dict[str, Any]]) -> None:

@@ -9,6 +9,7 @@
       checkpoints/         trunk/ expert0/ … (resumable), trunk_final/ expert0_final/ router_final/
       model/               weights/ vocab.json moe.s7l
       evaluation.json      quality on held-out text
+      sealed.json          the sealed model beside the float one
       report.json          the final tables
 """
 
@@ -69,6 +70,11 @@ class Run:
     def evaluation(self) -> Path:
         """Quality on held-out text, as JSON."""
         return self.path / "evaluation.json"
+
+    @property
+    def comparison(self) -> Path:
+        """The sealed model's quality beside the float one's, as JSON."""
+        return self.path / "sealed.json"
 
     @property
     def report(self) -> Path:

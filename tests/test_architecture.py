@@ -39,7 +39,27 @@ ALLOWED = {
     "experiment": {"config", "data", "errors", "mesh", "model", "processes", "run", "train"},
     "export": {"config", "data", "errors", "integer", "mesh", "model", "storage", "train"},
     "inspection": {"config", "errors", "mesh", "model", "s7l", "train"},
-    "pipeline": {"errors", "experiment", "export", "s7l", "storage", "train"},
+    "comparison": {
+        "config",
+        "data",
+        "errors",
+        "integer",
+        "mesh",
+        "model",
+        "progress",
+        "s7l",
+        "train",
+    },
+    "pipeline": {
+        "comparison",
+        "errors",
+        "experiment",
+        "export",
+        "model",
+        "s7l",
+        "storage",
+        "train",
+    },
     "report": set(),
 }
 

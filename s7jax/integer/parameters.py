@@ -113,7 +113,7 @@ def check_bounds(cfg: ModelConfig) -> None:
     }
     for name, stack in (("trunk", cfg.trunk), ("expert", cfg.expert)):
         for what, size in (("hidden", stack.hidden), ("ffn", stack.ffn)):
-            sums[f"products over {name} {what}"] = NARROW * NARROW * size
+            sums[f"products over {name} {what}"] = NARROW * NARROW * size * 3 // 2
     for what, bound in sums.items():
         if bound > LIMIT:
             raise InputError(

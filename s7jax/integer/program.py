@@ -45,7 +45,7 @@ class Program:
         self._seal = seal
         check_bounds(self.cfg)
         self._meshes = expert_meshes or [mesh] * len(self.cfg.domains)
-        self._shared = {name: self._load(name, mesh) for name in ("embedding", "router", "trunk")}
+        self.shared = {name: self._load(name, mesh) for name in ("embedding", "router", "trunk")}
         self._experts: dict[int, Params] = {}
 
     def cache(self, stack: StackConfig, rows: int, slots: int, mesh: Mesh | None = None) -> Cache:
@@ -72,24 +72,22 @@ class Program:
             h int32 [B, T, D], router logits int32 [B, T, E], the new cache.
         """
         tokens, start = self._put(self.mesh, tokens_BT, start_B)
-        h, logits, cache = self._trunk(self._shared, tokens, start, cache)
+        h, logits, cache = self._trunk(self.shared, tokens, start, cache)
         return h, logits, cache
 
     def expert(
         self, e: int, h_BTD: jax.Array, start_B: np.ndarray, cache: Cache
     ) -> tuple[jax.Array, Cache]:
         """One expert's refinement of a chunk of h, where the trunk lives; the cache is used up."""
-        mesh = self._meshes[e]
-        if e not in self._experts:
-            self._experts[e] = self._load(f"expert{e}", mesh)
+        mesh, params = self._meshes[e], self._enter(e)
         h, start = jax.device_put(h_BTD, NamedSharding(mesh, _TOKENS)), self._put(mesh, start_B)[0]
-        residual = jax.device_put(self._shared["trunk"]["residual"], NamedSharding(mesh, P()))
-        y, cache = self._expert(mesh)(self._experts[e], residual, h, start, cache)
+        residual = jax.device_put(self.shared["trunk"]["residual"], NamedSharding(mesh, P()))
+        y, cache = self._expert(mesh)(params, residual, h, start, cache)
         return jax.device_put(y, NamedSharding(self.mesh, _TOKENS)), cache
 
     def head(self, h_BTD: jax.Array) -> jax.Array:
         """h of trunk or expert → logits int32 [B, T, V], 16 fraction bits."""
-        return self._head(self._shared, h_BTD)
+        return self._head(self.shared, h_BTD)
 
     def answer(self, tokens_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Whole sequences by every model: logits int32 [1 + E, B, T, V], trunk first; route [B, T].
@@ -104,6 +102,37 @@ class Program:
             outputs.append(self.expert(e, h, start, self.expert_cache(e, B, T))[0])
         logits = np.stack([np.asarray(self.head(x)) for x in outputs])
         return logits, route(self.cfg, np.asarray(evidence))
+
+    def lowered(self, rows: int, length: int, slots: int) -> dict[str, jax.stages.Lowered]:
+        """Every program, lowered for a shape: what is to be inspected is what runs."""
+        return {name: run.lower(*args) for name, (run, args) in self._calls(rows, length, slots)}
+
+    def traced(self, rows: int, length: int, slots: int) -> dict[str, Any]:
+        """Every program's closed jaxpr for a shape."""
+        calls = self._calls(rows, length, slots)
+        return {name: run.trace(*args).jaxpr for name, (run, args) in calls}
+
+    def _calls(self, rows: int, length: int, slots: int) -> list[tuple[str, Any]]:
+        tokens, start = self._put(self.mesh, np.zeros((rows, length)), np.zeros(rows))
+        h = jnp.zeros(
+            (rows, length, self.cfg.trunk.hidden),
+            jnp.int32,
+            device=NamedSharding(self.mesh, _TOKENS),
+        )
+        self._enter(0)
+        residual, cache = self.shared["trunk"]["residual"], self.trunk_cache(rows, slots)
+        refined = self._experts[0], residual, h, start, self.expert_cache(0, rows, slots)
+        return [
+            ("trunk", (self._trunk, (self.shared, tokens, start, cache))),
+            ("expert", (self._expert(self._meshes[0]), refined)),
+            ("head", (self._head, (self.shared, h))),
+        ]
+
+    def _enter(self, e: int) -> Params:
+        """An expert's parameters, loaded and verified the first time."""
+        if e not in self._experts:
+            self._experts[e] = self._load(f"expert{e}", self._meshes[e])
+        return self._experts[e]
 
     def _load(self, component: str, mesh: Mesh) -> Params:
         names = [tensor.name for tensor in self._seal.manifest.components[component]]
@@ -123,7 +152,7 @@ class Program:
             h, kept = model.trunk(self.cfg, params, tokens, start, cache, SPLIT)
             return h, model.router(self.cfg, params, h), kept
 
-        specs = (_specs(self._shared), _ROWS, P(DATA), _SLOTS)
+        specs = (_specs(self.shared), _ROWS, P(DATA), _SLOTS)
         return _compile(run, self.mesh, specs, (_TOKENS, _TOKENS, _SLOTS), donated=3)
 
     def _expert(self, mesh: Mesh) -> Any:
@@ -140,7 +169,7 @@ class Program:
 
     @cached_property
     def _head(self) -> Any:
-        specs = (_specs(self._shared), _TOKENS)
+        specs = (_specs(self.shared), _TOKENS)
         return _compile(model.head, self.mesh, specs, P(DATA, None, MODEL))
 
 

@@ -1,0 +1,167 @@
+"""A sealed model beside the float one it was made from, on the same held-out tokens."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from s7jax.config import ModelConfig
+from s7jax.data.mixture import held_out
+from s7jax.errors import InputError
+from s7jax.integer.parameters import LOGIT_BITS
+from s7jax.integer.program import Program, route
+from s7jax.mesh import DATA
+from s7jax.model.model import Params, expert_output, head, router_logits, trunk_output
+from s7jax.progress import Progress
+from s7jax.s7l import Seal
+from s7jax.train.phase import Experiment
+
+ROWS = 2  # sequences per data group at a time
+MODELS = ("trunk", "oracle", "routed")
+
+# The route int32 [N], then log-probabilities float64 [N, V] of trunk, expert 0, 1, …
+Answer = tuple[np.ndarray, Iterator[np.ndarray]]
+
+
+@dataclass
+class Tally:
+    """Sums over positions of one model in one domain."""
+
+    positions: int = 0
+    nll: np.ndarray = field(default_factory=lambda: np.zeros(2))  # nats: float, sealed
+    agree: int = 0  # positions with the same most likely token
+    kl: float = 0.0  # nats, of the sealed model from the float one
+
+    def add(self, exact: np.ndarray, sealed: np.ndarray, labels: np.ndarray) -> None:
+        """Log-probabilities [N, V] of both models and labels [N]."""
+        rows = np.arange(len(labels))
+        self.positions += len(labels)
+        self.nll -= [exact[rows, labels].sum(), sealed[rows, labels].sum()]
+        self.agree += int((exact.argmax(axis=-1) == sealed.argmax(axis=-1)).sum())
+        self.kl += float((np.exp(exact) * (exact - sealed)).sum())
+
+    def figures(self, size: int) -> dict[str, float]:
+        """What a report says, for a text of ``size`` bytes."""
+        bits = self.nll / np.log(2) / size
+        return {
+            "bits_per_byte": float(bits[0]),
+            "sealed_bits_per_byte": float(bits[1]),
+            "perplexity": float(np.exp(self.nll[0] / self.positions)),
+            "perplexity_ratio": float(np.exp((self.nll[1] - self.nll[0]) / self.positions)),
+            "agreement": self.agree / self.positions,
+            "kl": self.kl / self.positions,
+        }
+
+
+def compare(x: Experiment, params: Params, seal: Seal) -> dict[str, Any]:
+    """Quality of the sealed model and of the float parameters, per domain, as JSON types.
+
+    ``sealed[domain][model]`` for the trunk, the oracle (the domain's own expert) and the routed
+    model: bits per byte of both, ``perplexity_ratio``, ``agreement`` (share of positions with the
+    same most likely token) and mean ``kl`` in nats.
+
+    Raises:
+        InputError: the seal is of another architecture or tokenizer.
+    """
+    cfg, tokenizer = x.config.model, x.prepared.tokenizer
+    program = Program(seal, x.mesh)
+    if program.cfg != cfg:
+        raise InputError(f"the sealed model is {program.cfg}; expected that of {x.run.path}: {cfg}")
+    if list(seal.vocabulary.tokens[1:]) != tokenizer.token_bytes[1:]:
+        raise InputError(f"the sealed vocabulary is not that of {x.prepared.path}")
+    report: dict[str, Any] = {}
+    rows = {d: held_out(x.prepared, d, x.config.eval_sequences) for d in cfg.domains}
+    with Progress("compare", sum(map(len, rows.values())), "sequences") as progress:
+        for index, domain in enumerate(cfg.domains):
+            tallies = {name: Tally() for name in MODELS}
+            for batch, used in _batches(rows[domain], ROWS * x.mesh.shape[DATA]):
+                inputs, labels = batch[:, :-1], batch[:used, 1:].ravel()
+                answers = _float(x, params, inputs, used), _sealed(program, inputs, used)
+                _tally(tallies, answers, index, labels)
+                progress.advance(used)
+            size = int(tokenizer.token_lengths[rows[domain][:, 1:]].sum())
+            report[domain] = {name: tally.figures(size) for name, tally in tallies.items()}
+    return {"root": seal.root.hex(), "domains": list(cfg.domains), "sealed": report}
+
+
+def _tally(
+    tallies: dict[str, Tally], answers: tuple[Answer, Answer], index: int, labels: np.ndarray
+) -> None:
+    (route_exact, exact_models), (route_sealed, sealed_models) = answers
+    trunk = next(exact_models), next(sealed_models)
+    tallies["trunk"].add(*trunk, labels)
+    routed = np.empty_like(trunk[0]), np.empty_like(trunk[1])
+    for e, (exact, sealed) in enumerate(zip(exact_models, sealed_models, strict=True)):
+        if e == index:
+            tallies["oracle"].add(exact, sealed, labels)
+        routed[0][route_exact == e] = exact[route_exact == e]
+        routed[1][route_sealed == e] = sealed[route_sealed == e]
+    tallies["routed"].add(*routed, labels)
+
+
+def _float(x: Experiment, params: Params, inputs: np.ndarray, used: int) -> Answer:
+    cfg = x.config.model
+    with jax.set_mesh(x.mesh):
+        h, evidence = _float_trunk(
+            cfg, params, jax.device_put(inputs, NamedSharding(x.mesh, P(DATA, None)))
+        )
+
+    def models() -> Iterator[np.ndarray]:
+        for e in (None, *range(len(cfg.domains))):
+            with jax.set_mesh(x.mesh):
+                refined = h if e is None else _float_expert(cfg, params[f"expert{e}"], h)
+                logits = np.asarray(_float_head(cfg, params, refined))
+            yield _log_softmax(logits[:used].astype(np.float64))
+
+    return route(cfg, _fixed(np.asarray(evidence)))[:used].ravel(), models()
+
+
+def _sealed(program: Program, inputs: np.ndarray, used: int) -> Answer:
+    cfg, start = program.cfg, np.zeros(len(inputs), np.int32)
+    h, evidence, _ = program.trunk(inputs, start, program.trunk_cache(*inputs.shape))
+
+    def models() -> Iterator[np.ndarray]:
+        for e in (None, *range(len(cfg.domains))):
+            cache = None if e is None else program.expert_cache(e, *inputs.shape)
+            refined = h if cache is None else program.expert(e or 0, h, start, cache)[0]
+            logits = np.asarray(program.head(refined))
+            yield _log_softmax(logits[:used] / float(1 << LOGIT_BITS))
+
+    return route(cfg, np.asarray(evidence))[:used].ravel(), models()
+
+
+@partial(jax.jit, static_argnums=0)
+def _float_trunk(
+    cfg: ModelConfig, params: Params, tokens: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    h = trunk_output(cfg, params, tokens)
+    return h, router_logits(cfg, params, h)
+
+
+_float_expert = partial(jax.jit, static_argnums=0)(expert_output)
+_float_head = partial(jax.jit, static_argnums=0)(head)
+
+
+def _fixed(evidence: np.ndarray) -> np.ndarray:
+    """The float router's logits in the sealed one's format: one routing rule serves both."""
+    return np.round(evidence * (1 << LOGIT_BITS)).astype(np.int32)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """[B, T, V] → log-probabilities [B · T, V]."""
+    flat = logits.reshape(-1, logits.shape[-1])
+    flat = flat - flat.max(axis=-1, keepdims=True)
+    return flat - np.log(np.exp(flat).sum(axis=-1, keepdims=True))
+
+
+def _batches(rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Batches of exactly ``size`` rows, the last filled up with copies; and how many are real."""
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        filled = np.concatenate([batch, np.repeat(batch[:1], size - len(batch), axis=0)])
+        yield filled, len(batch)
