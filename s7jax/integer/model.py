@@ -77,6 +77,18 @@ def contract(a: Array, w: Array, form: str) -> Array:
     return total
 
 
+def pair(high: Array, low: Array, axis: int) -> Array:
+    """Two arrays of int8 values, one behind the other along an axis, as int8.
+
+    A choice for each element, not a concatenation: XLA would compute what leads to a concatenated
+    array element by element, 50 times slower (measured on a CPU).
+    """
+    which = jnp.arange(2, dtype=jnp.int32).reshape(2, *[1] * (high.ndim - axis))
+    chosen = jnp.where(which == 0, jnp.expand_dims(high, axis), jnp.expand_dims(low, axis))
+    shape = (*high.shape[:axis], 2 * high.shape[axis], *high.shape[axis + 1 :])
+    return chosen.astype(jnp.int8).reshape(shape)
+
+
 def accumulate(
     a_BTD: Array, w: Array, total: int, shards: Shards = ALONE, form: str = "md,df->mf"
 ) -> tuple[Array, int, int]:
@@ -90,7 +102,7 @@ def accumulate(
         the sums [B, T, F]; what they cannot exceed; their fraction bits.
     """
     B, T, D = a_BTD.shape
-    halves = jnp.concatenate(op.split(a_BTD.reshape(B * T, D)))
+    halves = pair(*op.split(a_BTD.reshape(B * T, D)), axis=0)
     high, low = jnp.split(shards.sum(contract(halves, w, form)), 2)
     bound = NARROW * NARROW * total
     spare = op.spare_bits(bound)
@@ -171,8 +183,8 @@ def attention(
     weight_BHTS = jnp.where(visible_B1TS, op.exp2(jnp.maximum(top_BHT1 - z_BHTS, 0)), 0)
 
     total_BHT1 = jnp.sum(weight_BHTS, axis=-1, keepdims=True, dtype=jnp.int32)
-    both = jnp.concatenate([weight_BHTS >> 7, weight_BHTS & 127], axis=2)
-    high, low = jnp.split(contract(both, values, "bhts,bhsk->bhtk"), 2, axis=2)
+    halves = pair(weight_BHTS >> 7, weight_BHTS & 127, axis=2)
+    high, low = jnp.split(contract(halves, values, "bhts,bhsk->bhtk"), 2, axis=2)
     # The longest row there can be decides the format, not the cache at hand.
     spare = op.spare_bits(NARROW * NARROW * cfg.context)
     y_BHTK = op.divide(op.join(high, low, spare), total_BHT1, 7 - spare + VALUE_BITS)
