@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sealed = make_seal(Path(folder), cfg, params)
         steps = {
-            "int8": integer_step(Program(s7l.open(sealed), single()), args.prompt),
+            "int8": integer_step(Program(s7l.open(sealed), [single()]), args.prompt),
             "fp32": float_step(cfg, params, args.prompt),
         }
         rows = measure(steps, cfg, args.prompt, args.repeat)

@@ -13,7 +13,7 @@ from its newest checkpoint. Next: experiments/experts.py.
 
 from s7jax import cli
 from s7jax.experiment import add_run_flags, add_start_flags, add_training_flags, begin
-from s7jax.train.loop import train_trunk
+from s7jax.pipeline import train_trunk
 
 
 def main() -> None:

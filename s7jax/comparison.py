@@ -69,7 +69,7 @@ def compare(x: Experiment, params: Params, seal: Seal) -> dict[str, Any]:
         InputError: the seal is of another architecture or tokenizer.
     """
     cfg, tokenizer = x.config.model, x.prepared.tokenizer
-    program = Program(seal, x.mesh)
+    program = Program(seal, x.pools)
     if program.cfg != cfg:
         raise InputError(f"the sealed model is {program.cfg}; expected that of {x.run.path}: {cfg}")
     if list(seal.vocabulary.tokens[1:]) != tokenizer.token_bytes[1:]:

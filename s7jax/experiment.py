@@ -27,7 +27,10 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of every script that works on a run."""
     parser.add_argument("--run", metavar="NAME", help="run under runs/, or a folder path")
     parser.add_argument(
-        "--mesh", metavar="DxM", help="data × model devices, such as 4x2 (default: all, or 1x1)"
+        "--mesh",
+        metavar="[PxDx]M",
+        help="data × model devices, such as 4x2 (default: all, or 1x1); for sealed models also "
+        "pools × data × model: expert e on pool e modulo P",
     )
 
 
@@ -164,4 +167,4 @@ def _open(run: Run, shape: meshes.MeshShape, note: str) -> Experiment:
             f"--prepared {prepared.path}: vocabulary and context are {found}, the preset's are "
             f"{wanted}: prepare it with tools/prepare.py --preset {config.preset}"
         )
-    return Experiment(run, config, prepared, meshes.make(shape))
+    return Experiment(run, config, prepared, tuple(meshes.pools(shape)))

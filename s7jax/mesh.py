@@ -24,26 +24,31 @@ class MeshShape:
 
     data: int
     model: int
+    pools: int = 1  # meshes of that shape beside one another, for what is independent (§4)
 
     @property
     def devices(self) -> int:
-        """Devices in the mesh."""
-        return self.data * self.model
+        """Devices in all."""
+        return self.pools * self.data * self.model
 
     def __str__(self) -> str:
-        return f"{self.data}x{self.model}"
+        pools = f"{self.pools}x" if self.pools > 1 else ""
+        return f"{pools}{self.data}x{self.model}"
 
 
 def parse(text: str) -> MeshShape:
-    """``"4x2"`` → 4 data-parallel groups of 2 model-parallel devices.
+    """``"4x2"`` → 4 data-parallel groups of 2 model-parallel devices; ``"4x4x1"`` 4 pools of that.
 
     Raises:
         UsageError: not of that form.
     """
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    match = re.fullmatch(r"(?:([1-9]\d{0,4})x)?([1-9]\d{0,4})x([1-9]\d{0,4})", text)
     if match is None:
-        raise UsageError(f"--mesh {text!r}: expected DATAxMODEL with both at least 1, such as 4x2")
-    return MeshShape(data=int(match[1]), model=int(match[2]))
+        raise UsageError(
+            f"--mesh {text!r}: expected DATAxMODEL or POOLSxDATAxMODEL, each at least 1, "
+            "such as 4x2"
+        )
+    return MeshShape(data=int(match[2]), model=int(match[3]), pools=int(match[1] or 1))
 
 
 def check(shape: MeshShape, model: ModelConfig, recipe: RecipeConfig) -> None:
@@ -131,8 +136,15 @@ def provision(shape: MeshShape | None, cluster: Cluster | None = None) -> str:
 
 
 def make(shape: MeshShape) -> Mesh:
-    """The mesh over the first ``shape.devices`` devices, with explicit axes."""
-    return _mesh(shape, jax.devices()[: shape.devices])
+    """The mesh over the first devices, with explicit axes; of several pools the first."""
+    return pools(shape)[0]
+
+
+def pools(shape: MeshShape) -> list[Mesh]:
+    """One mesh for each pool, on devices of its own."""
+    size = shape.data * shape.model
+    devices = jax.devices()[: shape.devices]
+    return [_mesh(shape, devices[i : i + size]) for i in range(0, shape.devices, size)]
 
 
 def single() -> Mesh:

@@ -11,7 +11,7 @@ from typing import Any
 
 from s7jax import s7l
 from s7jax.comparison import compare
-from s7jax.errors import InputError
+from s7jax.errors import InputError, UsageError
 from s7jax.export import export
 from s7jax.model.model import Params
 from s7jax.storage import write_json
@@ -25,10 +25,17 @@ def experts(
     x: Experiment, domains: list[str] | None = None, resume_from: int | None = None
 ) -> None:
     """Phase 2 of the named domains' experts, or of all."""
+    _refuse_pools(x)
     trunk = phase.load_trunk(x)
     for index, domain in enumerate(x.config.model.domains):
         if domains is None or domain in domains:
             loop.train_expert(x, index, trunk, resume_from)
+
+
+def train_trunk(x: Experiment, resume_from: int | None = None) -> None:
+    """Phase 1."""
+    _refuse_pools(x)
+    loop.train_trunk(x, resume_from)
 
 
 def fit_router(x: Experiment) -> None:
@@ -88,7 +95,7 @@ def run(x: Experiment) -> dict[str, Any]:
         seconds[name] = time.monotonic() - began
         return result
 
-    timed("trunk", lambda: loop.train_trunk(x))
+    timed("trunk", lambda: train_trunk(x))
     timed("experts", lambda: experts(x))
     timed("router", lambda: fit_router(x))
     report = {"quality": timed("evaluate", lambda: quality(x))}
@@ -99,6 +106,14 @@ def run(x: Experiment) -> dict[str, Any]:
     report |= {"artifacts": _artifacts(x, sealed.root.hex()), "seconds": seconds}
     write_json(x.run.report, report)
     return report
+
+
+def _refuse_pools(x: Experiment) -> None:
+    if len(x.pools) > 1:
+        raise UsageError(
+            f"--mesh with {len(x.pools)} pools: training takes DATAxMODEL; give each expert a "
+            "job of its own with --domain"
+        )
 
 
 def _params(x: Experiment) -> Params:

@@ -17,7 +17,17 @@ def test_a_mesh_is_data_by_model():
     assert made.devices.size == 8
 
 
-@pytest.mark.parametrize("text", ["4", "4x", "0x2", "4x2x", "-1x2", "4X2", "4x2\n", "٤x2", ""])
+def test_pools_are_meshes_on_devices_of_their_own():
+    shape = mesh.parse("2x2x2")
+    assert (shape.pools, shape.devices, str(shape)) == (2, 8, "2x2x2")
+    first, second = mesh.pools(shape)
+    assert dict(first.shape) == dict(second.shape) == {"data": 2, "model": 2}
+    assert not set(first.devices.flat) & set(second.devices.flat)
+
+
+@pytest.mark.parametrize(
+    "text", ["4", "4x", "0x2", "4x2x", "1x2x3x4", "-1x2", "4X2", "4x2\n", "٤x2"]
+)
 def test_other_text_is_refused(text: str):
     with pytest.raises(UsageError, match="expected DATAxMODEL"):
         mesh.parse(text)

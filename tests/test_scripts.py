@@ -121,6 +121,29 @@ def test_the_same_run_elsewhere_gives_the_same_seal(work: Path, corpus, tmp_path
     )
 
 
+def test_the_sealed_model_beside_the_float_one(work: Path):
+    """Integer logits are the same bits on one device and with experts on meshes of their own."""
+    sealed, reports = work / "runs/tiny/model/moe.s7l", []
+    for mesh in ("1x1", "2x1x2"):
+        flags = ("--sealed", sealed, "--mesh", mesh, "--json")
+        reports.append(json.loads(good("experiments/evaluate.py", *flags, cwd=work)))
+    first, second = reports
+    assert first["root"] == s7l.open(sealed).root.hex()
+    for domain in DOMAINS:
+        for model, row in first["sealed"][domain].items():
+            assert abs(row["perplexity_ratio"] - 1) < 0.02
+            assert row["agreement"] > 0.9
+            again = second["sealed"][domain][model]
+            assert again["sealed_bits_per_byte"] == row["sealed_bits_per_byte"]
+    assert (work / "runs/tiny/sealed.json").exists()
+    refused = script("experiments/evaluate.py", "--sealed", "none.s7l", cwd=work)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: none.s7l: cannot be opened")
+    pools = script("experiments/experts.py", "--mesh", "2x1x1", cwd=work)
+    assert pools.returncode == 2
+    assert "--domain" in pools.stderr
+
+
 def test_the_commands_of_the_specification_work_as_written(work: Path, tmp_path: Path):
     """§5's flags, in a folder laid out as there."""
     shutil.copytree(work / "runs/tiny", tmp_path / "run")

@@ -22,7 +22,7 @@ CHUNK, PAGE, PREFIX = 1 << 20, 4096, b"S7LM\x00\x03\x02\x05"
 LANES = ("DICT", "FIELD", "LANE", "EDGE", "BATCH")
 TAGS = (b"S7L3DICT", b"", b"S7L3STRM", b"S7L3EDGE", b"S7L3BTCH")
 CAPS = (16 << 20, 1 << 63, 4 << 20, 4 << 20, 1 << 20)
-BATCH = "4df5e68901be1bc2e47d31eace05839b5ca39f594e39c615cb6572e88cdc4edf"
+BATCH = "afc4f9b174180b09191e07e1925df31ec0cf3303cb2ecf3069afe2780bd744e9"
 FIXED = "426c3c7c7c364872aa630c8aeb375fddb236fc4ce2613284000cfb56d2339ad5"  # folds, lanes, phases
 # Forms: {key: form}, [form, least, most], (least, most) integer, range of byte lengths, regex
 DIGEST, KINDS = range(32, 33), (dict, list, type(None), bool, int, float, str, bytes)

@@ -72,7 +72,7 @@ def load(
         if exponent is None:
             node[leaf] = _place(array, spec(name), mesh)
         elif leaf == "gain":  # 15 bits are all that its product can hold
-            short = np.clip((array + (1 << 15)) >> 16, -32_767, 32_767).astype(np.int32)
+            short = np.clip(((array >> 1) + (1 << 14)) >> 15, -32_767, 32_767).astype(np.int32)
             node[leaf] = (_place(short, spec(name), mesh), _scalar(exponent - 15, mesh))
         elif leaf == "residual":
             node[leaf] = _scalar(_fraction_bits(name, array, exponent), mesh)

@@ -5,6 +5,7 @@ Chunks may be of any length, rows may stand at different positions, caches may h
 slots: the bits of a token's result depend on the tokens before it in its row and on nothing else.
 """
 
+from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -27,24 +28,24 @@ _SLOTS = P(DATA, MODEL, None, None)
 
 
 class Program:
-    """A sealed model on a mesh of data × model devices.
+    """A sealed model on one or several meshes of data × model devices.
 
     Args:
         seal: the open sealed file; tensors are verified as they are loaded.
-        mesh: rows of a batch are split over ``data``, heads and columns over ``model``.
-        expert_meshes: where each expert lives; default: on ``mesh`` like the rest.
+        pools: rows of a batch are split over ``data``, heads and columns over ``model``; the
+            trunk lives on the first mesh, expert e on number e modulo their count.
 
     Raises:
         InputError: the seal's dimensions or values are beyond what exact arithmetic holds, or a
             tensor is not as sealed.
     """
 
-    def __init__(self, seal: Seal, mesh: Mesh, expert_meshes: list[Mesh] | None = None) -> None:
+    def __init__(self, seal: Seal, pools: Sequence[Mesh]) -> None:
         self.cfg = config(seal)
-        self.mesh = mesh
+        self.mesh = mesh = pools[0]
         self._seal = seal
         check_bounds(self.cfg)
-        self._meshes = expert_meshes or [mesh] * len(self.cfg.domains)
+        self._meshes = [pools[e % len(pools)] for e in range(len(self.cfg.domains))]
         self.shared = {name: self._load(name, mesh) for name in ("embedding", "router", "trunk")}
         self._experts: dict[int, Params] = {}
 

@@ -1,7 +1,8 @@
 """The constant tables of numeric scheme ``s7-int8-1``, made with integers alone.
 
 ``decimal`` is exact integer arithmetic with correct rounding, so these are the same numbers on
-every machine. All tables are int32.
+every machine; the SHA-256 of those that no model changes stand in the compute contract that
+every sealed file carries (:mod:`s7jax.s7l.contract`). All tables are int32.
 """
 
 import hashlib

@@ -67,6 +67,15 @@ OPERATORS: Final = (
 """The closed operator vocabulary of the numeric scheme, in order."""
 
 
+TABLES: Final = {
+    "exp2": "c8092381bc18188e17108ddccd791b8c269adbd89e9841b412caec4d8aa843e7",
+    "gelu": "003b249e754b8abb013006416a1d1d4bf98e2421982c444908964ad9c68e25ac",
+    "gumbel": "a889e57916f8c35c05a6cfaeba01c62323c73f353e27cdcd985c8000229d0c1a",
+    "rsqrt": "567aa80d74773ab848a58a0c0410291bb89a7d725e9f3791f9acd8b500d92b0a",
+}
+"""Constant table of the numeric scheme → SHA-256 of its int32 little-endian entries."""
+
+
 def phases() -> dict[str, Any]:
     """The CM-1 phase table as it stands in the manifest."""
     return {
@@ -89,6 +98,7 @@ def compute_contract() -> dict[str, Any]:
         "types": ["int8", "int16", "int32"],
         "rounding": "rsr(a, k) = (a + (1 << (k - 1))) >> k",
         "max_contraction": 1_024,
+        "tables": dict(TABLES),
         "operators": [{"name": name, "fold": COMPUTE_FOLD} for name in OPERATORS],
     }
 

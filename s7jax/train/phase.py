@@ -24,12 +24,17 @@ TRUNK = ("embedding", "trunk")  # the components Phase 1 trains and Phase 2 free
 
 @dataclass(frozen=True)
 class Experiment:
-    """A run opened for work: its folder, configuration and data, and the mesh to work on."""
+    """A run opened for work: its folder, configuration and data, and the meshes to work on."""
 
     run: Run
     config: Config
     prepared: Prepared
-    mesh: Mesh
+    pools: tuple[Mesh, ...]
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh of everything that is not spread over pools."""
+        return self.pools[0]
 
     def final_folder(self, name: str) -> Path:
         """Where a phase's final checkpoint is."""

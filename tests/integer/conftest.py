@@ -22,8 +22,8 @@ MODEL = {
 EXPONENTS = {"attn.k.gain": 7, "attn.q.gain": -3, "norm.gain": 2, "o_proj.gain": -4, "fc2.gain": 1}
 
 
-def write_model(root, model=MODEL):
-    """``weights/`` and ``vocab.json`` below ``root``."""
+def write_model(root, model=MODEL, weight=lambda name, array: array):
+    """``weights/`` and ``vocab.json`` below ``root``, each tensor as ``weight`` makes it."""
     folder = write_weights(root / "weights", model)
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, entry in manifest["tensors"].items():
@@ -33,7 +33,10 @@ def write_model(root, model=MODEL):
         if name.endswith(".residual"):
             bits = np.array([16], "<i4")
             np.save(folder / f"{name}.npy", bits)
-            entry |= {"exponent": 31, "sha256": hashlib.sha256(bits.tobytes()).hexdigest()}
+            entry["exponent"] = 31
+        array = weight(name, np.load(folder / f"{name}.npy"))
+        np.save(folder / f"{name}.npy", array)
+        entry["sha256"] = hashlib.sha256(array.tobytes()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (root / "vocab.json").write_text(json.dumps(vocab_tree(model["vocab"])))
 

@@ -23,7 +23,7 @@ TYPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8e\w+|c64|c128|token|opaque)\[")
 @pytest.fixture(scope="module")
 def lowered(seal):
     """Every program at prefill and decode lengths: name → lowered."""
-    program = Program(seal, meshes.make(meshes.parse("1x2")))
+    program = Program(seal, meshes.pools(meshes.parse("1x2")))
     return {
         f"{name} of {length}": low
         for length in (1, 8)
@@ -44,7 +44,7 @@ def types_of(jaxpr):
 
 
 def test_the_traced_program(seal):
-    program = Program(seal, meshes.make(meshes.parse("1x1")))
+    program = Program(seal, meshes.pools(meshes.parse("1x1")))
     traced = program.traced(rows=1, length=3, slots=16)
     assert set(traced) == {"trunk", "expert", "head"}
     for name, jaxpr in traced.items():

@@ -7,9 +7,10 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import MODEL
+from conftest import MODEL, write_model
 
 from s7jax import mesh as meshes
+from s7jax import s7l
 from s7jax.integer import model
 from s7jax.integer.program import Program, route
 from s7jax.integer.specification import Specification
@@ -20,7 +21,7 @@ E = len(MODEL["domains"])
 
 
 def on(seal, shape):
-    return Program(seal, meshes.make(meshes.parse(shape)))
+    return Program(seal, meshes.pools(meshes.parse(shape)))
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +101,7 @@ def test_on_every_mesh(seal, program, shape, tokens, wanted):
 
 
 def test_with_experts_spread_over_devices(seal, tokens, wanted):
-    spread = [
-        jax.make_mesh((1, 1), ("data", "model"), devices=[jax.devices()[1 + e]]) for e in range(E)
-    ]
-    program = Program(seal, meshes.make(meshes.parse("1x1")), spread)
-    logits, _ = program.answer(tokens[None, :64])
+    logits, _ = on(seal, "4x1x1").answer(tokens[None, :64])
     assert np.array_equal(logits[:, 0], wanted[0][:, :64])
 
 
@@ -166,3 +163,30 @@ def test_without_jit(program, tokens, wanted):
         h, _ = model.trunk(cfg, params, row, start, cache, model.ALONE)
         logits = model.head(params, h)
     assert np.array_equal(logits[0], wanted[0][0, :6])
+
+
+@pytest.mark.parametrize("kind", ["largest", "spread"])
+def test_extreme_weights_overflow_nowhere(tmp_path, kind):
+    """Against the specification, whose products are taken in 64 bits."""
+
+    def weight(name, array):
+        rng = np.random.default_rng(len(name))
+        if array.dtype == np.int8:
+            return np.where(rng.integers(0, 2, array.shape), 127, -127).astype("i1")
+        if name.endswith(".residual"):
+            return array
+        if kind == "largest":
+            return np.full_like(array, 2**31 - 1)
+        return (2 ** rng.integers(0, 31, array.shape)).astype("<i4")
+
+    write_model(tmp_path, weight=weight)
+    s7l.seal(tmp_path / "weights", tmp_path / "vocab.json", tmp_path / "m.s7l")
+    seal = s7l.open(tmp_path / "m.s7l")
+    row = np.tile(np.array([0, 0, 0, 287, 5], np.int32), 26)[:128]
+    program, specification = on(seal, "1x1"), Specification(seal)
+    h, _, _ = program.trunk(row[None], np.zeros(1), program.trunk_cache(1, 128))
+    exact = specification.trunk(row)
+    assert np.array_equal(np.asarray(h)[0], exact)
+    y, _ = program.expert(3, h, np.zeros(1), program.expert_cache(3, 1, 128))
+    assert np.array_equal(np.asarray(y)[0], specification.expert(3, exact))
+    assert np.array_equal(np.asarray(program.head(y))[0], specification.head(np.asarray(y)[0]))

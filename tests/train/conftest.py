@@ -44,7 +44,7 @@ def open_run(tiny: Config, prepared: Prepared):
 
     def opened(folder, config: Config = tiny, on: str = "1x1") -> Experiment:
         run = start(Run(folder), config, None, str(prepared.path))
-        return Experiment(run, config, prepared, mesh.make(mesh.parse(on)))
+        return Experiment(run, config, prepared, (mesh.make(mesh.parse(on)),))
 
     return opened
 
