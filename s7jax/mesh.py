@@ -8,6 +8,7 @@ an error at trace time.
 
 import re
 from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -16,6 +17,34 @@ from s7jax.config import ModelConfig, RecipeConfig
 from s7jax.errors import UsageError
 
 DATA, MODEL = "data", "model"
+
+
+class Sizes(Protocol):
+    """What a mesh must divide in a stack."""
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+
+    @property
+    def ffn(self) -> int:
+        """Width between fc1 and fc2."""
+
+
+class Dimensions(Protocol):
+    """What a mesh must divide in a model: a configuration's or a sealed file's."""
+
+    @property
+    def vocab(self) -> int:
+        """Tokens."""
+
+    @property
+    def trunk(self) -> Sizes:
+        """The trunk's stack."""
+
+    @property
+    def expert(self) -> Sizes:
+        """Every expert's stack."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +97,19 @@ def check(shape: MeshShape, model: ModelConfig, recipe: RecipeConfig) -> None:
         raise UsageError(f"--mesh {shape}: {problem}; meshes that work: {', '.join(fitting[:3])}")
 
 
-def _problem(shape: MeshShape, model: ModelConfig, recipe: RecipeConfig) -> str | None:
+def check_model(shape: MeshShape, model: Dimensions) -> None:
+    """Refuse a mesh whose model axis does not divide the model.
+
+    Raises:
+        UsageError: with the numbers, and the largest model axis that would work.
+    """
+    if problem := _indivisible(shape.model, model):
+        size = next(m for m in range(shape.model, 0, -1) if not _indivisible(m, model))
+        fits = MeshShape(data=shape.data, model=size, pools=shape.pools)
+        raise UsageError(f"--mesh {shape}: {problem}; a mesh that works: {fits}")
+
+
+def _indivisible(parts: int, model: Dimensions) -> str | None:
     split = {
         "vocabulary": model.vocab,
         "trunk heads": model.trunk.heads,
@@ -77,8 +118,14 @@ def _problem(shape: MeshShape, model: ModelConfig, recipe: RecipeConfig) -> str 
         "expert FFN width": model.expert.ffn,
     }
     for name, size in split.items():
-        if size % shape.model:
-            return f"{name} {size} not divisible by {shape.model} model-parallel devices"
+        if size % parts:
+            return f"{name} {size} not divisible by {parts} model-parallel devices"
+    return None
+
+
+def _problem(shape: MeshShape, model: ModelConfig, recipe: RecipeConfig) -> str | None:
+    if problem := _indivisible(shape.model, model):
+        return problem
     if shape.data & (shape.data - 1):
         return f"{shape.data} data-parallel groups: expected a power of two"
     if recipe.microbatches % shape.data:

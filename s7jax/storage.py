@@ -34,15 +34,19 @@ def lock(path: Path) -> Iterator[None]:
         yield
 
 
-def write_json(path: Path, tree: Any) -> None:
-    """Write JSON: a reader sees the old file or the whole new one, even after a crash."""
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file: a reader sees the old one or the whole new one, even after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(tree, file, indent=1, allow_nan=False)
-            file.write("\n")
+        with temporary.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write JSON as :func:`write_bytes` does."""
+    write_bytes(path, (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode())

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "s7jax"
 
 # Room → what it may import. A room may always import itself.
 ALLOWED = {
-    "__init__": set(),
+    "__init__": {"runtime"},
     "errors": set(),
     "progress": set(),
     "storage": {"errors"},
@@ -39,6 +39,7 @@ ALLOWED = {
     "experiment": {"config", "data", "errors", "mesh", "model", "processes", "run", "train"},
     "export": {"config", "data", "errors", "integer", "mesh", "model", "storage", "train"},
     "inspection": {"config", "errors", "mesh", "model", "s7l", "train"},
+    "runtime": {"config", "data", "errors", "integer", "mesh", "s7l", "storage"},
     "comparison": {
         "config",
         "data",

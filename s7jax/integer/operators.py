@@ -25,7 +25,7 @@ LIMIT = (1 << 30) - 1  # what saturating operators never exceed
 NARROW, WIDE = 127, 127 * 128  # largest activation: one int8, or two of them (hi · 128 + lo)
 SCORE_BITS = 16  # fraction bits of attention scores, in powers of two
 GELU_IN_BITS = 12  # fraction bits of what GELU takes
-_LOG2_E = 1_663_351_252_389_300_929  # log2(e) · 2^60
+LOG2_E = 1_663_351_252_389_300_929  # log2(e) · 2^60
 
 
 def _keep(x: Array) -> Array:
@@ -225,7 +225,7 @@ def static_quantize(x: Array, gain: Array, exponent: Array | int) -> Array:
 def score_scale(unit: Scale, width: int) -> Scale:
     """What one unit of q · k means as a power of two: ``unit · log2(e) / √width``."""
     like = unit[0]
-    return scale_product(unit, constant((_LOG2_E << 40) // isqrt(width << 80), 60, like))
+    return scale_product(unit, constant((LOG2_E << 40) // isqrt(width << 80), 60, like))
 
 
 def scores(acc: Array, bound: int, unit: Scale) -> Array:

@@ -90,6 +90,22 @@ class Program:
         """h of trunk or expert → logits int32 [B, T, V], 16 fraction bits."""
         return self._head(self.shared, h_BTD)
 
+    def history(self, rows: int, slots: int) -> jax.Array:
+        """Room for the trunk's outputs int32 [B, S, D], which a late expert reads."""
+        shape = (rows, slots, self.cfg.trunk.hidden)
+        return jnp.zeros(shape, jnp.int32, device=NamedSharding(self.mesh, _TOKENS))
+
+    def remember(self, history: jax.Array, h_BTD: jax.Array, start_B: np.ndarray) -> jax.Array:
+        """The history with a chunk of h at its positions; those beyond it are dropped."""
+        kept: jax.Array = self._remember(history, h_BTD, self._put(self.mesh, start_B)[0])
+        return kept
+
+    def recall(self, x_BTD: jax.Array, start_B: np.ndarray, length: int) -> jax.Array:
+        """``length`` positions of x [B, T, D] from ``start_B`` on, clipped to its end."""
+        positions = start_B[:, None] + np.arange(length)
+        found: jax.Array = self._recall(x_BTD, self._put(self.mesh, positions)[0])
+        return found
+
     def answer(self, tokens_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Whole sequences by every model: logits int32 [1 + E, B, T, V], trunk first; route [B, T].
 
@@ -167,6 +183,22 @@ class Program:
     @cached_property
     def _compiled(self) -> dict[Mesh, Any]:
         return {}
+
+    @cached_property
+    def _remember(self) -> Any:
+        def run(history: jax.Array, h: jax.Array, start: jax.Array) -> jax.Array:
+            rows = jnp.arange(h.shape[0], dtype=jnp.int32)[:, None]
+            at = start[:, None] + jnp.arange(h.shape[1], dtype=jnp.int32)
+            return history.at[rows, at].set(h, mode="drop")
+
+        return _compile(run, self.mesh, (_TOKENS, _TOKENS, P(DATA)), _TOKENS, donated=0)
+
+    @cached_property
+    def _recall(self) -> Any:
+        def run(x: jax.Array, positions: jax.Array) -> jax.Array:
+            return jnp.take_along_axis(x, positions[..., None], axis=1, mode="clip")
+
+        return _compile(run, self.mesh, (_TOKENS, _ROWS), _TOKENS)
 
     @cached_property
     def _head(self) -> Any:

@@ -1,0 +1,103 @@
+"""Which token comes next, in integers: greedy, or sampled by the Gumbel-max rule.
+
+A token is drawn by adding noise −ln(−ln u) to each logit over the temperature and taking the
+largest (Gumbel-max; arXiv 1411.0030). The noise of a token at a position is a pure function of
+(seed, position, token id): Threefry-2x32 with 20 rounds (Salmon et al., SC 2011), and a table.
+Everything is NumPy on int32 and uint32; nothing here depends on how the logits were computed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from s7jax.errors import UsageError
+from s7jax.integer import operators as op
+from s7jax.integer import tables
+from s7jax.integer.parameters import LOGIT_BITS
+
+ONE = 1 << 16  # temperature and top-p count in 1/65,536
+FARTHEST = 40 << LOGIT_BITS  # tokens more than 40 (after temperature) below the first never win
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen; the defaults are greedy."""
+
+    temperature_q16: int = 0  # in 1/65,536; 0 is greedy
+    top_k: int = 0  # only the k most likely tokens; 0: all
+    top_p_q16: int = ONE  # only the most likely tokens that hold this share together
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        limits = {
+            "temperature_q16": (0, 1 << 24),
+            "top_k": (0, 1 << 20),
+            "top_p_q16": (1, ONE),
+            "seed": (0, (1 << 32) - 1),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise UsageError(f"{name} is {value!r}; expected an integer in {low}..{high}")
+
+
+def choose(logits_V: np.ndarray, position: int, how: Sampling) -> int:
+    """The token that follows ``position``: of logits int32 [V], 16 fraction bits.
+
+    Ties go to the lowest id.
+    """
+    if how.temperature_q16 == 0:
+        return int(logits_V.argmax())
+    below_V = _below(logits_V, how.temperature_q16)
+    kept_V = below_V <= FARTHEST
+    if how.top_k or how.top_p_q16 < ONE:
+        kept_V &= _likely(logits_V, below_V, how)
+    noisy_V = noise(how.seed, position, len(logits_V)) - np.minimum(below_V, FARTHEST)
+    return int(np.where(kept_V, noisy_V, np.iinfo(np.int32).min).argmax())
+
+
+def noise(seed: int, position: int, count: int) -> np.ndarray:
+    """−ln(−ln u) for tokens 0 … count − 1, 16 fraction bits: int32 [count]."""
+    x, _ = threefry((seed, 0), np.full(count, position, np.uint32), np.arange(count))
+    u = (x >> np.uint32(8)).astype(np.int32)  # 24 bits: 12 choose an entry, 12 lie between two
+    hidden = 24 - tables.GUMBEL_BITS
+    result: np.ndarray = op.interpolate(tables.gumbel(), u, hidden)
+    return result
+
+
+def threefry(key: tuple[int, int], x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Threefry-2x32, 20 rounds: uint32 arrays in, uint32 arrays out."""
+    first, second = np.uint32(key[0]), np.uint32(key[1])
+    keys = (first, second, first ^ second ^ np.uint32(0x1BD11BDA))
+    x, y = x.astype(np.uint32), y.astype(np.uint32)
+    with np.errstate(over="ignore"):  # additions are modulo 2^32
+        x, y = x + keys[0], y + keys[1]
+        for block in range(5):
+            for r in _ROTATIONS[block % 2]:
+                x = x + y
+                y = ((y << np.uint32(r)) | (y >> np.uint32(32 - r))) ^ x
+            x = x + keys[(block + 1) % 3]
+            y = y + keys[(block + 2) % 3] + np.uint32(block + 1)
+    return x, y
+
+
+def _below(logits_V: np.ndarray, temperature_q16: int) -> np.ndarray:
+    """How far each logit is below the largest, over the temperature; 16 bits, saturating."""
+    down_V = np.minimum(logits_V.max() - logits_V, op.LIMIT)
+    m, e = op.constant((1 << 60) // temperature_q16, 44, down_V)
+    return op.shift(op.mulhi(down_V, m << 1), e + 31)
+
+
+def _likely(logits_V: np.ndarray, below_V: np.ndarray, how: Sampling) -> np.ndarray:
+    """Mask of the top-k and of the top-p tokens, in order of logits, then ids: bool [V]."""
+    order = np.argsort(-logits_V, kind="stable")
+    count = min(how.top_k or len(order), len(order))
+    log2 = op.constant(op.LOG2_E, 60, below_V)
+    powers_V = op.shift(op.mulhi(below_V, log2[0] << 1), log2[1] + 31)
+    share_V = op.exp2(powers_V)[order[:count]]
+    wanted = -(-int(share_V.sum()) * how.top_p_q16 // ONE)
+    reached = int(np.searchsorted(np.cumsum(share_V), wanted)) + 1
+    mask = np.zeros(len(logits_V), np.bool_)
+    mask[order[: min(count, reached)]] = True
+    return mask

@@ -1,0 +1,303 @@
+"""Generation in continuous batches: prompts join and leave, and no bits change.
+
+One iteration feeds every row's next tokens to the trunk (a prompt in chunks, an answer token by
+token), chooses each row's expert by the routing rule, lets it catch up on what it has not seen
+from the trunk's remembered outputs, and chooses the next tokens. A row that finishes makes room
+for the next prompt. As every result depends on the tokens before it in its row alone, a prompt
+gives the same tokens and the same proof in any company.
+
+With ``drafts`` the trunk's own head proposes that many tokens and the expert checks them in one
+chunk. What comes out is what the expert would have said one by one: integers leave no other
+possibility. Only greedy rows draft.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+
+from s7jax.errors import UsageError
+from s7jax.integer.model import Cache
+from s7jax.integer.sampling import choose
+from s7jax.runtime.compute import Compute
+from s7jax.runtime.gate import Gate
+from s7jax.runtime.phases import Phase
+from s7jax.runtime.proof import Policy, Proof, Step, ending, hashed
+from s7jax.runtime.session import Session
+
+CHUNKS = (1, 8, 32, 128)  # lengths that are compiled; what is shorter is padded
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt (at least one id) and how to continue it."""
+
+    prompt: tuple[int, ...]
+    policy: Policy
+
+
+@dataclass
+class Completion:
+    """What has come of a request so far."""
+
+    request: Request
+    output: list[int] = field(default_factory=list)
+    experts: list[int] = field(default_factory=list)  # which one gave each token
+    reason: str | None = None  # "stop", "length", "context" or "abandoned" when it has ended
+    proof: Proof | None = None  # when it has ended
+    watch: Callable[["Completion"], None] = lambda _: None  # called after every change
+
+
+class _Row:
+    """One sequence in the batch."""
+
+    def __init__(self, completion: Completion, session: Session, gate: Gate) -> None:
+        self.completion, self.session, self.gate = completion, session, gate
+        self.policy = completion.request.policy
+        self.tokens = list(completion.request.prompt)
+        self.done = 0  # positions that the trunk has seen
+        self.router: list[np.ndarray] = []  # logits int32 [E] of each
+        self.seen: dict[int, int] = {}  # positions that each expert has seen
+
+    @property
+    def last(self) -> int:
+        """Position whose logits give the next token."""
+        return len(self.tokens) - 1
+
+    def route(self, position: int, window: int) -> int:
+        """The expert of a position: largest sum over the window, ties to the lowest."""
+        recent = self.router[max(0, position + 1 - window) : position + 1]
+        return int(np.sum(recent, axis=0, dtype=np.int32).argmax())
+
+    def forget(self) -> None:
+        """Drop what the trunk and experts saw beyond the row's own tokens."""
+        self.done = min(self.done, len(self.tokens))
+        del self.router[self.done :]
+        self.seen = {e: min(n, self.done) for e, n in self.seen.items()}
+
+
+class Engine:
+    """Runs requests on a sealed model, up to ``rows`` at a time.
+
+    Args:
+        compute: the model.
+        rows: sequences in a batch; divisible by the mesh's data groups.
+        slots: positions a sequence may reach; default and most: the context.
+        drafts: tokens the trunk proposes before the expert checks them; 0: none.
+    """
+
+    def __init__(
+        self, compute: Compute, rows: int = 1, slots: int | None = None, drafts: int = 0
+    ) -> None:
+        self._cfg = compute.cfg
+        if rows % compute.groups or rows < 1:
+            raise UsageError(f"{rows} rows do not divide over {compute.groups} data groups")
+        if not 0 <= drafts < CHUNKS[1]:
+            raise UsageError(f"{drafts} drafts: expected 0 to {CHUNKS[1] - 1}")
+        self.slots = min(slots or self._cfg.context, self._cfg.context)
+        self._compute, self._drafts = compute, drafts
+        self._rows: list[_Row | None] = [None] * rows
+        self._waiting: deque[Completion] = deque()
+        self._cache = compute.trunk_cache(rows, self.slots)
+        self._history = compute.history(rows, self.slots)
+        self._experts: dict[int, Cache] = {}
+
+    def submit(
+        self, request: Request, watch: Callable[[Completion], None] = lambda _: None
+    ) -> Completion:
+        """Queue a request; ``watch`` is called whenever it has gone on.
+
+        Raises:
+            UsageError: the prompt is empty, too long, or not of this vocabulary.
+        """
+        count, vocab = len(request.prompt), self._cfg.vocab
+        if not 1 <= count < self.slots:
+            raise UsageError(f"a prompt of {count} tokens; expected 1 to {self.slots - 1}")
+        most = count + request.policy.max_new_tokens
+        if most > self.slots < self._cfg.context:
+            raise UsageError(f"{most} tokens with the answer; this engine holds {self.slots}")
+        if not all(0 <= token < vocab for token in request.prompt):
+            raise UsageError(f"a prompt holds an id outside 0..{vocab - 1}")
+        completion = Completion(request, watch=watch)
+        self._waiting.append(completion)
+        return completion
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self._waiting) or any(self._rows)
+
+    def abandon(self, completion: Completion) -> None:
+        """End a request early; what came so far stands, and is proven."""
+        if completion in self._waiting:
+            self._waiting.remove(completion)
+            completion.reason = "abandoned"
+            completion.watch(completion)
+        for index, row in enumerate(self._rows):
+            if row is not None and row.completion is completion:
+                self._leave(index, row, "abandoned")
+
+    def run(self) -> None:
+        """Until everything submitted has ended."""
+        while self.busy:
+            self.step()
+
+    def step(self) -> None:
+        """One iteration: at most one chunk of every row."""
+        self._admit()
+        self._feed({b: row.tokens[row.done :] for b, row in self._active()})
+        ready = {b: row for b, row in self._active() if row.done == len(row.tokens)}
+        if not ready:
+            return
+        drafted = self._draft(ready)
+        for e in sorted({self._route(row, row.last) for row in ready.values()}):
+            mine = {b: row for b, row in ready.items() if self._route(row, row.last) == e}
+            logits = self._ask(e, mine, max(len(drafted[b]) for b in mine) + 1)
+            for b, row in mine.items():
+                self._take(b, row, e, logits[b], drafted[b])
+
+    def _active(self) -> list[tuple[int, _Row]]:
+        return [(b, row) for b, row in enumerate(self._rows) if row is not None]
+
+    def _route(self, row: _Row, position: int) -> int:
+        return row.route(position, self._cfg.routing_window)
+
+    def _admit(self) -> None:
+        """Fill free rows from the queue: SOH and STX of each."""
+        for b, row in enumerate(self._rows):
+            if row is None and self._waiting:
+                completion = self._waiting.popleft()
+                session = Session(self._compute)
+                gate = session.begin(completion.request.prompt, completion.request.policy)
+                self._rows[b] = _Row(completion, session, gate)
+
+    def _gates(self) -> list[Gate]:
+        return [row.gate for _, row in self._active()]
+
+    def _feed(self, pending: dict[int, list[int]]) -> None:
+        """Give the trunk the first chunk of what each row has for it, and remember its h."""
+        most = max(map(len, pending.values()), default=0)
+        if most == 0:
+            return
+        T = _chunk(most)
+        tokens = np.zeros((len(self._rows), T), np.int32)
+        start = np.full(len(self._rows), self.slots, np.int32)  # parked: nothing is kept
+        for b, ids in pending.items():
+            row = self._rows[b]
+            if row is not None and ids:
+                tokens[b, : len(ids[:T])] = ids[:T]
+                start[b] = row.done
+        h, router, self._cache = self._compute.trunk(self._gates(), tokens, start, self._cache)
+        self._history = self._compute.remember(self._history, h, start)
+        for b, ids in pending.items():
+            row = self._rows[b]
+            if row is not None and ids:
+                row.router += list(router[b, : len(ids[:T])])
+                row.done += len(ids[:T])
+
+    def _draft(self, ready: dict[int, _Row]) -> dict[int, list[int]]:
+        """What the trunk would say next in each row that may draft, fed to it on the way."""
+        drafted: dict[int, list[int]] = {b: [] for b in ready}
+        room = {
+            b: min(self._drafts, self.slots - len(row.tokens))
+            for b, row in ready.items()
+            if row.policy.sampling.temperature_q16 == 0
+        }
+        for d in range(max(room.values(), default=0)):
+            last = self._starts({b: ready[b].done - 1 for b in ready})
+            h = self._compute.recall(self._history, last, 1)
+            logits = self._compute.head(self._gates(), h)[:, 0]
+            mine = {b: [int(logits[b].argmax())] for b, most in room.items() if d < most}
+            for b, ids in mine.items():
+                drafted[b] += ids
+            self._feed(mine)
+        return drafted
+
+    def _ask(self, e: int, mine: dict[int, _Row], length: int) -> np.ndarray:
+        """Logits int32 [B, length, V] of an expert from each row's last position on."""
+        if e not in self._experts:
+            rows = len(self._rows)
+            self._experts[e] = self._compute.expert_cache(e, rows, self.slots)
+        for row in mine.values():
+            row.session.enter(e)
+        while True:  # catch up with what others answered
+            behind = {b: row.last - row.seen.get(e, 0) for b, row in mine.items()}
+            if max(behind.values()) <= 0:
+                break
+            self._advance(e, mine, {b: n for b, n in behind.items() if n > 0})
+        # An expert that saw a position already sees it again, to the same bits.
+        for row in mine.values():
+            row.seen[e] = row.last
+        y = self._advance(e, mine, {b: min(length, row.done - row.last) for b, row in mine.items()})
+        return self._compute.head(self._gates(), self._compute.recall(y, self._zeros(), length))
+
+    def _advance(self, e: int, mine: dict[int, _Row], counts: dict[int, int]) -> jax.Array:
+        """The next chunk of remembered positions through an expert; returns its outputs."""
+        T = _chunk(max(counts.values()))
+        start = self._starts({b: mine[b].seen.get(e, 0) for b in counts})
+        h = self._compute.recall(self._history, start, T)
+        y, self._experts[e] = self._compute.expert(self._gates(), e, h, start, self._experts[e])
+        for b, n in counts.items():
+            mine[b].seen[e] = mine[b].seen.get(e, 0) + min(n, T)
+        return y
+
+    def _take(
+        self, b: int, row: _Row, e: int, logits_TV: np.ndarray, drafted: Sequence[int]
+    ) -> None:
+        """Tokens that the logits give, as long as the drafts they stand on were right."""
+        for i in range(len(drafted) + 1):
+            position = row.last
+            if i and self._route(row, position) != e:
+                break  # the next token is another expert's to say
+            logits_V = logits_TV[i]
+            token = choose(logits_V, position, row.policy.sampling)
+            row.session.record(
+                Step(
+                    position,
+                    row.tokens[position],
+                    e,
+                    hashed(row.router[position]),
+                    hashed(logits_V),
+                    token,
+                )
+            )
+            row.tokens.append(token)
+            row.completion.output.append(token)
+            row.completion.experts.append(e)
+            prompt = row.completion.request.prompt
+            reason = ending(row.policy, prompt, row.completion.output, self._cfg.context)
+            if reason:
+                self._leave(b, row, reason)
+                return
+            if i == len(drafted) or token != drafted[i]:
+                # The last token has not been fed; what was fed in its place is forgotten.
+                row.done = min(row.done, row.last)
+                break
+        row.forget()
+        row.completion.watch(row.completion)
+
+    def _leave(self, b: int, row: _Row, reason: str) -> None:
+        """ETX and EOT: the row is free, the proof final."""
+        row.session.close(reason)
+        row.completion.proof = row.session.collapse()
+        row.completion.reason = reason
+        self._rows[b] = None
+        assert row.session.phase is Phase.COLLAPSED
+        row.completion.watch(row.completion)
+
+    def _starts(self, at: dict[int, int]) -> np.ndarray:
+        """Start of each row's chunk; rows that have none are parked beyond the last slot."""
+        start = np.full(len(self._rows), self.slots, np.int32)
+        for b, position in at.items():
+            start[b] = position
+        return start
+
+    def _zeros(self) -> np.ndarray:
+        return np.zeros(len(self._rows), np.int32)
+
+
+def _chunk(length: int) -> int:
+    """The compiled length that holds as much of ``length`` as can be."""
+    return next((size for size in CHUNKS if size >= length), CHUNKS[-1])
