@@ -152,10 +152,16 @@ def write_inputs(root: Path, rng: random.Random) -> None:
         data = hashlib.shake_256(spec.name.encode()).digest(spec.size)
         array = np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape)
         array = np.maximum(array, -127) if spec.dtype == "int8" else array & 0x3FFFFFFF
+        if spec.name.endswith(".residual"):
+            array = np.array([16], "<i4")  # fraction bits
         np.save(root / "weights" / f"{spec.name}.npy", array)
         entry = {key: value for key, value in spec.tree().items() if key != "name"}
         entry["sha256"] = hashlib.sha256(array.tobytes()).hexdigest()
-        entries[spec.name] = {**entry, "exponent": -7} if spec.is_fixed_point else entry
+        entries[spec.name] = (
+            {**entry, "exponent": 31 if spec.name.endswith("residual") else -7}
+            if spec.is_fixed_point
+            else entry
+        )
     manifest = {"format": "s7-weights", "version": 1, "method": "per_row_int8", "model": model}
     tree = {**manifest, "tensors": entries, "provenance": {}}
     (root / "weights/manifest.json").write_text(json.dumps(tree))

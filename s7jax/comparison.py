@@ -14,10 +14,12 @@ from s7jax.config import ModelConfig
 from s7jax.data.mixture import held_out
 from s7jax.errors import InputError
 from s7jax.integer.parameters import LOGIT_BITS
-from s7jax.integer.program import Program, route
+from s7jax.integer.program import route
 from s7jax.mesh import DATA
 from s7jax.model.model import Params, expert_output, head, router_logits, trunk_output
 from s7jax.progress import Progress
+from s7jax.runtime import Compute, Session
+from s7jax.runtime.proof import Policy
 from s7jax.s7l import Seal
 from s7jax.train.phase import Experiment
 
@@ -69,9 +71,9 @@ def compare(x: Experiment, params: Params, seal: Seal) -> dict[str, Any]:
         InputError: the seal is of another architecture or tokenizer.
     """
     cfg, tokenizer = x.config.model, x.prepared.tokenizer
-    program = Program(seal, x.pools)
-    if program.cfg != cfg:
-        raise InputError(f"the sealed model is {program.cfg}; expected that of {x.run.path}: {cfg}")
+    compute = Compute(seal, x.pools)
+    if compute.cfg != cfg:
+        raise InputError(f"the sealed model is {compute.cfg}; expected that of {x.run.path}: {cfg}")
     if list(seal.vocabulary.tokens[1:]) != tokenizer.token_bytes[1:]:
         raise InputError(f"the sealed vocabulary is not that of {x.prepared.path}")
     report: dict[str, Any] = {}
@@ -81,7 +83,7 @@ def compare(x: Experiment, params: Params, seal: Seal) -> dict[str, Any]:
             tallies = {name: Tally() for name in MODELS}
             for batch, used in _batches(rows[domain], ROWS * x.mesh.shape[DATA]):
                 inputs, labels = batch[:, :-1], batch[:used, 1:].ravel()
-                answers = _float(x, params, inputs, used), _sealed(program, inputs, used)
+                answers = _float(x, params, inputs, used), _sealed(compute, inputs, used)
                 _tally(tallies, answers, index, labels)
                 progress.advance(used)
             size = int(tokenizer.token_lengths[rows[domain][:, 1:]].sum())
@@ -121,18 +123,21 @@ def _float(x: Experiment, params: Params, inputs: np.ndarray, used: int) -> Answ
     return route(cfg, _fixed(np.asarray(evidence)))[:used].ravel(), models()
 
 
-def _sealed(program: Program, inputs: np.ndarray, used: int) -> Answer:
-    cfg, start = program.cfg, np.zeros(len(inputs), np.int32)
-    h, evidence, _ = program.trunk(inputs, start, program.trunk_cache(*inputs.shape))
+def _sealed(compute: Compute, inputs: np.ndarray, used: int) -> Answer:
+    cfg, start = compute.cfg, np.zeros(len(inputs), np.int32)
+    session = Session(compute)
+    gates = [session.begin(inputs[0].tolist(), Policy())]
+    h, evidence, _ = compute.trunk(gates, inputs, start, compute.trunk_cache(*inputs.shape))
 
     def models() -> Iterator[np.ndarray]:
-        for e in (None, *range(len(cfg.domains))):
-            cache = None if e is None else program.expert_cache(e, *inputs.shape)
-            refined = h if cache is None else program.expert(e or 0, h, start, cache)[0]
-            logits = np.asarray(program.head(refined))
-            yield _log_softmax(logits[:used] / float(1 << LOGIT_BITS))
+        with session:
+            for e in (None, *range(len(cfg.domains))):
+                cache = None if e is None else compute.expert_cache(e, *inputs.shape)
+                refined = h if cache is None else compute.expert(gates, e or 0, h, start, cache)[0]
+                logits = compute.head(gates, refined)
+                yield _log_softmax(logits[:used] / float(1 << LOGIT_BITS))
 
-    return route(cfg, np.asarray(evidence))[:used].ravel(), models()
+    return route(cfg, evidence)[:used].ravel(), models()
 
 
 @partial(jax.jit, static_argnums=0)

@@ -14,6 +14,7 @@ from s7jax.comparison import compare
 from s7jax.errors import InputError, UsageError
 from s7jax.export import export
 from s7jax.model.model import Params
+from s7jax.runtime.sealing import seal_with_answers
 from s7jax.storage import write_json
 from s7jax.train import loop, phase, router
 from s7jax.train.checkpoint import read_record
@@ -100,7 +101,8 @@ def run(x: Experiment) -> dict[str, Any]:
     timed("router", lambda: fit_router(x))
     report = {"quality": timed("evaluate", lambda: quality(x))}
     timed("quantize", lambda: quantize(x, report["quality"]))
-    sealed = timed("seal", lambda: s7l.seal(x.run.weights, x.run.vocab, x.run.sealed))
+    paths = x.run.weights, x.run.vocab, x.run.sealed
+    sealed = timed("seal", lambda: seal_with_answers(*paths))
     timed("verify", lambda: s7l.open(x.run.sealed).verify())
     print(f"sealed: {x.run.sealed}, {'' if sealed.created else 'already there, '}verified")
     report |= {"artifacts": _artifacts(x, sealed.root.hex()), "seconds": seconds}

@@ -1,6 +1,7 @@
 """Imports go one way: which room may use which."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,7 @@ ALLOWED = {
         "mesh",
         "model",
         "progress",
+        "runtime",
         "s7l",
         "train",
     },
@@ -57,6 +59,7 @@ ALLOWED = {
         "experiment",
         "export",
         "model",
+        "runtime",
         "s7l",
         "storage",
         "train",
@@ -90,6 +93,16 @@ def test_imports_go_one_way(path: Path):
     assert imported_rooms(path) - {room} <= ALLOWED[room]
 
 
+def test_only_the_compute_fold_holds_the_program():
+    """FOLD authority: whoever else wants to compute has to ask for it with a gate."""
+    holders = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if re.search(r"import .*\bProgram\b|program\.Program\(", path.read_text())
+    }
+    assert holders == {"runtime/compute.py"}
+
+
 def test_the_sealed_file_room_works_without_jax():
     code = "import s7jax.s7l, sys; print('jax' in sys.modules or 'flax' in sys.modules)"
     result = subprocess.run(
@@ -103,5 +116,5 @@ def test_scripts_are_thin_and_hide_no_standard_module(folder: str):
     for path in (ROOT / folder).glob("*.py"):
         assert path.stem not in sys.stdlib_module_names, path
         # The second verifier is one file by design, to be copied where nothing is installed.
-        most = 300 if path.name == "s7l_verify.py" else 80
+        most = 300 if path.name == "s7l_verify.py" else 92
         assert len(path.read_text().splitlines()) <= most, path

@@ -1,7 +1,8 @@
 """Seal quantised weights and their vocabulary into one read-only file, and sign it.
 
 Sealing is irreversible: an existing file is never overwritten. Without arguments the newest
-run under runs/ is sealed.
+run under runs/ is sealed. A short answer in every domain is sealed with it, for
+tools/selftest.py.
 
 Examples:
   python tools/pack.py
@@ -24,6 +25,7 @@ from rich.table import Table
 from s7jax import cli, s7l
 from s7jax.errors import UsageError
 from s7jax.run import named, newest
+from s7jax.runtime.sealing import seal_with_answers
 from s7jax.s7l import signature
 
 
@@ -36,6 +38,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--out", type=Path, help="file to create")
     p.add_argument("--sign", type=Path, nargs="+", metavar="KEY", help="private keys, PEM")
     p.add_argument("--release", type=int, default=1, help="release number under the signature")
+    p.add_argument("--no-answers", action="store_true", help="seal no known-answer transcript")
     p.add_argument("--new-key", type=Path, metavar="KEY", help="make a key pair; nothing is sealed")
     args = p.parse_args()
     if not 0 <= args.release <= signature.MAX_VERSION:
@@ -54,7 +57,8 @@ def main() -> None:
     if args.new_key is not None:
         print(f"keep secret: {args.new_key}\ngive away:   {signature.new_key(args.new_key)}")
         return
-    done = s7l.seal(args.weights_dir, args.vocab, args.out)
+    seal_now = s7l.seal if args.no_answers else seal_with_answers
+    done = seal_now(args.weights_dir, args.vocab, args.out)
     seal = s7l.open(args.out, root=done.root)
     print(f"{'sealed' if done.created else 'already sealed, identical'}: {args.out}")
     if args.sign:

@@ -8,6 +8,7 @@ Examples:
   python tools/verify.py model/moe.s7l --root 9da075e3b893…
   python tools/verify.py model/moe.s7l --trust release.pem.pub --min-version 3
   python tools/verify.py expert2.s7b --trust release.pem.pub --signature model/moe.s7l.sig
+  python tools/verify.py model/moe.s7l --replay out.s7p [--mesh 4x2]    compute it again
 
 A seal proves that the file is whole; --root, or --trust with the keys you know, whose it is.
 """
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from s7jax import cli, s7l
-from s7jax.errors import UsageError
+from s7jax.errors import InputError, UsageError
 from s7jax.run import newest
+from s7jax.runtime.model import replay
 from s7jax.s7l import signature
 
 
@@ -31,6 +33,8 @@ def parse() -> argparse.Namespace:
     p.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
     p.add_argument("--trust", type=Path, nargs="+", metavar="PUBKEY", help="one must have signed")
     p.add_argument("--min-version", type=int, default=0, help="oldest release accepted")
+    p.add_argument("--replay", type=Path, metavar="PROOF", help="a .s7p to compute again")
+    p.add_argument("--mesh", metavar="[PxDx]M", help="replay on these devices, not in NumPy")
     p.add_argument("--signature", type=Path, metavar="NOTE", help="default: FILE.sig")
     args = p.parse_args()
     if not args.trust and (args.min_version or args.signature):
@@ -44,11 +48,12 @@ def main() -> int:
     args = parse()
     result: dict[str, Any] = {"format": "s7-verify", "version": 1}
     try:
-        opened = (s7l.open_bundle if s7l.is_bundle(args.file) else s7l.open)(
-            args.file, root=args.root
-        )
-        signed = verify_note(args, opened) if args.trust else None
-    except s7l.SealError as e:
+        opening = s7l.open_bundle if s7l.is_bundle(args.file) else s7l.open
+        opened = opening(args.file, root=args.root)
+        note = args.signature or signature.note_path(args.file)
+        signed = signers(note, opened, args.trust, args.min_version) if args.trust else None
+        replayed = replay(args.replay, opened, args.mesh) if args.replay else None
+    except InputError as e:
         if args.json:
             print(json.dumps({**result, "passed": False, "error": str(e)}))
             return 1
@@ -56,23 +61,29 @@ def main() -> int:
     report = s7l.check(opened)
     if args.json:  # the same file gives the same object
         result |= {"passed": report.passed, "root": opened.root.hex(), "bytes": opened.length}
-        result |= {"signature": signed, "rules": [vars(finding) for finding in report.findings]}
+        result |= {
+            "signature": signed,
+            "replay": replayed,
+            "rules": [vars(finding) for finding in report.findings],
+        }
         print(json.dumps(result, indent=2))
     else:
         print(f"{args.file}: {opened.length:,} bytes sealed, root {opened.root.hex()}")
         if signed:
             print(f"release {signed['version']}, signed by {', '.join(signed['keys'])}")
+        if replayed:
+            print(f"replayed {replayed['steps']} steps, chain {replayed['chain']}")
         for finding in report.findings:
             print(f"{finding.rule:<5}{finding.verdict}\n     {finding.evidence}")
         print(f"hashed at {report.bytes_per_second / 1e6:,.0f} MB/s")
     return 0 if report.passed else 1
 
 
-def verify_note(args: argparse.Namespace, opened: s7l.Seal | s7l.Bundle) -> dict[str, Any]:
+def signers(
+    note: Path, opened: s7l.Seal | s7l.Bundle, trust: list[Path], oldest: int
+) -> dict[str, Any]:
     """Release and trusted signers of an open file."""
-    note = args.signature or signature.note_path(args.file)
-    trusted = (opened.root, opened.length, args.trust, args.min_version)
-    release, keys = signature.verify(note, *trusted)
+    release, keys = signature.verify(note, opened.root, opened.length, trust, oldest)
     return {"version": release.version, "keys": [str(key) for key in keys]}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from s7jax.integer import tables
-from s7jax.s7l import Seal
+from s7jax.s7l import Seal, SealError
 
 Ints = np.ndarray[Any, Any]  # int64, every value within 32 bits
 Scale = tuple[Any, Any]
@@ -283,4 +283,7 @@ class Specification:
         return np.clip((m + (1 << 15)) >> 16, -32_767, 32_767), exponent - 15
 
     def _residual(self, segment: str) -> int:
-        return int(self._fixed(f"{segment}.residual")[0][0])
+        value, exponent = self._fixed(f"{segment}.residual")
+        if exponent != 31 or not -16 <= value[0] <= 29:
+            raise SealError(f"{segment}.residual", "expected −16..29 with exponent 31")
+        return int(value[0])

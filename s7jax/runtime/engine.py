@@ -27,7 +27,7 @@ from s7jax.runtime.phases import Phase
 from s7jax.runtime.proof import Policy, Proof, Step, ending, hashed
 from s7jax.runtime.session import Session
 
-CHUNKS = (1, 8, 32, 128)  # lengths that are compiled; what is shorter is padded
+CHUNKS = (1, 16, 128)  # lengths that are compiled; what is shorter is padded
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,9 @@ class Engine:
         if not ready:
             return
         drafted = self._draft(ready)
-        for e in sorted({self._route(row, row.last) for row in ready.values()}):
-            mine = {b: row for b, row in ready.items() if self._route(row, row.last) == e}
+        routes = {b: self._route(row, row.last) for b, row in ready.items()}
+        for e in sorted(set(routes.values())):
+            mine = {b: row for b, row in ready.items() if routes[b] == e}
             logits = self._ask(e, mine, max(len(drafted[b]) for b in mine) + 1)
             for b, row in mine.items():
                 self._take(b, row, e, logits[b], drafted[b])

@@ -1,18 +1,24 @@
 """A sealed model to run: text in, text and proof out."""
 
 import codecs
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
+
+import numpy as np
 
 from s7jax import mesh as meshes
 from s7jax import s7l
 from s7jax.data.tokenizer import Tokenizer
 from s7jax.errors import UsageError
+from s7jax.integer.program import route
 from s7jax.integer.sampling import ONE, Sampling
+from s7jax.runtime import proof as proofs
 from s7jax.runtime.compute import Compute
 from s7jax.runtime.engine import Completion, Engine, Request
-from s7jax.runtime.proof import Policy, Proof
+from s7jax.runtime.proof import Forward, Policy, Proof
+from s7jax.runtime.session import Session
 
 SLOT_STEP = 256  # positions are reserved in multiples of it, so that few shapes are compiled
 
@@ -144,9 +150,73 @@ class Answer:
             pass
         return "".join(self._pieces)
 
+    def report(self) -> dict[str, Any]:
+        """The whole answer as JSON types: text, ids, route by segments, hashes to compare."""
+        text, domains = self.text, self._model.compute.cfg.domains
+        experts = self.completion.experts
+        runs = [(domains[e], len(list(run))) for e, run in itertools.groupby(experts)]
+        return {
+            "text": text,
+            "prompt_tokens": len(self.completion.request.prompt),
+            "tokens": len(self.completion.output),
+            "ids": list(self.completion.output),
+            "reason": self.completion.reason,
+            "route": [{"domain": domain, "tokens": count} for domain, count in runs],
+            "root": self._model.seal.root.hex(),
+            "proof": self.proof.chain.hex(),
+        }
+
+    def summary(self, seconds: float) -> str:
+        """One line on the whole answer: how long, why it ended, which experts, how fast."""
+        report = self.report()
+        route = ", ".join(f"{part['domain']} {part['tokens']}" for part in report["route"])
+        return (
+            f"[{report['tokens']} tokens ({report['reason']}), {report['tokens'] / seconds:.1f} "
+            f"tokens/s with compilation; experts: {route}; root {report['root'][:16]}…]"
+        )
+
     @property
     def proof(self) -> Proof:
         """The proof of the whole answer."""
         _ = self.text
         assert self.completion.proof is not None
         return self.completion.proof
+
+
+def by_devices(model: Model) -> Forward:
+    """The integer model on its mesh as an implementation to replay with."""
+    compute = model.compute
+
+    def forward(tokens_T: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        # Padding behind the last token changes nothing, and few lengths are compiled.
+        length = min(-(-len(tokens_T) // SLOT_STEP) * SLOT_STEP, compute.cfg.context)
+        padded = np.pad(tokens_T, (0, length - len(tokens_T)))
+        rows, start = np.repeat(padded[None], compute.groups, axis=0), np.zeros(compute.groups)
+        with Session(compute) as session:
+            gates = [session.begin(tokens_T.tolist(), model.policy())]
+            cache = compute.trunk_cache(*rows.shape)
+            h, router, _ = compute.trunk(gates, rows, start, cache)
+            wanted = slice(first, len(tokens_T))
+            chosen = route(compute.cfg, router)[0, wanted]
+            logits = np.empty((len(chosen), compute.cfg.vocab), np.int32)
+            for e in np.unique(chosen):
+                cache = compute.expert_cache(int(e), *rows.shape)
+                y, _ = compute.expert(gates, int(e), h, start, cache)
+                logits[chosen == e] = compute.head(gates, y)[0, wanted][chosen == e]
+        return router[0, wanted], chosen, logits
+
+    return forward
+
+
+def replay(path: Path, seal: s7l.Seal | s7l.Bundle, mesh: str | None = None) -> dict[str, Any]:
+    """Compute a proof again, in NumPy or on a mesh; what it holds, as JSON types.
+
+    Raises:
+        InputError: the file is no proof, or not of this seal, or a step differs (it is named).
+    """
+    if isinstance(seal, s7l.Bundle):
+        raise UsageError("a proof is replayed with the whole sealed model, not with a bundle")
+    found = proofs.load(path)
+    forward = by_devices(Model(seal, mesh)) if mesh else proofs.by_specification(seal)
+    proofs.replay(found, seal, forward)
+    return {"steps": len(found.steps), "end": found.end, "chain": found.chain.hex()}

@@ -1,44 +1,10 @@
-"""A sealed model of pseudo-random weights whose activations are of ordinary size."""
-
-import hashlib
-import json
+"""The synthetic model, sealed."""
 
 import numpy as np
 import pytest
-from tiny import vocab_tree, write_weights
+from synthetic import MODEL, write_model
 
 from s7jax import s7l
-
-STACK = {"layers": 1, "hidden": 32, "heads": 2, "ffn": 64}
-MODEL = {
-    "vocab": 288,
-    "context": 512,
-    "trunk": {"layers": 2, "hidden": 48, "heads": 2, "ffn": 80},
-    "expert": STACK,
-    "domains": ["code", "math", "reason", "general"],
-    "routing_window": 8,
-}
-# Gains of 0 … 1 for norms, 127 over the size of keys, and back; what is not named stays at 2^-7.
-EXPONENTS = {"attn.k.gain": 7, "attn.q.gain": -3, "norm.gain": 2, "o_proj.gain": -4, "fc2.gain": 1}
-
-
-def write_model(root, model=MODEL, weight=lambda name, array: array):
-    """``weights/`` and ``vocab.json`` below ``root``, each tensor as ``weight`` makes it."""
-    folder = write_weights(root / "weights", model)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for name, entry in manifest["tensors"].items():
-        for ending, exponent in EXPONENTS.items():
-            if name.endswith(ending):
-                entry["exponent"] = exponent
-        if name.endswith(".residual"):
-            bits = np.array([16], "<i4")
-            np.save(folder / f"{name}.npy", bits)
-            entry["exponent"] = 31
-        array = weight(name, np.load(folder / f"{name}.npy"))
-        np.save(folder / f"{name}.npy", array)
-        entry["sha256"] = hashlib.sha256(array.tobytes()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    (root / "vocab.json").write_text(json.dumps(vocab_tree(model["vocab"])))
 
 
 @pytest.fixture(scope="session")

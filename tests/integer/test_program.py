@@ -7,7 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import MODEL, write_model
+from synthetic import MODEL, write_model
 
 from s7jax import mesh as meshes
 from s7jax import s7l

@@ -26,7 +26,7 @@ def tool(name, *args, cwd):
 
 def pack_args(root):
     weights, vocab, out = root / "weights", root / "vocab.json", root / "moe.s7l"
-    return ["--weights-dir", weights, "--vocab", vocab, "--out", out]
+    return ["--no-answers", "--weights-dir", weights, "--vocab", vocab, "--out", out]
 
 
 def test_pack_then_pack_again_then_other(model):
@@ -54,11 +54,11 @@ def test_bare_tools_take_the_newest_run(tmp_path):
         (run / "config.json").write_text("{}")
         os.utime(run / "config.json", (stamp, stamp))
     (tmp_path / "runs/unfinished").mkdir()
-    done = tool("pack", cwd=tmp_path)
+    done = tool("pack", "--no-answers", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [p.parts[-3] for p in tmp_path.glob("runs/*/model/moe.s7l")] == ["new"]
     assert tool("verify", cwd=tmp_path).returncode == 0
-    assert tool("pack", "--run", "runs/old", cwd=tmp_path).returncode == 0
+    assert tool("pack", "--no-answers", "--run", "runs/old", cwd=tmp_path).returncode == 0
     assert (tmp_path / "runs/old/model/moe.s7l").exists()
 
 

@@ -27,11 +27,13 @@ def write_weights(folder: Path, model: dict, seed: int = 0) -> Path:
         stream = hashlib.shake_256(f"{seed} {spec.name}".encode()).digest(spec.size)
         array = np.frombuffer(stream, np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape)
         array = np.maximum(array, -127) if spec.dtype == "int8" else array & 0x3FFFFFFF
+        if spec.name.endswith(".residual"):
+            array = np.array([16], "<i4")  # fraction bits
         np.save(folder / f"{spec.name}.npy", array)
         entry = {k: v for k, v in spec.tree().items() if k != "name"}
         entry["sha256"] = hashlib.sha256(array.tobytes()).hexdigest()
         if spec.is_fixed_point:
-            entry["exponent"] = -7
+            entry["exponent"] = 31 if spec.name.endswith(".residual") else -7
         entries[spec.name] = entry
     tree = {
         "format": "s7-weights",

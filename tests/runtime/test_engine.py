@@ -1,0 +1,170 @@
+"""The same prompt gives the same tokens and the same proof, in whatever company."""
+
+import numpy as np
+import pytest
+
+from s7jax import s7l
+from s7jax.errors import InputError, UsageError
+from s7jax.integer.sampling import ONE, Sampling
+from s7jax.mesh import parse, pools
+from s7jax.runtime import Compute, Engine, Phase, Request
+from s7jax.runtime.proof import Policy, by_specification, replay
+
+PROMPTS = [tuple(np.random.default_rng(i).integers(0, 288, 3 + 5 * i).tolist()) for i in range(8)]
+GREEDY = Policy(max_new_tokens=12)
+DRAWN = Policy(max_new_tokens=9, sampling=Sampling(temperature_q16=ONE, top_k=40, seed=5))
+
+
+def policy(i):
+    return DRAWN if i % 3 == 1 else GREEDY
+
+
+def answers(engine, order):
+    """Completion of each prompt, submitted in this order, two iterations apart."""
+    found = {}
+    for i in order:
+        found[i] = engine.submit(Request(PROMPTS[i], policy(i)))
+        engine.step()
+        engine.step()
+    engine.run()
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(compute):
+    """Every prompt by itself."""
+    engine, found = Engine(compute), {}
+    for i, prompt in enumerate(PROMPTS):
+        found[i] = engine.submit(Request(prompt, policy(i)))
+        engine.run()
+    return found
+
+
+def same(found, alone):
+    for i, completion in found.items():
+        assert completion.output == alone[i].output, i
+        assert completion.proof == alone[i].proof, i
+
+
+def test_alone(alone):
+    assert all(len(alone[i].output) == policy(i).max_new_tokens for i in alone)
+    assert len({tuple(c.output) for c in alone.values()}) == 8
+    assert len({e for c in alone.values() for e in c.experts}) > 1
+    assert any(len(set(c.experts)) > 1 for c in alone.values()), "no route changes: a weak test"
+
+
+@pytest.mark.parametrize("order", [range(8), [5, 0, 7, 2, 6, 1, 3, 4]])
+def test_in_a_batch_with_others_joining_and_leaving(compute, alone, order):
+    same(answers(Engine(compute, rows=3), order), alone)
+
+
+def test_in_a_full_batch(compute, alone):
+    same(answers(Engine(compute, rows=8), range(8)), alone)
+
+
+@pytest.mark.parametrize("drafts", [1, 3])
+def test_with_drafts(compute, alone, drafts):
+    same(answers(Engine(compute, rows=2, drafts=drafts), range(8)), alone)
+
+
+@pytest.mark.parametrize("mesh", ["4x2", "2x1x1"])
+def test_on_other_meshes(seal, alone, mesh):
+    other = Compute(seal, pools(parse(mesh)))
+    same(answers(Engine(other, rows=other.groups), [0, 4, 7]), alone)
+
+
+def test_in_numpy(seal, alone):
+    for completion in alone.values():
+        replay(completion.proof, seal, by_specification(seal))
+
+
+def test_the_proof_is_bound_to_everything(compute, seal, alone):
+    proof = alone[0].proof
+    assert proof.head["root"] == seal.root
+    assert proof.prompt == list(PROMPTS[0])
+    assert proof.end == "length"
+    engine = Engine(compute)
+    other = engine.submit(Request(PROMPTS[0], Policy(max_new_tokens=12, stop=(287,))))
+    engine.run()
+    assert other.output == alone[0].output
+    assert other.proof.chain != proof.chain
+
+
+def test_a_stop_token_ends(compute, alone):
+    token = alone[0].output[4]
+    engine = Engine(compute)
+    found = engine.submit(Request(PROMPTS[0], Policy(max_new_tokens=12, stop=(token,))))
+    engine.run()
+    first = alone[0].output.index(token)
+    assert (found.reason, found.output) == ("stop", alone[0].output[: first + 1])
+
+
+def test_a_full_context_ends(compute):
+    engine = Engine(compute)
+    found = engine.submit(Request(PROMPTS[7], Policy(max_new_tokens=100)))
+    engine.run()
+    assert found.reason == "context"
+    assert len(PROMPTS[7]) + len(found.output) == 64
+    replay(found.proof, compute.seal, by_specification(compute.seal))
+
+
+def test_an_abandoned_answer_stands_and_is_proven(compute, alone):
+    engine = Engine(compute, rows=1)
+    first = engine.submit(Request(PROMPTS[7], policy(7)))
+    waiting = engine.submit(Request(PROMPTS[1], DRAWN))
+    while len(first.output) < 3:
+        engine.step()
+    engine.abandon(waiting)
+    engine.abandon(first)
+    assert not engine.busy
+    assert (waiting.reason, waiting.output) == ("abandoned", [])
+    assert first.reason == "abandoned"
+    assert first.output == alone[7].output[: len(first.output)]
+    replay(first.proof, compute.seal, by_specification(compute.seal))
+
+
+def test_sessions_end_collapsed(compute):
+    engine = Engine(compute)
+    engine.submit(Request(PROMPTS[0], GREEDY))
+    engine.step()
+    row = engine._rows[0]
+    assert row.session.phase is Phase.BODY
+    engine.run()
+    assert row.session.phase is Phase.COLLAPSED
+
+
+@pytest.mark.parametrize(
+    ("prompt", "problem"),
+    [((), "0 tokens"), (tuple([1] * 64), "64 tokens"), ((288,), "outside"), ((-1,), "outside")],
+)
+def test_impossible_prompts_are_refused(compute, prompt, problem):
+    with pytest.raises(UsageError, match=problem):
+        Engine(compute).submit(Request(prompt, GREEDY))
+
+
+def test_rows_must_divide_over_data_groups(seal):
+    with pytest.raises(UsageError, match="3 rows"):
+        Engine(Compute(seal, pools(parse("2x1"))), rows=3)
+
+
+def test_a_damaged_expert_is_named_when_entered(sealed, tmp_path):
+    data = bytearray(sealed.read_bytes())
+    seal = s7l.open(sealed)
+    tensor = seal.tensors["expert2.in_proj.weight"]
+    data[seal.head.lanes[1].offset + tensor.offset] ^= 1
+    (tmp_path / "damaged.s7l").write_bytes(data)
+    compute = Compute(s7l.open(tmp_path / "damaged.s7l"), pools(parse("1x1")))
+    outcomes = set()
+    for prompt in PROMPTS:
+        engine = Engine(compute)
+        found = engine.submit(Request(prompt, GREEDY))
+        try:
+            engine.run()
+        except InputError as e:
+            outcomes.add(str(e))
+        else:
+            assert 2 not in found.experts
+            outcomes.add("fine")
+    assert len(outcomes) == 2
+    assert "fine" in outcomes
+    assert "expert2.in_proj.weight" in (outcomes - {"fine"}).pop()

@@ -1,0 +1,111 @@
+"""No compute without a gate: every entry refuses what is missing, forged, foreign or spent."""
+
+import copy
+import inspect
+import pickle
+
+import numpy as np
+import pytest
+
+from s7jax.mesh import parse, pools
+from s7jax.runtime import Compute, Session
+from s7jax.runtime.gate import Gate, GateError
+from s7jax.runtime.phases import Control
+from s7jax.runtime.proof import Policy
+
+STORAGE = {"trunk_cache", "expert_cache", "history", "remember", "recall"}
+ENTRIES = {"trunk", "expert", "head"}
+
+
+def entries(compute, gates):
+    """Every compute entry, called with the given gates: name → call."""
+    tokens, start = np.zeros((1, 1), np.int32), np.zeros(1, np.int32)
+    h = compute.history(1, 1)
+    return {
+        "trunk": lambda: compute.trunk(gates, tokens, start, compute.trunk_cache(1, 64)),
+        "expert": lambda: compute.expert(gates, 0, h, start, compute.expert_cache(0, 1, 64)),
+        "head": lambda: compute.head(gates, h),
+    }
+
+
+def test_every_entry_is_found():
+    """A method that is not listed here would be a new way to compute."""
+    methods = {
+        name
+        for name, member in inspect.getmembers(Compute, inspect.isfunction)
+        if not name.startswith("_")
+    }
+    assert methods == ENTRIES | STORAGE
+    for name in ENTRIES:
+        assert next(iter(inspect.signature(getattr(Compute, name)).parameters.values())).name
+        assert list(inspect.signature(getattr(Compute, name)).parameters)[1] == "gates"
+
+
+@pytest.fixture
+def session(compute):
+    with Session(compute) as session:
+        yield session
+
+
+def refused(compute, gates, why):
+    for name, call in entries(compute, gates).items():
+        with pytest.raises(GateError, match=why):
+            call()
+        assert name in ENTRIES
+
+
+def test_a_missing_gate(compute):
+    refused(compute, [], "NoneType")
+    refused(compute, [None], "NoneType")
+    refused(compute, ["gate"], "str")
+
+
+def test_a_forged_gate(compute, session):
+    with pytest.raises(GateError, match="not made"):
+        Gate(session, object())
+    refused(compute, [Gate.__new__(Gate)], "forged")
+    forged = Gate.__new__(Gate)
+    forged._session = session
+    session.begin([1], Policy())
+    refused(compute, [forged], "forged")
+
+
+def test_a_gate_is_not_copied(session):
+    gate = session.begin([1], Policy())
+    for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(GateError, match="copied"):
+            attempt(gate)
+
+
+def test_a_foreign_gate(compute, seal):
+    other = Compute(seal, pools(parse("1x1")))
+    with Session(other) as session:
+        refused(compute, [session.begin([1], Policy())], "another model")
+
+
+def test_a_spent_gate(compute):
+    session = Session(compute)
+    gate = session.begin([1], Policy())
+    session.close("stop")
+    refused(compute, [gate], "spent: its session is CLOSED")
+    session.collapse()
+    refused(compute, [gate], "COLLAPSED")
+
+
+def test_an_illegal_session_computes_no_more(compute):
+    session = Session(compute)
+    gate = session.begin([1], Policy())
+    with pytest.raises(GateError, match="BEL in BODY"):
+        session.control(Control.BEL)
+    refused(compute, [gate], "ILLEGAL")
+
+
+def test_one_bad_gate_in_a_batch_is_enough(compute, session):
+    good = session.begin([1], Policy())
+    refused(compute, [good, None], "NoneType")
+
+
+def test_a_good_gate_opens_every_entry(compute, session):
+    gate = session.begin([1], Policy())
+    for call in entries(compute, [gate]).values():
+        assert call() is not None

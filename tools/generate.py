@@ -1,0 +1,77 @@
+"""Continue a text with a sealed model, on integers alone.
+
+This is a base model: it continues what it is given. The text streams to standard output; which
+expert wrote which part, and how fast, is said on standard error. Without --temperature decoding
+is greedy; with it the seed alone decides what is drawn, on any machine.
+
+Examples:
+  python tools/generate.py model.s7l --prompt "def main():"
+  python tools/generate.py model.s7l --file notes.txt --max-tokens 64 --temperature 0.8 --seed 3
+  python tools/generate.py --prompt "2 + 2 =" --json
+  python tools/generate.py model.s7l --prompt "Once" --proof out.s7p
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from s7jax import cli, runtime
+from s7jax.errors import UsageError
+from s7jax.run import newest
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    p = cli.parser(__doc__)
+    p.add_argument("model", type=Path, nargs="?", help="sealed model (default: newest run's)")
+    p.add_argument("--prompt", help="text to continue")
+    p.add_argument("--file", type=Path, help="file to continue; - for standard input")
+    p.add_argument("--max-tokens", type=int, metavar="N", help="default: as sealed")
+    p.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    p.add_argument("--top-k", type=int, default=0, metavar="K", help="only the K likeliest tokens")
+    p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="only the likeliest share")
+    p.add_argument("--seed", type=int, help="of the draws (default: as sealed)")
+    p.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="devices, such as 4x2")
+    p.add_argument("--drafts", type=int, default=0, metavar="N", help="trunk drafts, expert checks")
+    p.add_argument("--proof", type=Path, metavar="FILE", help="write the proof, a .s7p")
+    p.add_argument("--json", action="store_true", help="one JSON object, nothing streamed")
+    args = p.parse_args()
+    if (args.prompt is None) == (args.file is None):
+        raise UsageError("give either --prompt TEXT or --file FILE")
+    return args
+
+
+def main() -> None:
+    """Open, generate, say where the text came from."""
+    args = parse()
+    prompt = args.prompt if args.file is None else _read(args.file)
+    with runtime.open(args.model or newest().sealed, mesh=args.mesh, drafts=args.drafts) as model:
+        began = time.monotonic()
+        answer = model.generate(
+            prompt,
+            max_new_tokens=args.max_tokens,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            seed=args.seed,
+        )
+        for piece in answer:
+            if not args.json:
+                print(piece, end="", flush=True)
+        seconds = time.monotonic() - began
+        if args.proof:
+            answer.proof.save(args.proof)
+        if args.json:
+            print(json.dumps(answer.report() | {"seconds": round(seconds, 3)}, indent=1))
+        else:
+            print(f"\n{answer.summary(seconds)}", file=sys.stderr)
+
+
+def _read(path: Path) -> bytes:
+    return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+
+
+if __name__ == "__main__":
+    cli.main(main)

@@ -1,0 +1,46 @@
+"""Reproduce the known answers sealed with a model: does this machine compute what was sealed?
+
+Every tensor is verified as it is read. Exit code 0 if every token and every logit is as sealed,
+1 if one differs (the first is named) or the file is damaged, 2 for a wrong command.
+
+Examples:
+  python tools/selftest.py                        the newest run's model
+  python tools/selftest.py model.s7l
+  python tools/selftest.py model.s7l --jax --mesh 4x2     by XLA instead of NumPy
+"""
+
+import time
+from pathlib import Path
+
+from s7jax import cli, s7l
+from s7jax.errors import InputError
+from s7jax.run import newest
+from s7jax.runtime import answers
+from s7jax.runtime.model import Model, by_devices
+from s7jax.runtime.proof import by_specification
+
+
+def main() -> None:
+    """Open, compute, compare."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("file", type=Path, nargs="?", help="sealed model (default: newest run's)")
+    parser.add_argument("--jax", action="store_true", help="on XLA's devices, not in NumPy")
+    parser.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="with --jax")
+    args = parser.parse_args()
+    began = time.monotonic()
+    path = args.file or newest().sealed
+    seal = s7l.open(path)
+    known = seal.stream["answers"]
+    if not known:
+        raise InputError(f"{path}: sealed without known answers")
+    forward = by_devices(Model(seal, args.mesh)) if args.jax else by_specification(seal)
+    answers.check(known, forward)
+    steps = sum(len(answer["output"]) for answer in known)
+    print(
+        f"{path}: {steps} tokens in {len(known)} domains and all their logits as sealed "
+        f"({time.monotonic() - began:.1f} s)"
+    )
+
+
+if __name__ == "__main__":
+    cli.main(main)
