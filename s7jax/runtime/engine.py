@@ -107,7 +107,14 @@ class Engine:
     def submit(
         self, request: Request, watch: Callable[[Completion], None] = lambda _: None
     ) -> Completion:
-        """Queue a request; ``watch`` is called whenever it has gone on.
+        """Queue a request; ``watch`` is called whenever it has gone on; raises as :meth:`check`."""
+        self.check(request)
+        completion = Completion(request, watch=watch)
+        self._waiting.append(completion)
+        return completion
+
+    def check(self, request: Request) -> None:
+        """Refuse a request that this engine cannot hold.
 
         Raises:
             UsageError: the prompt is empty, too long, or not of this vocabulary.
@@ -120,9 +127,6 @@ class Engine:
             raise UsageError(f"{most} tokens with the answer; this engine holds {self.slots}")
         if not all(0 <= token < vocab for token in request.prompt):
             raise UsageError(f"a prompt holds an id outside 0..{vocab - 1}")
-        completion = Completion(request, watch=watch)
-        self._waiting.append(completion)
-        return completion
 
     @property
     def busy(self) -> bool:
@@ -133,8 +137,7 @@ class Engine:
         """End a request early; what came so far stands, and is proven."""
         if completion in self._waiting:
             self._waiting.remove(completion)
-            completion.reason = "abandoned"
-            completion.watch(completion)
+            self._leave(None, self._enter(completion), "abandoned")
         for index, row in enumerate(self._rows):
             if row is not None and row.completion is completion:
                 self._leave(index, row, "abandoned")
@@ -169,10 +172,12 @@ class Engine:
         """Fill free rows from the queue: SOH and STX of each."""
         for b, row in enumerate(self._rows):
             if row is None and self._waiting:
-                completion = self._waiting.popleft()
-                session = Session(self._compute)
-                gate = session.begin(completion.request.prompt, completion.request.policy)
-                self._rows[b] = _Row(completion, session, gate)
+                self._rows[b] = self._enter(self._waiting.popleft())
+
+    def _enter(self, completion: Completion) -> _Row:
+        session = Session(self._compute)
+        gate = session.begin(completion.request.prompt, completion.request.policy)
+        return _Row(completion, session, gate)
 
     def _gates(self) -> list[Gate]:
         return [row.gate for _, row in self._active()]
@@ -279,12 +284,13 @@ class Engine:
         row.forget()
         row.completion.watch(row.completion)
 
-    def _leave(self, b: int, row: _Row, reason: str) -> None:
+    def _leave(self, b: int | None, row: _Row, reason: str) -> None:
         """ETX and EOT: the row is free, the proof final."""
         row.session.close(reason)
         row.completion.proof = row.session.collapse()
         row.completion.reason = reason
-        self._rows[b] = None
+        if b is not None:
+            self._rows[b] = None
         assert row.session.phase is Phase.COLLAPSED
         row.completion.watch(row.completion)
 

@@ -112,6 +112,21 @@ class Model:
         self._engines.clear()
 
 
+class TextDecoder:
+    """Ids to text as they come; no piece ends inside a character, stop tokens are no text."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[int]) -> None:
+        self._tokenizer, self._stops = tokenizer, frozenset(stops)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._fed = 0
+
+    def feed(self, ids: Sequence[int], final: bool) -> str:
+        """The text of those ``ids`` (all there are so far) that are new."""
+        new, self._fed = ids[self._fed :], len(ids)
+        data = self._tokenizer.decode(token for token in new if token not in self._stops)
+        return self._decoder.decode(data, final)
+
+
 class Answer:
     """An answer on its way: iterate for pieces of text, then read ``text`` and ``proof``."""
 
@@ -121,7 +136,7 @@ class Answer:
         self.completion: Completion = self._engine.submit(request)
         self._pieces: list[str] = []
         self._shown = 0
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = TextDecoder(model.tokenizer, request.policy.stop)
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of text; none ends inside a character."""
@@ -130,18 +145,12 @@ class Answer:
             if self._shown == len(self.completion.output):
                 self._engine.step()
                 continue
-            piece = self._decode()
+            self._shown = len(self.completion.output)
+            ended = self.completion.reason is not None
+            piece = self._decoder.feed(self.completion.output, ended)
             if piece:
                 self._pieces.append(piece)
                 yield piece
-
-    def _decode(self) -> str:
-        new = self.completion.output[self._shown :]
-        self._shown += len(new)
-        stops = self.completion.request.policy.stop
-        data = self._model.tokenizer.decode(token for token in new if token not in stops)
-        final = self.completion.reason is not None
-        return self._decoder.decode(data, final)
 
     @property
     def text(self) -> str:
