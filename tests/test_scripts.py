@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import s7jax
 from s7jax import s7l
 from s7jax.config import DOMAINS
 
@@ -142,6 +143,50 @@ def test_the_sealed_model_beside_the_float_one(work: Path):
     pools = script("experiments/experts.py", "--mesh", "2x1x1", cwd=work)
     assert pools.returncode == 2
     assert "--domain" in pools.stderr
+
+
+def test_a_sealed_model_answers_and_proves_it(work: Path, tmp_path: Path):
+    sealed, proof = work / "runs/tiny/model/moe.s7l", tmp_path / "out.s7p"
+    flags = ("--prompt", "def return", "--max-tokens", 6)
+    text = good("tools/generate.py", sealed, *flags, "--proof", proof, cwd=work)
+    report = json.loads(good("tools/generate.py", *flags, "--json", cwd=work))
+    assert report["text"] + "\n" == text
+    assert report["root"] == s7l.open(sealed).root.hex()
+    assert sum(part["tokens"] for part in report["route"]) == report["tokens"] == 6
+    for how in ((), ("--mesh", "1x2")):
+        out = good("tools/verify.py", sealed, "--replay", proof, *how, cwd=work)
+        assert f"replayed 6 steps, chain {report['proof']}" in out
+    (tmp_path / "prompt.txt").write_text("def return")
+    drawn = ("--file", tmp_path / "prompt.txt", "--max-tokens", 6, "--temperature", 1, "--top-k", 9)
+    twice = [good("tools/generate.py", sealed, *drawn, "--seed", 4, cwd=work) for _ in range(2)]
+    assert twice[0] == twice[1]
+    with s7jax.open(sealed) as model:
+        first, second = model.generate_all(["def return", "x"], max_new_tokens=6)
+        assert first.report() == {k: v for k, v in report.items() if k != "seconds"}
+        assert second.text == model.generate("x", max_new_tokens=6).text
+    for args, code, message in (
+        (("none.s7l", "--prompt", "x"), 1, "none.s7l: cannot be opened"),
+        ((sealed,), 2, "--prompt TEXT or --file FILE"),
+        ((sealed, "--prompt", "x", "--temperature", -1), 2, "temperature"),
+        ((sealed, "--prompt", "x", "--mesh", "1x3"), 2, "a mesh that works: 1x2"),
+        ((sealed, "--prompt", "x " * 100), 2, "tokens; expected 1 to 31"),
+    ):
+        result = script("tools/generate.py", *args, cwd=work)
+        assert (result.returncode, message in result.stderr) == (code, True), result.stderr
+
+
+def test_selftest_notices_any_changed_bit(work: Path, tmp_path: Path):
+    sealed = work / "runs/tiny/model/moe.s7l"
+    assert "16 tokens in 4 domains" in good("tools/selftest.py", sealed, cwd=work)
+    assert "as sealed" in good("tools/selftest.py", "--jax", cwd=work)
+    data = sealed.read_bytes()
+    for at in (9, 5_000, len(data) // 2, len(data) - 1):
+        changed = bytearray(data)
+        changed[at] ^= 1
+        (tmp_path / "changed.s7l").write_bytes(changed)
+        result = script("tools/selftest.py", tmp_path / "changed.s7l", cwd=work)
+        assert result.returncode == 1
+        assert "changed.s7l" in result.stderr or "FIELD" in result.stderr
 
 
 def test_the_commands_of_the_specification_work_as_written(work: Path, tmp_path: Path):

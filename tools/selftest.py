@@ -1,6 +1,6 @@
 """Reproduce the known answers sealed with a model: does this machine compute what was sealed?
 
-Every tensor is verified as it is read. Exit code 0 if every token and every logit is as sealed,
+First every byte is verified. Exit code 0 if every token and every logit is as sealed,
 1 if one differs (the first is named) or the file is damaged, 2 for a wrong command.
 
 Examples:
@@ -30,6 +30,7 @@ def main() -> None:
     began = time.monotonic()
     path = args.file or newest().sealed
     seal = s7l.open(path)
+    seal.verify()  # what no answer touches must be whole too
     known = seal.stream["answers"]
     if not known:
         raise InputError(f"{path}: sealed without known answers")

@@ -20,6 +20,7 @@ from s7jax.runtime.engine import Completion, Engine, Request
 from s7jax.runtime.proof import Forward, Policy, Proof
 from s7jax.runtime.session import Session
 
+MOST_ROWS = 8  # of a batch that nobody sized
 SLOT_STEP = 256  # positions are reserved in multiples of it, so that few shapes are compiled
 
 
@@ -95,6 +96,19 @@ class Model:
         """The continuation of a prompt, as it comes; ``options`` as of :meth:`policy`."""
         return Answer(self, Request(self.encode(prompt), self.policy(**options)))
 
+    def generate_all(self, prompts: Sequence[str | bytes], **options: Any) -> list["Answer"]:
+        """The continuations of several prompts, made in one batch; all have ended.
+
+        Each is what :meth:`generate` would have given, token for token and proof for proof.
+        """
+        requests = [Request(self.encode(p), self.policy(**options)) for p in prompts]
+        groups = self.compute.groups
+        rows = -(-max(1, min(len(requests), MOST_ROWS)) // groups) * groups
+        engine = Engine(self.compute, rows, drafts=self._drafts)
+        answers = [Answer(self, request, engine) for request in requests]
+        engine.run()
+        return answers
+
     def engine(self, request: Request) -> Engine:
         """An engine of one row with room for a request; engines are kept, and hold caches."""
         context = self.compute.cfg.context
@@ -130,9 +144,9 @@ class TextDecoder:
 class Answer:
     """An answer on its way: iterate for pieces of text, then read ``text`` and ``proof``."""
 
-    def __init__(self, model: Model, request: Request) -> None:
+    def __init__(self, model: Model, request: Request, engine: Engine | None = None) -> None:
         self._model = model
-        self._engine = model.engine(request)
+        self._engine = engine or model.engine(request)
         self.completion: Completion = self._engine.submit(request)
         self._pieces: list[str] = []
         self._shown = 0
