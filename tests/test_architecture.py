@@ -116,5 +116,5 @@ def test_scripts_are_thin_and_hide_no_standard_module(folder: str):
     for path in (ROOT / folder).glob("*.py"):
         assert path.stem not in sys.stdlib_module_names, path
         # The second verifier is one file by design, to be copied where nothing is installed.
-        most = 300 if path.name == "s7l_verify.py" else 92
+        most = 300 if path.name == "s7l_verify.py" else 100
         assert len(path.read_text().splitlines()) <= most, path

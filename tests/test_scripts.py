@@ -175,6 +175,16 @@ def test_a_sealed_model_answers_and_proves_it(work: Path, tmp_path: Path):
         assert (result.returncode, message in result.stderr) == (code, True), result.stderr
 
 
+def test_every_rule_is_shown_by_a_run(work: Path):
+    out = good("tools/verify.py", "--run", "--json", cwd=work)
+    rules = {row["rule"]: row for row in json.loads(out)["rules"]}
+    assert {row["verdict"] for row in rules.values()} == {"PASS"}
+    assert "not checked" not in out
+    assert "16 known answers identical" in rules["V6"]["evidence"]
+    assert "refused no gate" in rules["CM-1"]["evidence"]
+    assert "s32, s8" in rules["INT8"]["evidence"]
+
+
 def test_selftest_notices_any_changed_bit(work: Path, tmp_path: Path):
     sealed = work / "runs/tiny/model/moe.s7l"
     assert "16 tokens in 4 domains" in good("tools/selftest.py", sealed, cwd=work)

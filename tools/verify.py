@@ -1,10 +1,11 @@
 """Verify a sealed model or a bundle: every rule with its verdict and its evidence.
 
 Exit code 0 if no rule fails, 1 if one does or the file is no seal, 2 for a wrong command.
-What only a running model can show is reported as not checked.
+What only a running model can show is reported as not checked, or shown with --run.
 
 Examples:
   python tools/verify.py model/moe.s7l --json
+  python tools/verify.py model/moe.s7l --run
   python tools/verify.py model/moe.s7l --root 9da075e3b893…
   python tools/verify.py model/moe.s7l --trust release.pem.pub --min-version 3
   python tools/verify.py expert2.s7b --trust release.pem.pub --signature model/moe.s7l.sig
@@ -21,6 +22,7 @@ from typing import Any
 from s7jax import cli, s7l
 from s7jax.errors import InputError, UsageError
 from s7jax.run import newest
+from s7jax.runtime import rules
 from s7jax.runtime.model import replay
 from s7jax.s7l import signature
 
@@ -33,6 +35,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
     p.add_argument("--trust", type=Path, nargs="+", metavar="PUBKEY", help="one must have signed")
     p.add_argument("--min-version", type=int, default=0, help="oldest release accepted")
+    p.add_argument("--run", action="store_true", help="also check what a running model shows")
     p.add_argument("--replay", type=Path, metavar="PROOF", help="a .s7p to compute again")
     p.add_argument("--mesh", metavar="[PxDx]M", help="replay on these devices, not in NumPy")
     p.add_argument("--signature", type=Path, metavar="NOTE", help="default: FILE.sig")
@@ -59,6 +62,8 @@ def main() -> int:
             return 1
         raise
     report = s7l.check(opened)
+    if args.run and isinstance(opened, s7l.Seal):
+        report = rules.check(opened, report)
     if args.json:  # the same file gives the same object
         result |= {"passed": report.passed, "root": opened.root.hex(), "bytes": opened.length}
         result |= {

@@ -73,6 +73,11 @@ class Compute:
         self._check(gates)
         return np.asarray(self._program.head(h_BTD))
 
+    def compiled(self, length: int) -> dict[str, str]:
+        """Every program compiled for chunks of ``length`` tokens, as text; nothing is run."""
+        lowered = self._program.lowered(self.groups, length, 2 * length)
+        return {name: str(low.compile().as_text()) for name, low in lowered.items()}
+
     # What follows holds or moves what was computed, and computes nothing.
 
     def trunk_cache(self, rows: int, slots: int) -> Cache:

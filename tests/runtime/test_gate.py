@@ -13,7 +13,7 @@ from s7jax.runtime.gate import Gate, GateError
 from s7jax.runtime.phases import Control
 from s7jax.runtime.proof import Policy
 
-STORAGE = {"trunk_cache", "expert_cache", "history", "remember", "recall"}
+STORAGE = {"trunk_cache", "expert_cache", "history", "remember", "recall", "compiled"}
 ENTRIES = {"trunk", "expert", "head"}
 
 
