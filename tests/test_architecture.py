@@ -40,6 +40,8 @@ ALLOWED = {
     "experiment": {"config", "data", "errors", "mesh", "model", "processes", "run", "train"},
     "export": {"config", "data", "errors", "integer", "mesh", "model", "storage", "train"},
     "inspection": {"config", "errors", "mesh", "model", "s7l", "train"},
+    "devices": set(),
+    "sizing": {"config", "devices", "errors", "mesh", "model", "s7l", "train"},
     "runtime": {"config", "data", "errors", "integer", "mesh", "s7l", "storage"},
     "comparison": {
         "config",

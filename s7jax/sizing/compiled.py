@@ -1,0 +1,187 @@
+"""What XLA makes of the training step for a target: memory, collectives, kernels.
+
+The very programs that training runs (:mod:`s7jax.train.step`) are lowered from shapes alone, on
+one data group's devices, and compiled; nothing is executed. Runs as a process of its own, since
+platforms and device counts are fixed when JAX starts:
+``python -m s7jax.sizing.compiled < request.json``.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from s7jax.config import Config
+from s7jax.errors import InputError, UsageError
+from s7jax.sizing.schedule import Job
+
+_EXTRAS = {"tpu": "libtpu"}
+_COLLECTIVE = re.compile(
+    r"= (?P<type>\([^)]*\)|\S+) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|"
+    r"collective-permute)(?:-start)?\("
+)
+_ARRAY = re.compile(r"([a-z]+\d+)\[([\d,]*)\]")
+_WIDTH = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Bytes per device of one microbatch's gradient, and what crosses devices in it."""
+
+    weights: int  # what is trained
+    frozen: int
+    optimizer: int  # two moments
+    gradients: int
+    batch: int
+    temporaries: int  # activations and whatever XLA needs besides
+    collectives: dict[str, int]  # kind → bytes a microbatch, a scan's body counted once
+    flash: int  # calls of an attention kernel
+
+    @property
+    def peak(self) -> int:
+        """Of the step: states, one sum of gradients, one more gradient, temporaries."""
+        held = self.weights + self.frozen + self.optimizer + 2 * self.gradients
+        return held + self.batch + self.temporaries
+
+
+def compile_job(job: Job, platform: str = "cpu", topology: str | None = None) -> Compiled:
+    """Compile a job's gradient program for a platform, in a process of its own.
+
+    Raises:
+        UsageError: what the platform needs is not installed.
+        InputError: the compiler refused; its last words are in the message.
+    """
+    request = {
+        "config": job.config.to_json(),
+        "phase": job.phase,
+        "model": job.shape.model,
+        "platform": platform,
+        "topology": topology,
+    }
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    if platform == "tpu":
+        environment |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "s7jax.sizing.compiled"],
+        input=json.dumps(request),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 3:
+        package = _EXTRAS[platform]
+        raise UsageError(f"compiling for {platform} needs {package}: pip install {package}")
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or ["no message"]
+        raise InputError(f"compiling for {platform} failed: {words[-1]}")
+    return Compiled(**json.loads(done.stdout))
+
+
+def _main() -> None:
+    request = json.loads(sys.stdin.read())
+    try:
+        found = _compile(request)
+    except ModuleNotFoundError as e:
+        print(e, file=sys.stderr)
+        sys.exit(3)
+    print(json.dumps(asdict(found)))
+
+
+def _compile(request: dict[str, Any]) -> Compiled:
+    import jax  # noqa: PLC0415 in this process alone, after the platform is set
+    import numpy as np  # noqa: PLC0415
+    from jax.sharding import NamedSharding  # noqa: PLC0415
+    from jax.sharding import PartitionSpec as P  # noqa: PLC0415
+
+    from s7jax.mesh import DATA  # noqa: PLC0415
+    from s7jax.model import parameters  # noqa: PLC0415
+    from s7jax.train import step  # noqa: PLC0415
+    from s7jax.train.phase import TRUNK  # noqa: PLC0415
+
+    config, count = Config.from_json(request["config"]), request["model"]
+    mesh = _mesh(request["platform"], request["topology"], count)
+    table = parameters.table(config.model)
+
+    def abstract(tree: Any) -> Any:
+        shardings = parameters.shardings(tree, mesh)
+        return jax.tree.map(
+            lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
+            tree,
+            shardings,
+        )
+
+    shared = abstract({name: table[name] for name in TRUNK})
+    trunk = request["phase"] == "trunk"
+    params, frozen = (shared, {}) if trunk else (abstract(table["expert0"]), shared)
+    recipe = config.trunk if trunk else config.experts
+    tokens = jax.ShapeDtypeStruct(
+        (recipe.microbatch, config.model.context + 1),
+        np.int32,
+        sharding=NamedSharding(mesh, P(DATA, None)),
+    )
+    loss = step.trunk_loss if trunk else step.expert_loss
+    with jax.set_mesh(mesh):
+        program: Any = step.gradient_program(config.model, loss, config.compute)
+        made = program.lower(params, frozen, tokens).compile()
+    memory, text = made.memory_analysis(), made.as_text()
+    held = _local(params)
+    return Compiled(
+        weights=held,
+        frozen=_local(frozen),
+        optimizer=2 * held,
+        gradients=held,
+        batch=_local(tokens),
+        temporaries=int(memory.temp_size_in_bytes),
+        collectives=_collectives(text),
+        flash=len(re.findall(r"custom-call.*(?:fmha|flash|splash)", text)),
+    )
+
+
+def _mesh(platform: str, topology: str | None, count: int) -> Any:
+    import jax  # noqa: PLC0415
+    from jax.sharding import AxisType  # noqa: PLC0415
+
+    if platform == "cpu":
+        jax.config.update("jax_num_cpu_devices", count)
+        devices = jax.devices()[:count]
+    else:
+        import libtpu  # noqa: F401, PLC0415 says early and plainly that it is missing
+        from jax.experimental import topologies  # noqa: PLC0415
+
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology or "")
+        devices = found.devices[:count]
+    explicit = (AxisType.Explicit, AxisType.Explicit)
+    return jax.make_mesh((1, count), ("data", "model"), axis_types=explicit, devices=devices)
+
+
+def _local(tree: Any) -> int:
+    """Bytes of a tree of shapes on one device."""
+    import jax  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415
+
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _collectives(text: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for match in _COLLECTIVE.finditer(text):
+        size = 0
+        for dtype, shape in _ARRAY.findall(match["type"]):
+            numbers = [int(n) for n in shape.split(",") if n]
+            count = 1
+            for n in numbers:
+                count *= n
+            size += count * _WIDTH.get(dtype, 4)
+        found[match["kind"]] = found.get(match["kind"], 0) + size
+    return found
+
+
+if __name__ == "__main__":
+    _main()

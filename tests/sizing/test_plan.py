@@ -1,0 +1,235 @@
+"""The planner against sums by hand, sealed bytes, the compiler and a real run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import MODEL, write_inputs
+
+from s7jax import s7l
+from s7jax.config import ModelConfig, StackConfig, override, preset
+from s7jax.devices import DEVICES, of_kind
+from s7jax.errors import InputError, UsageError
+from s7jax.mesh import parse
+from s7jax.sizing import budget, show
+from s7jax.sizing.compiled import compile_job
+from s7jax.sizing.plan import placement, plan
+from s7jax.sizing.reconcile import rows
+from s7jax.sizing.schedule import jobs, measured_mfu, roofline, total
+
+ROOT = Path(__file__).parents[2]
+BIG, NANO = preset("s7-140m"), preset("s7-nano")
+A100 = DEVICES["a100-40gb"]
+
+
+def tool(*args, cwd=ROOT):
+    command = [sys.executable, str(ROOT / "tools/plan.py"), *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_parameters_by_hand():
+    sizes = budget.parameters(BIG.model)
+    assert sizes["embedding"] == 24_576 * 768
+    # Six layers: four square matrices, two of the FFN, two gains; the final norm.
+    layer = 4 * 768**2 + 2 * 768 * 1_024 + 2 * 768
+    assert sizes["trunk"] == 6 * layer + 768
+    layer = 4 * 512**2 + 2 * 512 * 2_048 + 2 * 512
+    assert sizes["expert2"] == 8 * layer + 2 * 768 * 512 + 768 + 512
+    assert sizes["router"] == 768 * 4 + 4
+
+
+def test_section_8_to_the_byte():
+    found = {s.name.split(".", 2)[2]: stored for s, stored in budget.layer(BIG.model)}
+    assert found == {
+        **{f"attn.{p}_proj.weight": 262_144 for p in "qkvo"},
+        "ffn.fc1.weight": 1_048_576,
+        "ffn.fc2.weight": 1_048_576,
+    }
+    parts = budget.sealed(BIG.model)
+    assert parts["trunk"].padded == 6 * (4 * 768**2 + 2 * 768 * 1_024) == 23_592_960
+    assert parts["embedding"].padded == 18_874_368
+    assert sum(part.padded for part in parts.values()) == 146_279_424
+
+
+def test_the_layout_is_that_of_a_sealed_file(tmp_path):
+    write_inputs(tmp_path)
+    s7l.seal(tmp_path / "weights", tmp_path / "vocab.json", tmp_path / "m.s7l")
+    seal = s7l.open(tmp_path / "m.s7l")
+    stacks = {name: StackConfig(**MODEL[name]) for name in ("trunk", "expert")}
+    cfg = ModelConfig(**{**MODEL, "domains": tuple(MODEL["domains"]), **stacks})
+    for name, part in budget.sealed(cfg).items():
+        tensors = seal.manifest.components[name]
+        int8 = [t for t in tensors if t.spec.dtype == "int8"]
+        assert part.int8 == sum(t.spec.size for t in int8)
+        assert part.padded == sum(t.stored for t in int8)
+        assert part.constants == sum(t.stored for t in tensors) - part.padded
+        assert part.end == tensors[-1].offset + tensors[-1].stored
+    assert part.end == seal.manifest.field_bytes
+
+
+def test_work_by_hand():
+    (trunk,) = jobs(BIG, parse("4x2"), "trunk")
+    assert trunk.tokens_a_step == 512 * 2_048
+    assert trunk.steps == 47_684  # 50e9 / 1,048,576 = 47,683.7
+    assert (trunk.checkpoints, trunk.microbatches) == (10, 8)
+    assert trunk.checkpoint_bytes == 12 * (18_874_368 + 23_602_944)
+    # 6 operations a weight, 12 · layers · context · hidden for attention over the square.
+    weights = 18_874_368 + 23_592_960
+    assert trunk.flops == 50 * 10**9 * (6 * weights + 12 * 6 * 2_048 * 768)
+    experts = jobs(BIG, parse("4x4x1"), "experts")
+    # The trunk and the head's weights run forward alone; the head's input has a gradient.
+    head, layers, inner = 18_874_368, 25_165_824, 768 * 512
+    token = 2 * 23_592_960 + 4 * 6 * 2_048 * 768
+    token += 4 * head + 6 * layers + 12 * 8 * 2_048 * 512 + (4 + 6) * inner
+    assert [job.flops for job in experts] == [t * token for t in BIG.experts.tokens]
+
+
+def test_roofline_by_hand():
+    (trunk,) = jobs(BIG, parse("8x1"), "trunk")
+    time = roofline(trunk, A100, mfu=0.5)
+    flops = trunk.flops / trunk.tokens * trunk.tokens_a_step
+    assert time.compute == pytest.approx(flops / 8 / 312e12 / 0.5)
+    assert time.collectives == pytest.approx(3 * 4 * trunk.trained / 12.5e9)
+    assert time.step == max(time.compute, time.memory) + time.collectives
+    assert time.cost == pytest.approx(2.5 * time.step * trunk.steps * 8 / 3600)
+    half = roofline(trunk, A100, mfu=0.25)
+    assert half.compute == pytest.approx(2 * time.compute)
+
+
+def test_the_whole_plan_is_what_arithmetic_says():
+    """Some 76 A100-hours at 50 % for 50 B + 59 B tokens, without what crosses the network."""
+    work = jobs(BIG, parse("1x1"), "all")
+    hours, cost = total([roofline(job, A100) for job in work])
+    assert hours == pytest.approx(76.4, abs=0.5)
+    assert cost == pytest.approx(2.5 * hours)
+
+
+def test_every_row_of_the_specification_has_ours_and_a_reason():
+    found = rows(BIG)
+    assert {row.section for row in found} == {"§2", "§3", "§4", "§6", "§8"}
+    for row in found:
+        assert row.ours > 0
+        assert 0.9 < row.ratio < 1.1 or row.why, row
+    by = {row.what: row for row in found}
+    assert by["trunk layers, parameters"].ours == pytest.approx(23.6, abs=0.01)
+    assert by["Phase 1, GPU-hours"].ratio > 250
+    assert by["expert layer"].ours == 3_072
+
+
+def test_placement_puts_experts_round_robin():
+    found = {row["component"]: row["socket"] for row in placement(BIG, 2)}
+    assert found["trunk"] == 0
+    assert [found[f"expert{e}"] for e in range(4)] == [0, 1, 0, 1]
+    with pytest.raises(UsageError, match="--sockets 0"):
+        placement(BIG, 0)
+
+
+def test_devices_are_found_by_the_name_that_jax_gives():
+    assert of_kind("NVIDIA H100 80GB HBM3") is DEVICES["h100"]
+    assert of_kind("TPU v5 lite") is DEVICES["v5e"]
+    assert of_kind("Radeon") is None
+    assert all(device.source for device in DEVICES.values())
+
+
+def test_calibration_reads_a_run(tmp_path):
+    (job,) = jobs(NANO, parse("1x1"), "trunk")
+    step = job.flops / job.tokens * job.tokens_a_step / A100.peak_bf16 / 0.25
+    lines = [json.dumps({"phase": "trunk", "seconds": 5 + i * step}) for i in range(5)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert measured_mfu(tmp_path / "metrics.jsonl", job, A100) == pytest.approx(0.25)
+    with pytest.raises(InputError, match="no steps"):
+        measured_mfu(tmp_path / "metrics.jsonl", jobs(NANO, parse("1x1"), "experts")[0], A100)
+    fast = [json.dumps({"phase": "trunk", "seconds": 5 + i * step / 5}) for i in range(5)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(fast))
+    with pytest.raises(InputError, match="cannot be"):
+        measured_mfu(tmp_path / "metrics.jsonl", job, A100)
+
+
+def test_the_compiled_step_on_two_model_devices():
+    (job,) = jobs(NANO, parse("2x2"), "trunk")
+    found = compile_job(job)
+    one = compile_job(jobs(NANO, parse("4x1"), "trunk")[0])
+    # Matrices are halved, gains are not.
+    assert one.weights == 4 * job.trained
+    assert one.weights / 2 < found.weights < 0.51 * one.weights
+    assert found.temporaries < one.temporaries
+    assert one.collectives == {}
+    assert found.collectives["all-reduce"] > 0
+
+
+MEASURE = """
+import json, resource, sys
+import jax, numpy as np
+from s7jax.config import override, preset
+from s7jax.mesh import single
+from s7jax.model import parameters
+from s7jax.train import step
+from s7jax.train.phase import TRUNK
+config = override(preset("s7-nano"), json.loads(sys.argv[1]))
+mesh = single()
+with jax.set_mesh(mesh):
+    params = parameters.initial(config.model, 0, mesh, TRUNK)
+    tokens = np.zeros((config.trunk.microbatch, config.model.context + 1), np.int32)
+    placed = step._place(tokens, mesh)
+    made = step.gradient_program(config.model, step.trunk_loss, config.compute)
+    made = made.lower(params, {}, placed).compile()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    jax.block_until_ready(made(params, {}, placed))
+    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+
+
+def test_predicted_memory_is_what_a_real_step_takes():
+    changes = ["trunk.microbatch=40", "compute.loss_chunk=0"]
+    (job,) = jobs(override(NANO, changes), parse("1x1"), "trunk")
+    found = compile_job(job)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, json.dumps(changes)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    measured, predicted = int(done.stdout), found.temporaries + found.gradients
+    assert measured > 200e6, "too small to tell"
+    assert measured == pytest.approx(predicted, rel=0.15)
+
+
+def test_the_tool_in_every_form(tmp_path):
+    nano = ("--preset", "s7-nano", "--phase", "trunk", "--mesh", "2x1")
+    tree = json.loads(tool(*nano, "--json").stdout)
+    assert tree["total"]["cost"] > 0
+    assert tree == json.loads(
+        json.dumps(plan(override(NANO, ['compute.precision="bf16"']), parse("2x1"), "trunk", A100))
+    )
+    text = tool(*nano, "--markdown").stdout
+    assert "| component | parameters | FP32 bytes |" in text
+    assert text == show.markdown(tree)
+    assert "Time by roofline" in tool(*nano).stdout
+    page = tmp_path / "plan.html"
+    assert tool(*nano, "--html", page).returncode == 0
+    first = page.read_text()
+    assert first.count("<svg") == 3
+    assert "http" not in first.replace("http://www.w3.org", "")
+    assert tool(*nano, "--html", page).returncode == 0
+    assert page.read_text() == first
+    compiled = json.loads(tool(*nano, "--target", "cpu", "--compile", "--json").stdout)
+    assert compiled["memory"][0]["peak"] > compiled["memory"][0]["temporaries"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--target", "a1000"), "expected one of a100-40gb"),
+        (("--mesh", "1x5"), "meshes that work"),
+        (("--mfu", "2"), "--mfu 2.0"),
+        (("--compile", "--phase", "trunk"), "--target cpu compiles the same"),
+        (("--batch", "7"), "whole number of microbatches"),
+    ],
+)
+def test_bad_input_says_what_fixes_it(args, message):
+    done = tool(*args)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

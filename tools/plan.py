@@ -1,0 +1,85 @@
+"""Size a training cluster: memory, steps, hours and cost, beside the specification's figures.
+
+Examples:
+  python tools/plan.py                                     s7-140m, both phases, §3's cluster
+  python tools/plan.py --phase trunk --target h100 --mesh 8x1 --mfu 0.45
+  python tools/plan.py --preset s7-nano --target cpu --mesh 2x1 --compile
+  python tools/plan.py --target v5e --mesh 4x2 --compile     needs libtpu, no TPU
+  python tools/plan.py --phase experts --mesh 4x2x2          pools × data × model
+  python tools/plan.py --markdown > docs/sizing.md
+
+With --compile the very programs that training runs are compiled for the target, which need not
+be at hand, and their memory is reported. --set reaches any field of the configuration.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from s7jax import cli
+from s7jax.config import PRESETS, override, preset
+from s7jax.devices import DEVICES
+from s7jax.errors import UsageError
+from s7jax.mesh import parse as parse_mesh
+from s7jax.sizing import show
+from s7jax.sizing.plan import plan, sweep
+from s7jax.sizing.schedule import MFU, jobs, measured_mfu
+from s7jax.storage import write_bytes
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    p = cli.parser(__doc__)
+    p.add_argument("--preset", choices=PRESETS, default="s7-140m")
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE")
+    phases = ("trunk", "experts", "quantize", "infer", "all")
+    p.add_argument("--phase", choices=phases, default="all")
+    p.add_argument("--mesh", default="4x2", metavar="[PxDx]M")
+    p.add_argument("--batch", type=int, metavar="SEQUENCES", help="of a step")
+    p.add_argument("--context", type=int, metavar="TOKENS")
+    p.add_argument("--target", default="a100-40gb", help=f"one of {', '.join(DEVICES)}")
+    p.add_argument("--mfu", type=float, default=MFU, help="assumed utilisation (default: 0.5)")
+    p.add_argument("--calibrate", type=Path, metavar="METRICS", help="a run's metrics.jsonl")
+    p.add_argument("--price", type=float, help="dollars an hour of one device")
+    p.add_argument("--sockets", type=int, default=2, help="NUMA sockets to place weights on (§8)")
+    p.add_argument("--compile", action="store_true", help="compile the step for the target")
+    p.add_argument("--json", action="store_true")
+    p.add_argument("--markdown", action="store_true")
+    p.add_argument("--html", type=Path, metavar="FILE", help="one page with plots")
+    args = p.parse_args()
+    if args.target not in DEVICES:
+        raise UsageError(f"--target {args.target}: expected one of {', '.join(DEVICES)}")
+    if not 0 < args.mfu <= 1:
+        raise UsageError(f"--mfu {args.mfu}: expected more than 0 and at most 1")
+    return args
+
+
+def main() -> None:
+    """Plan, print."""
+    args = parse()
+    device, shape = DEVICES[args.target], parse_mesh(args.mesh)
+    sizes = [] if args.context is None else [f"model.context={args.context}"]
+    if args.batch is not None:
+        sizes += [f"trunk.batch={args.batch}", f"experts.batch={args.batch}"]
+    if device.name != "cpu":  # as training does on accelerators
+        sizes.append('compute.precision="bf16"')
+    config = override(preset(args.preset), [*sizes, *args.set])
+    mfu = args.mfu
+    if args.calibrate:
+        mfu = measured_mfu(args.calibrate, jobs(config, shape, args.phase)[0], device)
+    options = {"mfu": mfu, "price": args.price, "sockets": args.sockets}
+    tree = plan(config, shape, args.phase, device, compiled=args.compile, **options)
+    if args.html:
+        others = sweep(config, shape, args.phase, device, **options)
+        write_bytes(args.html, show.page(tree, others).encode())
+        print(f"written: {args.html}")
+    elif args.json:
+        print(json.dumps(tree, indent=1))
+    elif args.markdown:
+        print(show.markdown(tree), end="")
+    else:
+        show.terminal(tree)
+
+
+if __name__ == "__main__":
+    cli.main(main)
