@@ -10,6 +10,26 @@ from dataclasses import dataclass
 TERA, GIGA = 10**12, 10**9
 
 
+@dataclass(frozen=True)
+class Cuda:
+    """What XLA needs to know of an NVIDIA GPU to compile for it without one."""
+
+    capability: tuple[int, int]
+    cores: int  # streaming multiprocessors
+    lanes: int  # float32 units of each
+    shared: int  # bytes of shared memory of each, and the most that one block may ask for
+    shared_block: int
+    cache: int  # bytes of L2
+    clock: float  # GHz
+
+    source = "NVIDIA CUDA C++ Programming Guide, compute capabilities; tuning guides of each"
+
+
+AMPERE = Cuda((8, 0), 108, 64, 164 << 10, 163 << 10, 40 << 20, 1.41)
+HOPPER = Cuda((9, 0), 132, 128, 228 << 10, 227 << 10, 50 << 20, 1.98)
+BLACKWELL = Cuda((10, 0), 148, 128, 228 << 10, 227 << 10, 126 << 20, 1.97)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Device:
     """One kind of accelerator."""
@@ -24,6 +44,7 @@ class Device:
     network: float | None  # between nodes, each device's share where the cluster is §3's
     price: float | None  # dollars an hour; --price replaces it
     source: str
+    cuda: Cuda | None = None
 
 
 _A100 = "NVIDIA A100 Tensor Core GPU datasheet (June 2021)"
@@ -44,6 +65,7 @@ DEVICES = {
             network=_INFINIBAND,
             price=2.50,
             source=f"{_A100}; price: §6 of the sizing specification",
+            cuda=AMPERE,
         ),
         Device(
             name="a100-80gb",
@@ -56,6 +78,7 @@ DEVICES = {
             network=_INFINIBAND,
             price=None,
             source=_A100,
+            cuda=AMPERE,
         ),
         Device(
             name="h100",
@@ -68,6 +91,7 @@ DEVICES = {
             network=_INFINIBAND,
             price=None,
             source=_H100,
+            cuda=HOPPER,
         ),
         Device(
             name="h200",
@@ -80,6 +104,7 @@ DEVICES = {
             network=_INFINIBAND,
             price=None,
             source="NVIDIA H200 Tensor Core GPU datasheet; figures without sparsity",
+            cuda=HOPPER,
         ),
         Device(
             name="b200",
@@ -92,6 +117,7 @@ DEVICES = {
             network=_INFINIBAND,
             price=None,
             source="NVIDIA DGX B200 datasheet, an eighth of the system; without sparsity",
+            cuda=BLACKWELL,
         ),
         Device(
             name="v5e",

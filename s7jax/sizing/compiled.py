@@ -6,6 +6,7 @@ platforms and device counts are fixed when JAX starts:
 ``python -m s7jax.sizing.compiled < request.json``.
 """
 
+import importlib
 import json
 import os
 import re
@@ -15,10 +16,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from s7jax.config import Config
+from s7jax.devices import Device
 from s7jax.errors import InputError, UsageError
 from s7jax.sizing.schedule import Job
 
-_EXTRAS = {"tpu": "libtpu"}
+_EXTRAS = {"tpu": "tpu", "cuda": "gpu"}
+_MODULES = {"tpu": "libtpu", "cuda": "jax_cuda12_plugin"}
 _COLLECTIVE = re.compile(
     r"= (?P<type>\([^)]*\)|\S+) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|"
     r"collective-permute)(?:-start)?\("
@@ -47,8 +50,14 @@ class Compiled:
         return held + self.batch + self.temporaries
 
 
-def compile_job(job: Job, platform: str = "cpu", topology: str | None = None) -> Compiled:
+def compile_job(job: Job, platform: str = "cpu", topology: str = "", target: str = "") -> Compiled:
     """Compile a job's gradient program for a platform, in a process of its own.
+
+    Args:
+        job: what is trained, and on which mesh.
+        platform: ``cpu``, ``tpu`` or ``cuda``; none of the last two needs to be there.
+        topology: of TPUs, such as ``v5e:2x4``.
+        target: of NVIDIA GPUs, :func:`cuda_target`.
 
     Raises:
         UsageError: what the platform needs is not installed.
@@ -60,10 +69,15 @@ def compile_job(job: Job, platform: str = "cpu", topology: str | None = None) ->
         "model": job.shape.model,
         "platform": platform,
         "topology": topology,
+        "target": target,
     }
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     if platform == "tpu":
         environment |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    if platform == "cuda":
+        flags = f"{environment.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
+        environment |= {"JAX_PLATFORMS": "cpu,cuda", "XLA_FLAGS": flags}
+        environment |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "s7jax.sizing.compiled"],
         input=json.dumps(request),
@@ -73,12 +87,44 @@ def compile_job(job: Job, platform: str = "cpu", topology: str | None = None) ->
         check=False,
     )
     if done.returncode == 3:
-        package = _EXTRAS[platform]
-        raise UsageError(f"compiling for {platform} needs {package}: pip install {package}")
+        extra = f"pip install 's7jax[{_EXTRAS[platform]}]'"
+        raise UsageError(f"compiling for {platform} needs {_MODULES[platform]}: {extra}")
     if done.returncode:
         words = done.stderr.strip().splitlines() or ["no message"]
         raise InputError(f"compiling for {platform} failed: {words[-1]}")
     return Compiled(**json.loads(done.stdout))
+
+
+def cuda_target(device: Device) -> str:
+    """A GPU in the text form that XLA reads (its ``GpuTargetConfigProto``)."""
+    gpu = device.cuda
+    assert gpu is not None
+    info = {
+        "threads_per_block_limit": 1_024,
+        "threads_per_warp": 32,
+        "threads_per_core_limit": 2_048,
+        "shared_memory_per_block": 48 << 10,
+        "shared_memory_per_block_optin": gpu.shared_block,
+        "shared_memory_per_core": gpu.shared,
+        "core_count": gpu.cores,
+        "fpus_per_core": gpu.lanes,
+        "block_dim_limit_x": 2**31 - 1,
+        "block_dim_limit_y": 2**16 - 1,
+        "block_dim_limit_z": 2**16 - 1,
+        "memory_bandwidth": int(device.bandwidth or 0),
+        "l2_cache_size": gpu.cache,
+        "clock_rate_ghz": gpu.clock,
+        "device_memory_size": device.memory,
+        "registers_per_core_limit": 1 << 16,
+        "registers_per_block_limit": 1 << 16,
+    }
+    lines = [f"  {name}: {value}" for name, value in info.items()]
+    major, minor = gpu.capability
+    lines.append(f"  cuda_compute_capability {{ major: {major} minor: {minor} }}")
+    described = f'device_description_str: "{device.kinds[0]}"'
+    libraries = "dnn_version_info { major: 9 minor: 8 } runtime_version { major: 12 minor: 9 }"
+    body = "\n".join(lines)
+    return f'gpu_device_info {{\n{body}\n}}\nplatform_name: "CUDA"\n{libraries}\n{described}\n'
 
 
 def _main() -> None:
@@ -103,7 +149,7 @@ def _compile(request: dict[str, Any]) -> Compiled:
     from s7jax.train.phase import TRUNK  # noqa: PLC0415
 
     config, count = Config.from_json(request["config"]), request["model"]
-    mesh = _mesh(request["platform"], request["topology"], count)
+    mesh = _mesh(request, count)
     table = parameters.table(config.model)
 
     def abstract(tree: Any) -> Any:
@@ -141,19 +187,21 @@ def _compile(request: dict[str, Any]) -> Compiled:
     )
 
 
-def _mesh(platform: str, topology: str | None, count: int) -> Any:
+def _mesh(request: dict[str, Any], count: int) -> Any:
     import jax  # noqa: PLC0415
+    from jax.experimental import topologies  # noqa: PLC0415
     from jax.sharding import AxisType  # noqa: PLC0415
 
+    platform = request["platform"]
     if platform == "cpu":
         jax.config.update("jax_num_cpu_devices", count)
         devices = jax.devices()[:count]
     else:
-        import libtpu  # noqa: F401, PLC0415 says early and plainly that it is missing
-        from jax.experimental import topologies  # noqa: PLC0415
-
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology or "")
-        devices = found.devices[:count]
+        importlib.import_module(_MODULES[platform])  # says early and plainly that it is missing
+        options: dict[str, Any] = {"topology_name": request["topology"]}
+        if platform == "cuda":
+            options = {"topology": f"1x1x{count}", "target_config": request["target"]}
+        devices = topologies.get_topology_desc(platform=platform, **options).devices[:count]
     explicit = (AxisType.Explicit, AxisType.Explicit)
     return jax.make_mesh((1, count), ("data", "model"), axis_types=explicit, devices=devices)
 

@@ -9,7 +9,7 @@ from s7jax.errors import UsageError
 from s7jax.mesh import MeshShape, check
 from s7jax.sizing import budget
 from s7jax.sizing.budget import FP32
-from s7jax.sizing.compiled import Compiled, compile_job
+from s7jax.sizing.compiled import Compiled, compile_job, cuda_target
 from s7jax.sizing.reconcile import rows
 from s7jax.sizing.schedule import MFU, Job, Time, jobs, roofline, total
 
@@ -69,11 +69,8 @@ def compile_for(job: Job, device: Device) -> Compiled:
     if device.name == "cpu":
         return compile_job(job)
     if device.name in TOPOLOGIES:
-        return compile_job(job, "tpu", TOPOLOGIES[device.name])
-    raise UsageError(
-        f"--compile for {device.name}: no compiler for it here; --target cpu compiles the same "
-        "program, --target v5e for TPUs"
-    )
+        return compile_job(job, "tpu", topology=TOPOLOGIES[device.name])
+    return compile_job(job, "cuda", target=cuda_target(device))
 
 
 def placement(config: Config, sockets: int) -> list[dict[str, Any]]:
