@@ -150,7 +150,7 @@ def test_a_sealed_model_answers_and_proves_it(work: Path, tmp_path: Path):
     flags = ("--prompt", "def return", "--max-tokens", 6)
     text = good("tools/generate.py", sealed, *flags, "--proof", proof, cwd=work)
     report = json.loads(good("tools/generate.py", *flags, "--json", cwd=work))
-    assert report["text"] + "\n" == text
+    assert text == report["text"], "standard output is the text, to the byte"
     assert report["root"] == s7l.open(sealed).root.hex()
     assert sum(part["tokens"] for part in report["route"]) == report["tokens"] == 6
     for how in ((), ("--mesh", "1x2")):

@@ -6,7 +6,8 @@ Examples:
   python tools/plan.py --preset s7-nano --target cpu --mesh 2x1 --compile
   python tools/plan.py --target v5e --mesh 4x2 --compile     needs libtpu, no TPU
   python tools/plan.py --phase experts --mesh 4x2x2          pools × data × model
-  python tools/plan.py --markdown > docs/sizing.md
+  python tools/plan.py --phase trunk --target v5e --mesh 4x2 --fit
+  python tools/plan.py --document docs/sizing.md             needs the extras gpu and tpu
 
 With --compile the very programs that training runs are compiled for the target, which need not
 be at hand, and their memory is reported. --set reaches any field of the configuration.
@@ -14,15 +15,20 @@ be at hand, and their memory is reported. --set reaches any field of the configu
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 
+os.environ["JAX_PLATFORMS"] = "cpu"  # compilers run in processes of their own
 from s7jax import cli
 from s7jax.config import PRESETS, override, preset
 from s7jax.devices import DEVICES
 from s7jax.errors import UsageError
 from s7jax.mesh import parse as parse_mesh
 from s7jax.sizing import show
-from s7jax.sizing.plan import plan, sweep
+from s7jax.sizing.document import document
+from s7jax.sizing.fit import described, fit
+from s7jax.sizing.plan import compile_for, plan, sweep
 from s7jax.sizing.schedule import MFU, jobs, measured_mfu
 from s7jax.storage import write_bytes
 
@@ -43,12 +49,16 @@ def parse() -> argparse.Namespace:
     p.add_argument("--price", type=float, help="dollars an hour of one device")
     p.add_argument("--sockets", type=int, default=2, help="NUMA sockets to place weights on (§8)")
     p.add_argument("--compile", action="store_true", help="compile the step for the target")
-    p.add_argument("--json", action="store_true")
-    p.add_argument("--markdown", action="store_true")
+    p.add_argument("--fit", action="store_true", help="search for the fastest plan that fits")
+    for form in ("--json", "--markdown"):
+        p.add_argument(form, action="store_true")
+    p.add_argument("--document", type=Path, metavar="FILE", help="the whole of docs/sizing.md")
     p.add_argument("--html", type=Path, metavar="FILE", help="one page with plots")
     args = p.parse_args()
     if args.target not in DEVICES:
         raise UsageError(f"--target {args.target}: expected one of {', '.join(DEVICES)}")
+    if args.fit and args.phase not in ("trunk", "experts"):
+        raise UsageError("--fit needs --phase trunk or --phase experts")
     if not 0 < args.mfu <= 1:
         raise UsageError(f"--mfu {args.mfu}: expected more than 0 and at most 1")
     return args
@@ -64,12 +74,17 @@ def main() -> None:
     if device.name != "cpu":  # as training does on accelerators
         sizes.append('compute.precision="bf16"')
     config = override(preset(args.preset), [*sizes, *args.set])
-    mfu = args.mfu
-    if args.calibrate:
-        mfu = measured_mfu(args.calibrate, jobs(config, shape, args.phase)[0], device)
+    first = jobs(config, shape, args.phase)[:1]
+    mfu = measured_mfu(args.calibrate, first[0], device) if args.calibrate else args.mfu
+    if args.fit:
+        config, shape, _ = fit(config, shape, args.phase, device, compile_for)
+        print(f"fits: {described(config, shape, args.phase)}", file=sys.stderr)
     options = {"mfu": mfu, "price": args.price, "sockets": args.sockets}
-    tree = plan(config, shape, args.phase, device, compiled=args.compile, **options)
-    if args.html:
+    tree = plan(config, shape, args.phase, device, compiled=args.compile or args.fit, **options)
+    if args.document:
+        write_bytes(args.document, document(config, mfu).encode())
+        print(f"written: {args.document}")
+    elif args.html:
         others = sweep(config, shape, args.phase, device, **options)
         write_bytes(args.html, show.page(tree, others).encode())
         print(f"written: {args.html}")

@@ -7,13 +7,15 @@ from s7jax.config import Config
 from s7jax.devices import Device
 from s7jax.errors import UsageError
 from s7jax.mesh import MeshShape, check
-from s7jax.sizing import budget
+from s7jax.model.flops import flops_per_token
+from s7jax.sizing import budget, inference
 from s7jax.sizing.budget import FP32
 from s7jax.sizing.compiled import Compiled, compile_job, cuda_target
 from s7jax.sizing.reconcile import rows
 from s7jax.sizing.schedule import MFU, Job, Time, jobs, roofline, total
 
 TOPOLOGIES = {"v5e": "v5e:2x4", "v5p": "v5p:2x2x2", "v6e": "v6e:2x4"}
+STORAGE = 1e9  # bytes a second that a checkpoint is assumed to be written at
 TILE = 32  # rows and columns of an AVX2 tile (§8)
 
 
@@ -50,6 +52,7 @@ def plan(
         "memory": [_memory(name, found, device) for name, found in made.items()],
         "layout": _layout(config),
         "placement": placement(config, sockets),
+        "phases": inference.phase(phase, config, device, mfu, price),
     }
     if times:
         hours, cost = total(list(times.values()))
@@ -106,7 +109,10 @@ def _job(job: Job, time: Time | None, shape: MeshShape) -> dict[str, Any]:
         "microbatches_a_group": job.microbatches,
         "checkpoints": job.checkpoints,
         "checkpoint_bytes": job.checkpoint_bytes,
+        "checkpoint_seconds": job.checkpoint_bytes / STORAGE,
         "flops": job.flops,
+        "flops_a_token": flops_per_token(job.config.model, job.phase, causal=False),
+        "flops_a_token_causal": flops_per_token(job.config.model, job.phase, causal=True),
         "weights_bytes": local,
         "gradient_bytes": local,
         "optimizer_bytes": 2 * local,

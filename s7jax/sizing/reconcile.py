@@ -13,6 +13,7 @@ from s7jax.devices import DEVICES
 from s7jax.mesh import MeshShape
 from s7jax.sizing import budget
 from s7jax.sizing.budget import FP32
+from s7jax.sizing.inference import quantize
 from s7jax.sizing.schedule import MFU, jobs, roofline, total
 
 MB, KIB, MIB = 10**6, 1 << 10, 1 << 20
@@ -92,6 +93,9 @@ def _training(config: Config, mfu: float) -> Iterator[Row]:
     yield Row("§4", "Phase 2, GPU-hours", 1_770, hours, "h", why)
     wall = max(time.wall_hours for time in second)
     yield Row("§4", "Phase 2, wall time", 150, wall, "h", "the slowest expert")
+    work = quantize(config, device, mfu, None)
+    why = "one forward pass over 4,096 samples a domain, trunk and four experts"
+    yield Row("§6", "calibration, GPU-hours", 200, work["device_hours"], "h", why)
     both, cost = total([times["trunk"], *second])
     yield Row("§6", "training, GPU-hours", 13_770, both, "h", "as above")
     why = "training alone; 200 h of calibration and QA would add $500"

@@ -33,6 +33,7 @@ def sections(tree: dict[str, Any]) -> list[Section]:
         found += _jobs(tree)
     if tree["memory"]:
         found.append(_memory(tree))
+    found += _phases(tree["phases"])
     found += _layout(tree)
     if specification := tree.get("specification"):
         found.append(
@@ -119,7 +120,9 @@ def _jobs(tree: dict[str, Any]) -> list[Section]:
         [
             *(job["name"], f"{job['tokens'] / 1e9:,.3g} B", f"{job['steps']:,}"),
             *(f"{job['tokens_a_step']:,}", f"{job['microbatches_a_group']}"),
-            *(f"{job['checkpoints']}", _bytes(job["checkpoint_bytes"]), f"{job['flops']:.2e}"),
+            *(f"{job['checkpoints']}", _bytes(job["checkpoint_bytes"])),
+            *(f"{job['checkpoint_seconds']:.2g}", f"{job['flops']:.2e}"),
+            *(f"{job[k] / 1e6:.0f} M" for k in ("flops_a_token", "flops_a_token_causal")),
         ]
         for job in jobs
     ]
@@ -131,7 +134,9 @@ def _jobs(tree: dict[str, Any]) -> list[Section]:
         "microbatches",
         "checkpoints",
     )
-    found: list[Section] = [("Work", (*columns, "each", "operations"), work)]
+    found: list[Section] = [
+        ("Work", (*columns, "each", "s at 1 GB/s", "operations", "a token", "causal"), work)
+    ]
     held = [
         [
             job["name"],
@@ -186,6 +191,25 @@ def _memory(tree: dict[str, Any]) -> Section:
     columns += ("temporaries", "peak")
     columns += ("fits", "collectives of a microbatch", "attention kernels")
     return ("Memory of a device as compiled", columns, rows)
+
+
+def _phases(tree: dict[str, Any]) -> list[Section]:
+    titles = {"quantize": "Phase 3: calibration", "infer": "The sealed model at work"}
+    found: list[Section] = []
+    for name, values in tree.items():
+        shown = [
+            [key.replace("_bytes", "").replace("_", " "), _figure(key, value)]
+            for key, value in values.items()
+            if value is not None
+        ]
+        found.append((titles[name], ("what", "figure"), shown))
+    return found
+
+
+def _figure(key: str, value: float) -> str:
+    if key.endswith("_bytes"):
+        return _bytes(value)
+    return f"${value:,.2f}" if key == "cost" else _number(value)
 
 
 def _layout(tree: dict[str, Any]) -> list[Section]:

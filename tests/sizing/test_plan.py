@@ -1,5 +1,7 @@
 """The planner against sums by hand, sealed bytes, the compiler and a real run."""
 
+import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
@@ -13,8 +15,9 @@ from s7jax.config import ModelConfig, StackConfig, override, preset
 from s7jax.devices import DEVICES, of_kind
 from s7jax.errors import InputError, UsageError
 from s7jax.mesh import parse
-from s7jax.sizing import budget, show
-from s7jax.sizing.compiled import compile_job
+from s7jax.sizing import budget, inference, show
+from s7jax.sizing.compiled import Compiled, compile_job, cuda_target
+from s7jax.sizing.fit import described, fit
 from s7jax.sizing.plan import placement, plan
 from s7jax.sizing.reconcile import rows
 from s7jax.sizing.schedule import jobs, measured_mfu, roofline, total
@@ -159,14 +162,71 @@ def test_the_compiled_step_on_two_model_devices():
     assert found.collectives["all-reduce"] > 0
 
 
+def test_fit_takes_the_fastest_plan_that_fits():
+    """Against a compiler whose memory follows a rule: half of the microbatch, half of it."""
+    asked = []
+
+    def rule(job, device):
+        asked.append(job)
+        size = 10**9 * job.recipe.microbatch // (4 if job.config.compute.remat else 1)
+        return Compiled(0, 0, 0, 0, 0, size, {}, 0)
+
+    small = dataclasses.replace(A100, memory=5 * 10**9)
+    config, shape, found = fit(BIG, parse("8x1"), "trunk", small, rule)
+    assert found.peak <= small.memory
+    assert (shape, config.trunk.microbatch) == (parse("8x1"), 4)
+    assert not config.compute.remat, "recomputing is slower than smaller microbatches here"
+    assert "--set trunk.microbatch=4" in described(config, shape, "trunk")
+    with pytest.raises(InputError, match="more devices"):
+        fit(BIG, parse("8x1"), "trunk", dataclasses.replace(A100, memory=1), rule)
+    with pytest.raises(UsageError, match="memory of cpu"):
+        fit(BIG, parse("8x1"), "trunk", DEVICES["cpu"], rule)
+
+
+def test_running_and_calibrating_by_hand():
+    found = inference.infer(BIG, A100)
+    assert found["cache_a_token_bytes"] == 2 * 6 * 768 + 2 * 8 * 512 == 17_408
+    assert found["cache_a_sequence_bytes"] == 2_048 * (9_216 + 4 * 8_192)
+    work = inference.quantize(BIG, A100, 0.5, None)
+    assert work["samples"] == 4 * 4_096
+    trunk = 2 * 23_592_960 + 6 * 4 * 2_048 * 768
+    expert = 2 * (25_165_824 + 2 * 768 * 512) + 8 * 4 * 2_048 * 512
+    assert work["flops"] == 4 * 4_096 * 2_048 * (trunk + 4 * expert)
+
+
+def test_a_gpu_as_its_compiler_reads_it():
+    text = cuda_target(A100)
+    assert "core_count: 108" in text
+    assert 'device_description_str: "NVIDIA A100-SXM4-40GB"' in text
+
+
+@pytest.mark.parametrize(("target", "module"), [("v5e", "libtpu"), ("h100", "jax_cuda12_plugin")])
+def test_the_step_compiles_for_devices_that_are_not_there(target, module):
+    flags = ("--preset", "s7-nano", "--phase", "trunk", "--mesh", "2x2", "--target", target)
+    done = tool(*flags, "--compile", "--json")
+    if importlib.util.find_spec(module) is None:
+        assert done.returncode == 2
+        assert "pip install 's7jax[" in done.stderr
+        return
+    (memory,) = json.loads(done.stdout)["memory"]
+    assert memory["fits"] is True
+    assert memory["collectives"]["all-reduce"] > 0
+
+
 MEASURE = """
-import json, resource, sys
+import json, sys
+from pathlib import Path
 import jax, numpy as np
 from s7jax.config import override, preset
 from s7jax.mesh import single
 from s7jax.model import parameters
 from s7jax.train import step
 from s7jax.train.phase import TRUNK
+
+def kilobytes(kind):
+    rows = Path("/proc/self/status").read_text().splitlines()
+    return int(next(row for row in rows if row.startswith(kind)).split()[1])
+
 config = override(preset("s7-nano"), json.loads(sys.argv[1]))
 mesh = single()
 with jax.set_mesh(mesh):
@@ -175,9 +235,10 @@ with jax.set_mesh(mesh):
     placed = step._place(tokens, mesh)
     made = step.gradient_program(config.model, step.trunk_loss, config.compute)
     made = made.lower(params, {}, placed).compile()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew here
+    before = kilobytes("VmRSS")
     jax.block_until_ready(made(params, {}, placed))
-    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    print(1024 * (kilobytes("VmHWM") - before))
 """
 
 
@@ -224,7 +285,7 @@ def test_the_tool_in_every_form(tmp_path):
         (("--target", "a1000"), "expected one of a100-40gb"),
         (("--mesh", "1x5"), "meshes that work"),
         (("--mfu", "2"), "--mfu 2.0"),
-        (("--compile", "--phase", "trunk"), "--target cpu compiles the same"),
+        (("--fit",), "--fit needs --phase"),
         (("--batch", "7"), "whole number of microbatches"),
     ],
 )

@@ -1,0 +1,74 @@
+"""docs/sizing.md: the specification's sizing, computed and compiled, by one command."""
+
+import dataclasses
+from importlib.metadata import version
+
+from s7jax.config import Config
+from s7jax.devices import DEVICES
+from s7jax.mesh import parse
+from s7jax.sizing import show
+from s7jax.sizing.plan import plan
+
+# (phase, mesh, target): the plans whose programs are compiled.
+COMPILED = (
+    ("trunk", "4x2", "a100-40gb"),
+    ("trunk", "8x1", "a100-40gb"),
+    ("experts", "4x2x2", "a100-40gb"),
+    ("trunk", "8x1", "h100"),
+    ("trunk", "4x2", "v5e"),
+    ("trunk", "8x1", "v5e"),
+)
+
+_HEAD = """# Sizing S7-LLM-MOE-140M
+
+Written by `python tools/plan.py --document docs/sizing.md`; change the planner, not this page.
+
+The specification's figures disagree with each other and with arithmetic. Here every one of them
+stands beside what the model's own shapes, the sealed layout and the compiler say, with the ratio
+and the reason. Hours are by roofline at a stated utilisation (MFU, attention over the whole
+square); {measured}
+
+"""
+
+_COMPILED = """## The step as compiled
+
+The very gradient programs that `experiments/` run, compiled by XLA for devices that were not
+there (JAX {jax}). Per device and microbatch of 16 sequences of 2,048 tokens, bfloat16,
+rematerialised, logits in chunks of 256. Weights, gradients and moments are float32; the peak
+holds two sums of gradients. Collectives are those of one microbatch over the
+model axis, those inside the scan over layers counted once; the data axis is summed between
+programs.
+
+"""
+
+
+def document(config: Config, mfu: float) -> str:
+    """The page as Markdown.
+
+    Raises:
+        UsageError: a compiler is not installed.
+    """
+    bf16 = dataclasses.replace(
+        config, compute=dataclasses.replace(config.compute, precision="bf16")
+    )
+    rows = []
+    for phase, mesh, target in COMPILED:
+        found = plan(bf16, parse(mesh), phase, DEVICES[target], mfu=mfu, compiled=True)
+        for memory in found["memory"]:
+            fits = "yes" if memory["fits"] else "no"
+            moved = sum(memory["collectives"].values()) / 2**20
+            sizes = [
+                f"{memory[kind] / 2**30:.2f}"
+                for kind in ("weights", "frozen", "optimizer", "temporaries", "peak")
+            ]
+            cells = [target, mesh, memory["job"], *sizes, fits, f"{moved:.0f}", memory["flash"]]
+            rows.append("| " + " | ".join(map(str, cells)) + " |")
+    table = (
+        "| target | mesh | program | weights, GiB | frozen | optimizer | temporaries | peak "
+        "| fits | collectives, MiB | attention kernels |\n" + "|---" * 11 + "|\n"
+    )
+    whole = plan(config, parse("4x2"), "all", DEVICES["a100-40gb"], mfu=mfu)
+    compiled = _COMPILED.format(jax=version("jax")) + table + "\n".join(rows)
+    measured = "no accelerator has run this model yet, so none is measured."
+    tables = show.markdown(whole).split("\n", 1)[1]
+    return _HEAD.format(measured=measured) + compiled + "\n" + tables
