@@ -19,7 +19,6 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "s7l"), str(HERE.parents[1])]
 
 with atheris.instrument_imports(include=["s7jax.s7l"]):
     from micro import Judge, Mutants, make
-    from second import second
 
 
 class Numbers:
@@ -48,11 +47,8 @@ def main() -> None:
 
     def one(data: bytes) -> None:
         made = mutants.draw(Numbers(data))
-        root = judge.library(made)
-        if root is not None:
-            assert second.verify(judge.path) == root
-            assert (root == mutants.data[8:40]) == (made == mutants.data)
-        counts["refused" if root is None else "accepted"] += 1
+        accepted = judge.judged(mutants, made, both=False)
+        counts["accepted" if accepted else "refused"] += 1
         tried = sum(counts.values())
         if tried % 10_000 == 0 or tried == inputs:  # libFuzzer never returns from Fuzz()
             minutes = (time.monotonic() - start) / 60

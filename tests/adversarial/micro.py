@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from attacker import Forgery, leaf, pack, reroot
+from second import second
 from tiny import vocab_tree, write_weights
 
 from s7jax import s7l
@@ -187,3 +188,21 @@ class Judge:
         except s7l.SealError:
             return None
         return seal.root
+
+    def judged(self, mutants: Mutants, data: bytes, *, both: bool) -> bool:
+        """Whether a mutant is accepted; by the second verifier too, which must give its root.
+
+        With ``both`` the second verifier must also refuse what the library refuses.
+        """
+        root = self.library(data)
+        if root is None:
+            if both:
+                try:
+                    second.verify(self.path)
+                except second.Refused:
+                    return False
+                raise AssertionError("the second verifier accepts what the library refuses")
+            return False
+        assert second.verify(self.path) == root
+        assert (root == mutants.data[8:40]) == (data == mutants.data)
+        return True
