@@ -3,6 +3,7 @@
 Examples:
   python experiments/experts.py                   all four experts of the newest run
   python experiments/experts.py --domain math     one of them (they can be separate jobs)
+  python experiments/experts.py --mesh 4x2x2      all four at once, on pools of 2 × 2 devices
   python experiments/experts.py --run demo --mesh 2x1
 
 The order does not matter: an expert's weights depend on the trunk and its own domain alone.
@@ -11,7 +12,7 @@ Next: experiments/router.py.
 
 from s7jax import cli
 from s7jax.config import DOMAINS
-from s7jax.experiment import add_run_flags, add_training_flags, resume
+from s7jax.experiment import add_process_flags, add_run_flags, add_watch_flags, resume
 from s7jax.pipeline import experts
 
 
@@ -19,7 +20,8 @@ def main() -> None:
     """Parse, open the run, train."""
     parser = cli.parser(__doc__)
     add_run_flags(parser)
-    add_training_flags(parser)
+    add_process_flags(parser)
+    add_watch_flags(parser)
     parser.add_argument("--domain", nargs="+", choices=DOMAINS, help="which (default: all)")
     args = parser.parse_args()
     experts(resume(args), args.domain, args.resume_from)

@@ -12,7 +12,7 @@ Each phase skips what is already done and valid. At the end: tables, and runs/NA
 import json
 
 from s7jax import cli
-from s7jax.experiment import add_run_flags, add_start_flags, begin
+from s7jax.experiment import add_run_flags, add_start_flags, add_watch_flags, begin
 from s7jax.pipeline import run
 from s7jax.report import show
 
@@ -22,6 +22,7 @@ def main() -> None:
     parser = cli.parser(__doc__)
     add_run_flags(parser)
     add_start_flags(parser)
+    add_watch_flags(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON alone")
     args = parser.parse_args()
     with cli.quiet(args.json):

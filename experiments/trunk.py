@@ -5,14 +5,20 @@ Examples:
   python experiments/trunk.py --mesh 4x2          4 data groups × 2 model-parallel devices
   python experiments/trunk.py --preset s7-mini --run mini \
       --data code=src/ math=math.jsonl.zst reason=reason.jsonl general=books/
-  python experiments/trunk.py --set trunk.tokens=5000000 --run longer
+  python experiments/trunk.py --tokens 5M --save-every 500k --run longer
 
 Without an accelerator a mesh is made of virtual CPU devices. A run that was stopped goes on
 from its newest checkpoint. Next: experiments/experts.py.
 """
 
 from s7jax import cli
-from s7jax.experiment import add_run_flags, add_start_flags, add_training_flags, begin
+from s7jax.experiment import (
+    add_process_flags,
+    add_run_flags,
+    add_start_flags,
+    add_watch_flags,
+    begin,
+)
 from s7jax.pipeline import train_trunk
 
 
@@ -20,7 +26,8 @@ def main() -> None:
     """Parse, open the run, train."""
     parser = cli.parser(__doc__)
     add_run_flags(parser)
-    add_training_flags(parser)
+    add_process_flags(parser)
+    add_watch_flags(parser)
     add_start_flags(parser)
     args = parser.parse_args()
     train_trunk(begin(args), args.resume_from)

@@ -20,6 +20,7 @@ from s7jax.model.parameters import counts
 from s7jax.processes import one_after_another, say
 from s7jax.run import Run, named, newest, start
 from s7jax.train import determinism
+from s7jax.train.options import Every, Options, parse_tokens
 from s7jax.train.phase import Experiment
 
 
@@ -29,13 +30,13 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mesh",
         metavar="[PxDx]M",
-        help="data × model devices, such as 4x2 (default: all, or 1x1); for sealed models also "
-        "pools × data × model: expert e on pool e modulo P",
+        help="data × model devices, such as 4x2 (default: all, or 1x1); or pools × data × model: "
+        "experts are trained, or held, on pools of their own",
     )
 
 
-def add_training_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of the scripts that train: where to go on, and as which of several processes."""
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of the scripts that train one phase: where to go on, as which of several processes."""
     parser.add_argument(
         "--resume-from", type=int, metavar="STEP", help="an older checkpoint, not the newest"
     )
@@ -47,6 +48,27 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
 
 
+def add_watch_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of the scripts that train: how a run is saved and watched; no weight changes."""
+    group = parser.add_argument_group(
+        "saving and watching", "intervals in tokens (5B, 250k) or in steps (500steps)"
+    )
+    group.add_argument("--save-every", metavar="N", help="checkpoint (default: as the preset says)")
+    group.add_argument("--keep-last", type=int, default=2, metavar="N", help="checkpoints (2)")
+    group.add_argument("--keep-every", metavar="N", help="keep one of each such interval for ever")
+    group.add_argument(
+        "--evaluate-every", metavar="N", help="held-out bits per byte (default: with every save)"
+    )
+    group.add_argument(
+        "--step-timeout",
+        type=float,
+        default=Options.step_timeout,
+        metavar="SECONDS",
+        help="a step that takes longer is stuck: the process ends (default: 1800; 0: never)",
+    )
+    group.add_argument("--profile", type=int, default=0, metavar="N", help="trace N steps")
+
+
 def add_start_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of the scripts that can start a run."""
     parser.add_argument(
@@ -56,6 +78,10 @@ def add_start_flags(parser: argparse.ArgumentParser) -> None:
         "--data", nargs="+", metavar="DOMAIN=PATH", help="sources; all four domains are needed"
     )
     parser.add_argument("--prepared", metavar="DIR", help="shards made by tools/prepare.py")
+    parser.add_argument("--tokens", metavar="N", help="Phase 1 trains on as many, such as 50B")
+    parser.add_argument(
+        "--expert-tokens", nargs="+", metavar="N", help="Phase 2: one number, or one per expert"
+    )
     parser.add_argument("--seed", type=int, help="root of all randomness (default: 0)")
     parser.add_argument(
         "--reduction",
@@ -85,17 +111,17 @@ def begin(args: argparse.Namespace) -> Experiment:
     """
     shape, note = _provision(args)
     run = named(args.run) if args.run else None
-    chosen = ("preset", "data", "prepared", "seed", "reduction", "precision", "set")
+    chosen = "preset data prepared seed reduction precision set tokens expert_tokens".split()
     untouched = all(getattr(args, flag) is None for flag in chosen)
     if run and run.config_file.exists() and untouched:
-        return _open(run, shape, note)
+        return _open(run, shape, note, _options(args))
 
     if args.data and args.prepared:
         raise UsageError("--data and --prepared: give one of them")
     default = ("s7-nano", "fp32") if jax.default_backend() == "cpu" else ("s7-140m", "bf16")
     precision = args.precision or default[1]
     config = override(preset(args.preset or default[0]), [f'compute.precision="{precision}"'])
-    config = override(config, args.set or [])
+    config = override(config, [*_lengths(args), *(args.set or [])])
     if args.seed is not None:
         config = override(config, [f"seed={args.seed}"])
     if args.reduction:
@@ -107,13 +133,47 @@ def begin(args: argparse.Namespace) -> Experiment:
     run = run or named(config.preset)
     with one_after_another():
         start(run, config, absolute or None, prepared)
-    return _open(run, shape, note)
+    return _open(run, shape, note, _options(args))
 
 
 def resume(args: argparse.Namespace) -> Experiment:
     """Open an existing run, the newest one if none is named."""
     shape, note = _provision(args)
-    return _open(named(args.run) if args.run else newest(), shape, note)
+    return _open(named(args.run) if args.run else newest(), shape, note, _options(args))
+
+
+def _lengths(args: argparse.Namespace) -> list[str]:
+    """``--tokens`` and ``--expert-tokens`` as overrides."""
+    found = []
+    if args.tokens:
+        found.append(f"trunk.tokens={parse_tokens(args.tokens, '--tokens')}")
+    if args.expert_tokens:
+        counts = [parse_tokens(text, "--expert-tokens") for text in args.expert_tokens]
+        found.append(f"experts.tokens={counts if len(counts) > 1 else counts[0]}")
+    return found
+
+
+def _options(args: argparse.Namespace) -> Options:
+    """The flags of :func:`add_watch_flags`, where a script has them."""
+    if not hasattr(args, "save_every"):
+        return Options()
+    if args.keep_last < 1:
+        raise UsageError(f"--keep-last {args.keep_last}: expected at least 1")
+    if args.step_timeout < 0 or args.profile < 0:
+        raise UsageError("--step-timeout and --profile: expected no negative number")
+
+    def every(name: str) -> Every | None:
+        text = getattr(args, name)
+        return Every.parse(text, f"--{name.replace('_', '-')}") if text else None
+
+    return Options(
+        save_every=every("save_every"),
+        keep_last=args.keep_last,
+        keep_every=every("keep_every"),
+        evaluate_every=every("evaluate_every"),
+        step_timeout=args.step_timeout,
+        profile=args.profile,
+    )
 
 
 def _provision(args: argparse.Namespace) -> tuple[meshes.MeshShape, str]:
@@ -142,7 +202,7 @@ def _check(shape: meshes.MeshShape, config: Config) -> None:
         meshes.check(shape, config.model, recipe)
 
 
-def _open(run: Run, shape: meshes.MeshShape, note: str) -> Experiment:
+def _open(run: Run, shape: meshes.MeshShape, note: str, options: Options) -> Experiment:
     config, settings = run.config(), run.read()
     _check(shape, config)
     sources = [f"{d}={path}" for d, paths in (settings["data"] or {}).items() for path in paths]
@@ -167,4 +227,4 @@ def _open(run: Run, shape: meshes.MeshShape, note: str) -> Experiment:
             f"--prepared {prepared.path}: vocabulary and context are {found}, the preset's are "
             f"{wanted}: prepare it with tools/prepare.py --preset {config.preset}"
         )
-    return Experiment(run, config, prepared, tuple(meshes.pools(shape)))
+    return Experiment(run, config, prepared, tuple(meshes.pools(shape)), options)

@@ -7,10 +7,12 @@ an error at trace time.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from s7jax.config import ModelConfig, RecipeConfig
@@ -155,8 +157,8 @@ def provision(shape: MeshShape | None, cluster: Cluster | None = None) -> str:
     ``shape.devices`` virtual devices, shared out over the processes of the cluster.
 
     Raises:
-        UsageError: there are accelerators, but fewer than the mesh needs; or CPU devices do not
-            divide over the processes.
+        UsageError: there are accelerators, but fewer than one pool of the mesh needs; or CPU
+            devices do not divide over the processes.
     """
     wanted = shape.devices if shape else 1
     processes = 1
@@ -171,15 +173,17 @@ def provision(shape: MeshShape | None, cluster: Cluster | None = None) -> str:
     if wanted > 1:
         jax.config.update("jax_num_cpu_devices", wanted // processes)
     backend, found = jax.default_backend(), jax.device_count()
-    if found < wanted:
+    enough = shape.data * shape.model if shape else 1
+    if found < enough:
         raise UsageError(
-            f"--mesh {shape} needs {wanted} devices; {backend} has {found}. Use a smaller mesh, "
+            f"--mesh {shape} needs {enough} devices; {backend} has {found}. Use a smaller mesh, "
             f"or JAX_PLATFORMS=cpu for {wanted} virtual CPU devices"
         )
     where = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     if backend == "cpu":
         return f"no accelerator: {wanted} virtual CPU device{'s' * (wanted > 1)}{where}"
-    return f"{found} {jax.devices()[0].device_kind}{where}"
+    few = f", {found // enough} of {shape.pools} pools at once" if shape and found < wanted else ""
+    return f"{found} {jax.devices()[0].device_kind}{where}{few}"
 
 
 def make(shape: MeshShape) -> Mesh:
@@ -188,10 +192,17 @@ def make(shape: MeshShape) -> Mesh:
 
 
 def pools(shape: MeshShape) -> list[Mesh]:
-    """One mesh for each pool, on devices of its own."""
+    """One mesh for each pool, on devices of its own; fewer pools where devices are fewer."""
     size = shape.data * shape.model
-    devices = jax.devices()[: shape.devices]
-    return [_mesh(shape, devices[i : i + size]) for i in range(0, shape.devices, size)]
+    devices = jax.devices()
+    count = min(shape.pools, len(devices) // size)
+    return [_mesh(shape, devices[i * size : (i + 1) * size]) for i in range(count)]
+
+
+def joined(made: Sequence[Mesh]) -> Mesh:
+    """Pools as one mesh, their data groups side by side."""
+    devices = np.concatenate([pool.devices for pool in made])
+    return Mesh(devices, made[0].axis_names, axis_types=made[0].axis_types)
 
 
 def single() -> Mesh:

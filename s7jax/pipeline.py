@@ -3,15 +3,17 @@
 Each phase skips what is already done and valid, so a stopped pipeline goes on where it was.
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from s7jax import mesh as meshes
 from s7jax import s7l
 from s7jax.comparison import compare
-from s7jax.errors import InputError, UsageError
+from s7jax.errors import InputError
 from s7jax.export import export
 from s7jax.model.model import Params
 from s7jax.runtime.sealing import seal_with_answers
@@ -25,18 +27,17 @@ from s7jax.train.phase import Experiment
 def experts(
     x: Experiment, domains: list[str] | None = None, resume_from: int | None = None
 ) -> None:
-    """Phase 2 of the named domains' experts, or of all."""
-    _refuse_pools(x)
-    trunk = phase.load_trunk(x)
-    for index, domain in enumerate(x.config.model.domains):
-        if domains is None or domain in domains:
-            loop.train_expert(x, index, trunk, resume_from)
+    """Phase 2 of the named domains' experts, or of all, as many at once as there are pools."""
+    wanted = [i for i, d in enumerate(x.config.model.domains) if domains is None or d in domains]
+    loop.train_experts(x, wanted, resume_from)
 
 
 def train_trunk(x: Experiment, resume_from: int | None = None) -> None:
-    """Phase 1."""
-    _refuse_pools(x)
-    loop.train_trunk(x, resume_from)
+    """Phase 1, on the devices of all pools together."""
+    whole = meshes.joined(x.pools)
+    shape = meshes.MeshShape(data=whole.shape[meshes.DATA], model=whole.shape[meshes.MODEL])
+    meshes.check(shape, x.config.model, x.config.trunk)
+    loop.train_trunk(dataclasses.replace(x, pools=(whole,)), resume_from)
 
 
 def fit_router(x: Experiment) -> None:
@@ -108,14 +109,6 @@ def run(x: Experiment) -> dict[str, Any]:
     report |= {"artifacts": _artifacts(x, sealed.root.hex()), "seconds": seconds}
     write_json(x.run.report, report)
     return report
-
-
-def _refuse_pools(x: Experiment) -> None:
-    if len(x.pools) > 1:
-        raise UsageError(
-            f"--mesh with {len(x.pools)} pools: training takes DATAxMODEL; give each expert a "
-            "job of its own with --domain"
-        )
 
 
 def _params(x: Experiment) -> Params:

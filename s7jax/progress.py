@@ -1,5 +1,6 @@
 """Progress of long work on standard error: a bar with rate and ETA, plain lines elsewhere."""
 
+import threading
 import time
 from typing import Self
 
@@ -24,23 +25,16 @@ class Progress:
         self._scale, self._rate_unit = rate or (1, unit)
         self._done = self._first = 0
         self._began = self._printed = time.monotonic()
-        self._console = Console(stderr=True)
-        self._bar = RichProgress(
-            TextColumn("{task.description:<9}"),
-            BarColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task(name, total=total, text="")
+        self._bars: RichProgress | None = None
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        self._bars = _Display.enter()
+        self._task = self._bars.add_task(self._name, total=self._total, text="")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        assert self._bars is not None
+        _Display.leave()
 
     def restart_clock(self) -> None:
         """Count the rate from here on: what was resumed, or took compiling, is not speed."""
@@ -52,10 +46,11 @@ class Progress:
         self._done += count
         now = time.monotonic()
         text = self._text(now, note)
-        self._bar.update(self._task, completed=self._done, text=text)
-        if not self._console.is_terminal and now - self._printed >= PLAIN_INTERVAL:
+        assert self._bars is not None
+        self._bars.update(self._task, completed=self._done, text=text)
+        if self._bars.disable and now - self._printed >= PLAIN_INTERVAL:
             self._printed = now
-            self._console.print(f"{self._name}: {text}{self._left(now)}", highlight=False)
+            self._bars.console.print(f"{self._name}: {text}{self._left(now)}", highlight=False)
 
     def _text(self, now: float, note: str) -> str:
         done = _amount(self._done, self._unit)
@@ -69,6 +64,41 @@ class Progress:
 
     def _speed(self, now: float) -> float:
         return (self._done - self._first) / max(now - self._began, 1e-9)
+
+
+class _Display:
+    """The one live display of the process: bars of several threads stand below one another."""
+
+    lock = threading.Lock()
+    bars: RichProgress | None = None
+    users = 0
+
+    @classmethod
+    def enter(cls) -> RichProgress:
+        """The display, started for its first user."""
+        with cls.lock:
+            if cls.bars is None:
+                console = Console(stderr=True)
+                cls.bars = RichProgress(
+                    TextColumn("{task.description:<9}"),
+                    BarColumn(),
+                    TextColumn("{task.fields[text]}"),
+                    TimeRemainingColumn(),
+                    console=console,
+                    disable=not console.is_terminal,
+                )
+                cls.bars.start()
+            cls.users += 1
+            return cls.bars
+
+    @classmethod
+    def leave(cls) -> None:
+        """The last user stops it."""
+        with cls.lock:
+            cls.users -= 1
+            if cls.users == 0 and cls.bars is not None:
+                cls.bars.stop()
+                cls.bars = None
 
 
 def _amount(count: float, unit: str) -> str:

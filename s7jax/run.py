@@ -6,6 +6,8 @@
       config.json          preset, model, recipes, seed, data sources (what decided the bytes)
       data/                tokenised shards, manifest, tokenizer (or elsewhere: --prepared)
       metrics.jsonl        one line per training step
+      tensorboard/         the same as TensorBoard events, a folder a phase
+      profile/             traces made with --profile
       checkpoints/         trunk/ expert0/ … (resumable), trunk_final/ expert0_final/ router_final/
       model/               weights/ vocab.json moe.s7l
       evaluation.json      quality on held-out text
@@ -40,6 +42,16 @@ class Run:
     def metrics(self) -> Path:
         """JSON lines, one per training step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The same as TensorBoard events, a folder a phase."""
+        return self.path / "tensorboard"
+
+    @property
+    def profile(self) -> Path:
+        """Traces made with ``--profile``."""
+        return self.path / "profile"
 
     @property
     def checkpoints(self) -> Path:

@@ -27,6 +27,7 @@ ALLOWED = {
     "train": {
         "config",
         "data",
+        "devices",
         "errors",
         "mesh",
         "model",
@@ -60,6 +61,7 @@ ALLOWED = {
         "errors",
         "experiment",
         "export",
+        "mesh",
         "model",
         "runtime",
         "s7l",

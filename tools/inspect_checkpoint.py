@@ -9,9 +9,11 @@ Examples:
   python tools/inspect_checkpoint.py runs/demo/model/moe.s7l
   python tools/inspect_checkpoint.py runs/demo/model/moe.s7l --weights --json
   python tools/inspect_checkpoint.py runs/demo/model/moe.s7l --extract expert2 --out expert2.s7b
+  python tools/inspect_checkpoint.py runs/demo/checkpoints/trunk_final --verify-data
   python tools/inspect_checkpoint.py --diff runs/a/model/moe.s7l runs/b/model/moe.s7l
 
 A bundle made by --extract is verified alone, against the same root, by tools/verify.py.
+--verify-data draws every batch the checkpoint was trained on again and compares its receipt.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from s7jax import cli, s7l
 from s7jax.errors import UsageError
 from s7jax.inspection import differences, list_seal, read
 from s7jax.report import show_seal, show_tensors
+from s7jax.train.provenance import verify_data
 
 
 def parse() -> argparse.Namespace:
@@ -33,11 +36,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--weights", action="store_true", help="norm and SHA-256 of each tensor")
     parser.add_argument("--extract", metavar="COMPONENT", help="write a bundle, e.g. of expert2")
     parser.add_argument("--out", type=Path, help="with --extract: the file to create")
+    parser.add_argument("--verify-data", action="store_true", help="recompute the data receipt")
+    parser.add_argument("--prepared", type=Path, metavar="DIR", help="data (default: the run's)")
     args = parser.parse_args()
     if (args.path is None) == (args.diff is None):
         raise UsageError("give one path, or --diff A B")
     if (args.extract is None) != (args.out is None) or (args.extract and args.diff):
         raise UsageError("--extract COMPONENT and --out FILE go together, with one .s7l file")
+    if (args.verify_data or args.prepared) and (args.diff or args.extract or args.path.is_file()):
+        raise UsageError("--verify-data takes the folder of one checkpoint")
     return args
 
 
@@ -49,6 +56,10 @@ def main() -> int:
         created = s7l.extract(seal, args.extract, args.out)
         print(f"{'written' if created else 'already there, identical'}: {args.out}")
         print(f"{args.extract} of root {seal.root.hex()}")
+        return 0
+    if args.verify_data:
+        receipt = verify_data(args.path, args.prepared)
+        print(json.dumps(receipt.to_json(), indent=1) if args.json else f"data verified: {receipt}")
         return 0
     if args.path and args.path.is_file() and not args.weights:
         listing = list_seal(args.path)

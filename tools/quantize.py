@@ -21,6 +21,7 @@ from s7jax.errors import UsageError
 from s7jax.export import export
 from s7jax.integer.quantize import METHOD
 from s7jax.run import Run, named, newest
+from s7jax.train import determinism
 
 
 def main() -> None:
@@ -35,6 +36,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="weights folder (default: the run's)")
     parser.add_argument("--method", choices=[METHOD], default=METHOD)
+    determinism.enforce()  # calibration runs the float model
     args = parser.parse_args()
     run = _run(args)
     trunk = args.checkpoint or run.checkpoints / "trunk_final"

@@ -45,6 +45,24 @@ def mean_loss(
     return _total(chunk)(x_BTD, params["embedding"]["weight"], labels_BT) / labels_BT.size
 
 
+def losses(
+    cfg: ModelConfig,
+    compute: ComputeConfig,
+    params: Params,
+    h_BTD: jax.Array,
+    labels_BT: jax.Array,
+) -> jax.Array:
+    """Next-token loss of every position of what trunk or expert gave, float32 [B, T], in nats."""
+
+    def add(nothing: None, piece: Any) -> tuple[None, jax.Array]:
+        x, labels = piece
+        return nothing, cross_entropy(table_products(x, params["embedding"]["weight"]), labels)
+
+    x_BTD = normalize(cfg, params, h_BTD)
+    chunk = compute.loss_chunk or labels_BT.shape[1]
+    return _over_chunks(add, None, (x_BTD, labels_BT), chunk)[1]
+
+
 @cache
 def _total(chunk: int) -> Callable[..., jax.Array]:
     """``(x_BTD, weight_VD, labels_BT) → `` sum over all positions of the loss, float32."""

@@ -8,7 +8,9 @@ asynchronous.
 
 import hashlib
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +22,65 @@ from s7jax.errors import InputError
 from s7jax.model import parameters
 from s7jax.model.model import Params
 
+# Orbax numbers its saves process-wide and reads the number back while it starts one: experts
+# trained side by side start theirs one after another.
+_SAVING = threading.Lock()
 
-def manager(folder: Path, keep: int = 2) -> ocp.CheckpointManager:
-    """Resumable checkpoints of one phase, by step; the newest ``keep`` stay."""
-    return ocp.CheckpointManager(
+
+@contextmanager
+def manager(
+    folder: Path, keep: int = 2, keep_period: int | None = None
+) -> Iterator[ocp.CheckpointManager]:
+    """Resumable checkpoints of one phase, by step.
+
+    The newest ``keep`` stay, and for ever those at multiples of ``keep_period`` steps.
+    """
+    made = ocp.CheckpointManager(
         folder.resolve(),
         item_names=("state", "record"),
-        options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_period, cleanup_tmp_directories=True
+        ),
     )
+    try:
+        yield made
+        wait(made)
+    finally:
+        made.close()
+
+
+def wait(saves: ocp.CheckpointManager) -> None:
+    """Wait for a save in the background.
+
+    Raises:
+        InputError: it failed.
+    """
+    _saved(Path(saves.directory), saves.wait_until_finished)
+
+
+def _saved(where: Path, save: Callable[[], Any]) -> None:
+    try:
+        save()
+    except Exception as e:  # whatever the libraries below make of a full disk
+        problem = str(e).strip().partition("\n")[0][:300]
+        raise InputError(
+            f"{where}: a checkpoint could not be saved: {problem or repr(e)}; those that "
+            "were there still are, and the same command goes on from the newest"
+        ) from e
 
 
 def save_step(saves: ocp.CheckpointManager, step: int, state: Any, record: dict[str, Any]) -> None:
-    """Save a training state in the background, with its SHA-256 in the record."""
-    saves.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            record=ocp.args.JsonSave(record | {"state_sha256": _state_sha256(state)}),
-        ),
+    """Save a training state in the background, with its SHA-256 in the record.
+
+    Raises:
+        InputError: it cannot be saved, or the one before could not.
+    """
+    args = ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        record=ocp.args.JsonSave(record | {"state_sha256": _state_sha256(state)}),
     )
+    with _SAVING:
+        _saved(Path(saves.directory), lambda: saves.save(step, args=args))
 
 
 def restore_step(saves: ocp.CheckpointManager, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -75,27 +117,29 @@ def _state_sha256(state: Any) -> str:
 
 
 def save_final(folder: Path, params: Params, record: dict[str, Any]) -> str:
-    """Save the parameters a phase ends with; returns their SHA-256, which the record also gets."""
+    """Save the parameters a phase ends with; returns their SHA-256, which the record also gets.
+
+    Raises:
+        InputError: they cannot be saved.
+    """
     sha256 = parameters.digest(params)
-    with _checkpointer() as writer:
-        writer.save(
-            folder.resolve(),
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                record=ocp.args.JsonSave(record | {"params_sha256": sha256}),
-            ),
-        )
+    args = ocp.args.Composite(
+        params=ocp.args.StandardSave(params),
+        record=ocp.args.JsonSave(record | {"params_sha256": sha256}),
+    )
+    with _SAVING, _checkpointer() as writer:
+        _saved(folder, lambda: writer.save(folder.resolve(), args=args))
     return sha256
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The JSON record of a final checkpoint.
+    """The JSON record of a checkpoint.
 
     Raises:
         InputError: not such a checkpoint.
     """
     if not (folder / "record").is_dir():
-        raise InputError(f"{folder}: not a final checkpoint of s7jax (no record)")
+        raise InputError(f"{folder}: not a checkpoint of s7jax (no record)")
     record = ocp.args.Composite(record=ocp.args.JsonRestore())
     return dict(readable(f"{folder}/record", lambda: _restore(folder, record))["record"])
 

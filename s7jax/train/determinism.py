@@ -5,14 +5,19 @@ import os
 import jax
 
 GPU_FLAGS = "--xla_gpu_deterministic_ops=true"
+CPU_THREADS = 16
 
 
 def enforce() -> None:
     """Pin the random generator and forbid run-dependent kernels; call before using JAX.
 
     Threefry is counter-based: the same key gives the same bits on every backend. On GPUs XLA
-    must not choose kernels by timing or add in the order threads finish.
+    must not choose kernels by timing or add in the order threads finish. On CPUs the blocks in
+    which a matrix product is summed depend on the size of XLA's thread pool, by default the
+    number of cores or of virtual devices, whichever is larger: pinned, training gives the same
+    bits on any number of cores and on up to :data:`CPU_THREADS` virtual devices a process.
     """
+    os.environ["PJRT_NPROC"] = str(CPU_THREADS)
     flags = os.environ.get("XLA_FLAGS", "")
     if GPU_FLAGS not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {GPU_FLAGS}".strip()

@@ -4,23 +4,25 @@ Every model is scored on the same held-out sequences; the router rows are then o
 among those scores, position by position.
 """
 
+import dataclasses
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-from s7jax.config import ModelConfig
+from s7jax.config import ComputeConfig, ModelConfig
 from s7jax.data.mixture import held_out
 from s7jax.mesh import DATA
-from s7jax.model.loss import cross_entropy
-from s7jax.model.model import Params, expert_output, head, router_logits, trunk_output
+from s7jax.model.loss import losses
+from s7jax.model.model import EXACT, Params, expert_output, router_logits, trunk_output
 from s7jax.model.routing import route
 from s7jax.progress import Progress
-from s7jax.train.phase import Experiment
+from s7jax.train.phase import Experiment, Phase
+from s7jax.train.step import place
 
 ROWS = 4  # sequences per data-parallel group in one forward pass
 WINDOW = 256  # positions over which router accuracy is counted
@@ -29,12 +31,14 @@ ROUTERS = ("router", "nearest_centroid")
 Scores = dict[str, np.ndarray]
 
 
-@partial(jax.jit, static_argnums=0)
-def _score(cfg: ModelConfig, params: Params, tokens_BT: jax.Array) -> dict[str, jax.Array]:
+@partial(jax.jit, static_argnums=(0, 1))
+def _score(
+    cfg: ModelConfig, compute: ComputeConfig, params: Params, tokens_BT: jax.Array
+) -> dict[str, jax.Array]:
     inputs_BT, labels_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
     h_BTD = trunk_output(cfg, params, inputs_BT)
     refined = [expert_output(cfg, params[f"expert{e}"], h_BTD) for e in range(len(cfg.domains))]
-    nll = [cross_entropy(head(cfg, params, h), labels_BT) for h in (h_BTD, *refined)]
+    nll = [losses(cfg, compute, params, h, labels_BT) for h in (h_BTD, *refined)]
     evidence = {
         name: router_logits(cfg, params | {"router": params[name]}, h_BTD) for name in ROUTERS
     }
@@ -42,26 +46,76 @@ def _score(cfg: ModelConfig, params: Params, tokens_BT: jax.Array) -> dict[str, 
     return {"nll": jnp.stack(nll), **evidence, **routes}
 
 
-def score(cfg: ModelConfig, params: Params, tokens: np.ndarray, mesh: Mesh) -> Scores:
-    """Score sequences int32 [N, context + 1] on a mesh.
+def score(
+    cfg: ModelConfig,
+    params: Params,
+    tokens: np.ndarray,
+    mesh: Mesh,
+    compute: ComputeConfig = EXACT,
+) -> Scores:
+    """Score sequences int32 [N, context + 1] on a mesh, in float32.
 
     Returns:
         ``nll`` float32 [1 + E, N, T] in nats, trunk first; for each of :data:`ROUTERS` its
         evidence float32 [N, T, E], and ``…_route`` int32 [N, T].
     """
-    rows = ROWS * mesh.shape[DATA]
-    batches = []
-    for start in range(0, len(tokens), rows):
-        batch = tokens[start : start + rows]
-        # The last batch is filled up with copies of its first row, dropped again below.
-        filled = np.concatenate([batch, np.repeat(batch[:1], rows - len(batch), axis=0)])
-        placed = jax.device_put(filled, NamedSharding(mesh, P(DATA, None)))
-        result = jax.tree.map(np.asarray, _score(cfg, params, placed))
-        batches.append({k: _rows(k, v, len(batch)) for k, v in result.items()})
+    exact, batches = dataclasses.replace(compute, precision="fp32"), []
+    for count, filled in _batches(tokens, mesh):
+        result = jax.tree.map(np.asarray, _score(cfg, exact, params, place(filled, mesh)))
+        batches.append({k: _rows(k, v, count) for k, v in result.items()})
     return {
         name: np.concatenate([b[name] for b in batches], axis=1 if name == "nll" else 0)
         for name in batches[0]
     }
+
+
+def _batches(tokens: np.ndarray, mesh: Mesh) -> Iterator[tuple[int, np.ndarray]]:
+    """Batches of :data:`ROWS` a group, and how many of their rows count.
+
+    The last is filled up with copies of its first row.
+    """
+    rows = ROWS * mesh.shape[DATA]
+    for start in range(0, len(tokens), rows):
+        batch = tokens[start : start + rows]
+        yield len(batch), np.concatenate([batch, np.repeat(batch[:1], rows - len(batch), axis=0)])
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _total_loss(
+    cfg: ModelConfig,
+    compute: ComputeConfig,
+    expert: bool,
+    params: Params,
+    frozen: Params,
+    tokens_BT: jax.Array,
+    counted_B: jax.Array,
+) -> jax.Array:
+    """Loss over the rows that count, of the trunk or of an expert on it, float32, in nats."""
+    shared = frozen if expert else params
+    h_BTD = trunk_output(cfg, shared, tokens_BT[:, :-1], compute)
+    if expert:
+        h_BTD = expert_output(cfg, params, h_BTD, compute)
+    nll_BT = losses(cfg, compute, shared, h_BTD, tokens_BT[:, 1:])
+    return jnp.sum(nll_BT * counted_B[:, None])
+
+
+def bits_per_byte(x: Experiment, phase: Phase, params: Params, frozen: Params) -> dict[str, float]:
+    """Held-out bits per byte while training: of the trunk in every domain, of an expert in its own.
+
+    Computed as training computes, on all of the experiment's mesh, whatever its processes.
+    """
+    cfg, found = x.config.model, {}
+    lengths = x.prepared.tokenizer.token_lengths
+    with jax.set_mesh(x.mesh):
+        for domain in cfg.domains if phase.domain is None else (phase.domain,):
+            tokens, nats = held_out(x.prepared, domain, x.config.eval_sequences), 0.0
+            for count, filled in _batches(tokens, x.mesh):
+                counted = (np.arange(len(filled)) < count).astype(np.float32)
+                placed = place(filled, x.mesh), place(counted, x.mesh)
+                expert = phase.domain is not None
+                nats += float(_total_loss(cfg, x.config.compute, expert, params, frozen, *placed))
+            found[domain] = nats / (np.log(2) * float(lengths[tokens[:, 1:]].sum()))
+    return found
 
 
 def _rows(name: str, value: np.ndarray, count: int) -> np.ndarray:
@@ -84,7 +138,7 @@ def evaluate(x: Experiment, params: Params) -> dict[str, Any]:
     with jax.set_mesh(x.mesh), Progress("evaluate", len(cfg.domains), "domains") as progress:
         for index, domain in enumerate(cfg.domains):
             tokens = held_out(x.prepared, domain, x.config.eval_sequences)
-            scores = score(cfg, params, tokens, x.mesh)
+            scores = score(cfg, params, tokens, x.mesh, x.config.compute)
             per_byte = np.log(2) * lengths[tokens[:, 1:]].sum()
             nll = scores["nll"].astype(np.float64)
             trunk, *experts = (nll.sum(axis=(1, 2)) / per_byte).tolist()

@@ -1,57 +1,140 @@
-"""Training metrics as JSON lines, one step behind the device."""
+"""Training metrics as JSON lines and TensorBoard events, one step behind the device."""
 
 import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 import jax
+from tensorboardX import SummaryWriter
 
+from s7jax.devices import Device
 from s7jax.processes import say
 
 
-class MetricsFile:
-    """Appends one line per step to ``metrics.jsonl``.
+class Throughput:
+    """Tokens a second, and the share of the devices' peak they amount to (MFU).
+
+    Utilisation counts matrix products alone and attention over the whole square (PaLM, arXiv
+    2204.02311, appendix B). There is none without a peak with a source; more than all of it is
+    refused.
+    """
+
+    def __init__(
+        self, tokens_a_step: int, flops_a_token: int, device: Device | None, devices: int
+    ) -> None:
+        self._tokens, self._flops = tokens_a_step, flops_a_token
+        self._peak = device.peak_bf16 * devices if device and device.peak_bf16 else None
+        self._last: float | None = None
+        self._warned = False
+
+    def step(self) -> dict[str, float]:
+        """The figures of the step that has ended now; none before the clock was started."""
+        now = time.monotonic()
+        last, self._last = self._last, now
+        if last is None:
+            return {}
+        rate = self._tokens / max(now - last, 1e-9)
+        if self._peak is None:
+            return {"tokens_per_second": round(rate, 1)}
+        mfu = rate * self._flops / self._peak
+        if mfu > 1:
+            if not self._warned:
+                say(f"warning: {mfu:.0%} of the devices' peak is impossible; no MFU is shown")
+            self._warned = True
+            return {"tokens_per_second": round(rate, 1)}
+        return {"tokens_per_second": round(rate, 1), "mfu": round(mfu, 4)}
+
+    def start(self) -> None:
+        """What came before now is not speed: compiling, a save, an evaluation."""
+        self._last = time.monotonic()
+
+
+class Metrics:
+    """One line a step in ``metrics.jsonl``, and the same as scalars for TensorBoard.
 
     A step's metrics are read from the device only when the next step has been dispatched, so
     that the device never waits for the host. What is not finite is written as null.
     """
 
-    def __init__(self, path: Path, phase: str) -> None:
+    def __init__(
+        self, path: Path, events: Path, phase: str, first: int, throughput: Throughput
+    ) -> None:
         # Only process 0 writes reports.
-        target = path if jax.process_index() == 0 else Path(os.devnull)
-        self._file = target.open("a", buffering=1)
-        self._phase = phase
+        speaks = jax.process_index() == 0
+        self._file = (path if speaks else Path(os.devnull)).open("a", buffering=1)
+        # What an earlier attempt wrote from this step on is dropped from the plots.
+        self._events = SummaryWriter(str(events), purge_step=first) if speaks else None
+        self._phase, self._throughput = phase, throughput
         self._pending: tuple[dict[str, Any], dict[str, jax.Array]] | None = None
+        self._line: dict[str, Any] | None = None
         self._began = time.monotonic()
         self.note, self.skipped, self.last_skipped = "", 0, -1
 
     def put(self, step: dict[str, Any], metrics: dict[str, jax.Array]) -> None:
         """Queue a step's metrics (device scalars) and write those of the step before."""
-        self._flush()
+        self.flush()
         self._pending = step, metrics
 
-    def _flush(self) -> None:
+    def held_out(self, measure: Callable[[], dict[str, float]]) -> None:
+        """Add bits per byte on held-out text, measured now, to the step that was put last."""
+        self.settle()
+        assert self._line is not None
+        self._line["held_out"] = measure()
+        bits = ", ".join(
+            f"{domain} {value:.4f}" for domain, value in self._line["held_out"].items()
+        )
+        say(f"{self._phase}: step {self._line['step'] + 1}: held-out bits per byte: {bits}")
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """What came since the end of the step that was put last does not count as speed."""
+        self.settle()
+        self._throughput.start()
+
+    def flush(self) -> None:
+        """Write the step that was put last."""
+        self.settle()
+        if self._line is not None:
+            self._file.write(json.dumps(self._line) + "\n")
+            self._plot(self._line)
+        self._line = None
+
+    def settle(self) -> None:
+        """Wait for the step that was put last."""
         if self._pending is None:
             return
         step, metrics = self._pending
         self._pending = None
         values = {name: float(value) for name, value in metrics.items()}
+        rates = self._throughput.step()
         seconds = round(time.monotonic() - self._began, 3)
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        line = {"phase": self._phase, **step, **finite, "seconds": seconds}
-        self._file.write(json.dumps(line) + "\n")
-        self.note = f"loss {values['loss']:.3f}"
+        self._line = {"phase": self._phase, **step, **finite, **rates, "seconds": seconds}
+        mfu = f", MFU {rates['mfu']:.1%}" if "mfu" in rates else ""
+        self.note = f"loss {values['loss']:.3f}{mfu}"
         if values["skipped"]:
             self.skipped, self.last_skipped = self.skipped + 1, step["step"]
             reason = f"loss {values['loss']:g}, gradient norm {values['grad_norm']:g}"
             say(f"{self._phase}: step {step['step']} skipped: {reason}")
 
+    def _plot(self, line: dict[str, Any]) -> None:
+        if self._events is None:
+            return
+        scalars = {key: value for key, value in line.items() if isinstance(value, float)}
+        held_out = line.get("held_out", {})
+        scalars |= {f"held_out/{domain}": value for domain, value in held_out.items()}
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, line["step"])
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._flush()
+        self.flush()
         self._file.close()
+        if self._events:
+            self._events.close()

@@ -3,9 +3,10 @@
 Phase 1 is ``trunk``; Phase 2 is ``expert0`` … ``expert3``, each independent of the others.
 """
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from jax.sharding import Mesh
 
@@ -17,6 +18,7 @@ from s7jax.model import parameters
 from s7jax.model.model import Params
 from s7jax.run import Run
 from s7jax.train import checkpoint
+from s7jax.train.options import Options
 from s7jax.train.step import Loss, expert_loss, trunk_loss
 
 TRUNK = ("embedding", "trunk")  # the components Phase 1 trains and Phase 2 freezes
@@ -30,11 +32,16 @@ class Experiment:
     config: Config
     prepared: Prepared
     pools: tuple[Mesh, ...]
+    options: Options = field(default_factory=Options)
 
     @property
     def mesh(self) -> Mesh:
         """The mesh of everything that is not spread over pools."""
         return self.pools[0]
+
+    def on_pool(self, index: int) -> Self:
+        """The same, on one pool alone."""
+        return dataclasses.replace(self, pools=(self.pools[index % len(self.pools)],))
 
     def final_folder(self, name: str) -> Path:
         """Where a phase's final checkpoint is."""
@@ -52,12 +59,10 @@ class Phase:
     tokens_a_step: int
     domain: str | None  # None: the mixture
 
-    def batches(self, x: Experiment) -> TrainingBatches:
+    def batches(self, prepared: Prepared, config: Config) -> TrainingBatches:
         """The phase's training data."""
-        mixture: Any = x.config.mixture if self.domain is None else self.domain
-        return TrainingBatches(
-            x.prepared, mixture=mixture, batch=self.recipe.batch, seed=x.config.seed
-        )
+        mixture: Any = config.mixture if self.domain is None else self.domain
+        return TrainingBatches(prepared, mixture=mixture, batch=self.recipe.batch, seed=config.seed)
 
 
 def trunk_phase(config: Config) -> Phase:
@@ -73,6 +78,20 @@ def expert_phase(config: Config, index: int) -> Phase:
     domain = config.model.domains[index]
     tokens = config.experts.batch * config.model.context
     return Phase(f"expert{index}", config.experts, expert_loss, steps, tokens, domain)
+
+
+def phase_of(config: Config, name: str) -> Phase:
+    """The phase called so.
+
+    Raises:
+        InputError: nothing is trained under that name.
+    """
+    experts = {f"expert{e}": e for e in range(len(config.model.domains))}
+    if name == "trunk":
+        return trunk_phase(config)
+    if name not in experts:
+        raise InputError(f"{name!r} sees no training data step by step")
+    return expert_phase(config, experts[name])
 
 
 def load_trunk(x: Experiment) -> Params:

@@ -11,6 +11,7 @@ bits. With ``"psum"`` the whole mesh is one group and the compiler sums as it li
 Shape suffixes: B sequences, T time, D hidden, V vocabulary.
 """
 
+import hashlib
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -97,6 +98,25 @@ class Stepper:
         """The training state on the whole mesh."""
         return join(self._states, self._mesh)
 
+    def program_digest(self, context: int) -> str:
+        """SHA-256 of the StableHLO of both programs, as one group runs them.
+
+        With the tree it does not depend on the number of groups.
+        """
+        group, state, frozen = self._groups[0], self._states[0], self._frozen[0]
+        rows = self._recipe.microbatch * (1 if self._tree else group.shape[DATA])
+        shape, at = (rows, context + 1), NamedSharding(group, P(DATA))
+        tokens = jax.ShapeDtypeStruct(shape, np.int32, sharding=at)
+        total = jax.eval_shape(lambda: (state.loss, state.params))
+        sha, one = hashlib.sha256(), np.float32(1)
+        with jax.set_mesh(group):
+            for program, args in (
+                (self._gradient, (state.params, frozen, tokens)),
+                (self._update, (state, total, one, one, np.bool_(True))),
+            ):
+                sha.update(program.lower(*args).as_text().encode())
+        return sha.hexdigest()
+
     def step(
         self, tokens: np.ndarray, learning_rate: float, apply: bool = True
     ) -> dict[str, jax.Array]:
@@ -113,7 +133,7 @@ class Stepper:
 
         def gradient(i: int) -> list[Any]:
             return [
-                _under(group, self._gradient, state.params, frozen, _place(rows[i], group))
+                _under(group, self._gradient, state.params, frozen, place(rows[i], group))
                 for group, state, frozen, rows in zip(
                     self._groups, self._states, self._frozen, leaves, strict=True
                 )
@@ -147,21 +167,20 @@ def _under(mesh: Mesh, program: Callable[..., Any], *args: Any) -> Any:
         return program(*args)
 
 
-def _place(tokens_BT: np.ndarray, mesh: Mesh) -> jax.Array:
-    sharding = NamedSharding(mesh, P(DATA, None))
-    return jax.make_array_from_callback(tokens_BT.shape, sharding, lambda at: tokens_BT[at])
+def place(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Rows of a batch over the data groups of a mesh; every process gives the whole batch."""
+    sharding = NamedSharding(mesh, P(DATA))
+    return jax.make_array_from_callback(rows.shape, sharding, lambda at: rows[at])
 
 
 @cache
-def gradient_program(
-    cfg: ModelConfig, loss: Loss, compute: ComputeConfig = EXACT
-) -> Callable[..., Any]:
+def gradient_program(cfg: ModelConfig, loss: Loss, compute: ComputeConfig = EXACT) -> Any:
     """The program ``(params, frozen, tokens_BT) → (loss, gradient)`` of one microbatch."""
     return jax.jit(jax.value_and_grad(partial(loss, cfg, compute)))
 
 
 @cache
-def update_program(recipe: RecipeConfig) -> Callable[..., Any]:
+def update_program(recipe: RecipeConfig) -> Any:
     """The program ``(state, sums of loss and gradient, rate, count, apply) → (state, metrics)``.
 
     The skip rule is part of the program: skipping a step and being told to skip it are the same.

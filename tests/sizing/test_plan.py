@@ -232,7 +232,7 @@ mesh = single()
 with jax.set_mesh(mesh):
     params = parameters.initial(config.model, 0, mesh, TRUNK)
     tokens = np.zeros((config.trunk.microbatch, config.model.context + 1), np.int32)
-    placed = step._place(tokens, mesh)
+    placed = step.place(tokens, mesh)
     made = step.gradient_program(config.model, step.trunk_loss, config.compute)
     made = made.lower(params, {}, placed).compile()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew here

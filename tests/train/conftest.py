@@ -1,10 +1,12 @@
 """A prepared tiny corpus of four easily told domains, and runs on it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from s7jax import mesh
-from s7jax.config import DOMAINS, Config
+from s7jax.config import DOMAINS, PRESETS, Config
 from s7jax.data.prepare import prepare
 from s7jax.data.prepared import Prepared
 from s7jax.run import Run, start
@@ -39,12 +41,20 @@ def prepared(tmp_path_factory, tiny: Config) -> Prepared:
 
 
 @pytest.fixture(scope="session")
+def prepared_nano(tmp_path_factory) -> Path:
+    """The built-in corpus as s7-nano reads it."""
+    cfg, folder = PRESETS["s7-nano"].model, tmp_path_factory.mktemp("nano")
+    prepare(None, folder, vocab=cfg.vocab, context=cfg.context)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def open_run(tiny: Config, prepared: Prepared):
     """Start or take up a run in a folder, on a mesh."""
 
     def opened(folder, config: Config = tiny, on: str = "1x1") -> Experiment:
         run = start(Run(folder), config, None, str(prepared.path))
-        return Experiment(run, config, prepared, (mesh.make(mesh.parse(on)),))
+        return Experiment(run, config, prepared, tuple(mesh.pools(mesh.parse(on))))
 
     return opened
 

@@ -128,6 +128,32 @@ def train_in_processes(processes: int, folder: Path, prepared: Prepared, *extra:
     return outputs[0].rsplit("parameters sha256 ", 1)[1].strip()
 
 
+@pytest.mark.parametrize("shapes", [("1x1", "8x1", "one core"), ("1x2", "4x2")], ids=str)
+def test_commands_give_the_same_bytes_on_any_number_of_devices_and_cores(
+    tmp_path, prepared_nano: Path, shapes: tuple[str, ...]
+):
+    """Each a process of its own, at shapes that XLA spreads over threads."""
+    digests = {}
+    for shape in shapes:
+        arguments = ["--run", f"r{shape[:3]}", "--mesh", shape if "x" in shape else "1x1"]
+        arguments += ["--prepared", str(prepared_nano), "--set", "trunk.tokens=20480"]
+        arguments += ["eval_sequences=4"]
+        cores = {min(os.sched_getaffinity(0))} if shape == "one core" else os.sched_getaffinity(0)
+        pin = (
+            f"import os, sys; os.sched_setaffinity(0, {cores}); "
+            "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", pin, str(ROOT / "experiments/trunk.py"), *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        digests[shape] = done.stdout.rsplit("sha256 ", 1)[1].strip()
+    assert len(set(digests.values())) == 1, digests
+
+
 def test_any_split_over_processes_trains_the_same_bytes(tmp_path, prepared: Prepared):
     size = """model.vocab=320 model.context=32 model.trunk.layers=1 model.trunk.hidden=32
     model.trunk.ffn=64 trunk.tokens=1280 trunk.batch=8 trunk.microbatch=1 experts.batch=8

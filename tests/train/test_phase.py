@@ -1,18 +1,33 @@
 import dataclasses
 import json
+import os
+import re
 import shutil
+import signal
+import struct
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 from s7jax import mesh
-from s7jax.config import Config
+from s7jax.config import Config, override
 from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError
 from s7jax.model import parameters
-from s7jax.train import checkpoint, loop, phase
-from s7jax.train.step import initial_state
+from s7jax.train import checkpoint, evaluate, loop, phase, provenance
+from s7jax.train.options import Every, Options
+from s7jax.train.step import (
+    Stepper,
+    expert_loss,
+    gradient_program,
+    initial_state,
+    place,
+    trunk_loss,
+)
 from tests.train.stopping import Stopped, stop_at
 
 
@@ -49,6 +64,68 @@ def test_an_expert_alone_is_the_expert_beside_the_others(finished, new_run):
     shutil.copytree(x.final_folder("trunk"), alone.final_folder("trunk"))
     assert loop.train_expert(alone, 2, phase.load_trunk(alone)) == digests["expert2"]
     assert len(set(digests.values())) == 5
+
+
+@pytest.mark.parametrize("pools", ["4x2x1", "2x1x1", "3x2x1"])
+def test_experts_at_once_on_pools_are_the_experts_one_by_one(finished, new_run, pools: str):
+    x, digests = finished
+    beside = new_run("pools", on=pools)
+    shutil.copytree(x.final_folder("trunk"), beside.final_folder("trunk"))
+    found = loop.train_experts(beside, (3, 1, 0, 2))
+    assert {f"expert{e}": digest for e, digest in found.items()} | {
+        "trunk": digests["trunk"]
+    } == digests
+    for e in range(4):
+        record = checkpoint.read_record(beside.final_folder(f"expert{e}"))
+        assert record == checkpoint.read_record(x.final_folder(f"expert{e}"))
+    lines = [json.loads(line) for line in beside.run.metrics.read_text().splitlines()]
+    assert len(lines) == 4 * 5
+
+
+def test_pools_stop_together_and_go_on(finished, new_run, monkeypatch):
+    """A signal in the middle: every expert saves, exit code 143, and the rest follows."""
+    x, digests = finished
+    stopped = new_run("stopped", on="2x1x1")
+    shutil.copytree(x.final_folder("trunk"), stopped.final_folder("trunk"))
+    step = Stepper.step
+    counted = []
+
+    def stepping(self, *args):
+        counted.append(self)
+        if len(counted) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "step", stepping)
+        with pytest.raises(SystemExit) as stop:
+            loop.train_experts(stopped, range(4))
+    assert stop.value.code == 143
+    found = loop.train_experts(stopped, range(4))
+    assert [found[e] for e in range(4)] == [digests[f"expert{e}"] for e in range(4)]
+
+
+def test_phase_two_compiles_no_trunk_backward(tiny: Config, single):
+    """Told by the names that operations carry: what is differentiated stands under transpose.
+
+    The norm in front of the tied head is passed through, but it is not the trunk's layers.
+    """
+
+    def backward(loss, params, frozen) -> set[str]:
+        tokens = np.zeros((2, tiny.model.context + 1), np.int32)
+        with jax.set_mesh(single):
+            program = gradient_program(tiny.model, loss, tiny.compute)
+            text = program.lower(params, frozen, place(tokens, single)).compile().as_text()
+        names = re.findall(r'op_name="([^"]*)"', text)
+        found = {name for name in names if "transpose(" in name}
+        assert found
+        stacks = ("Trunk", "Expert")
+        return {stack for stack in stacks if any(f"jvp({stack})" in name for name in found)}
+
+    shared = parameters.initial(tiny.model, 0, single, phase.TRUNK)
+    expert = parameters.initial(tiny.model, 0, single, ("expert0",))["expert0"]
+    assert backward(trunk_loss, shared, {}) == {"Trunk"}
+    assert backward(expert_loss, expert, shared) == {"Expert"}
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(finished, new_run, monkeypatch):
@@ -98,11 +175,25 @@ def test_a_training_state_moves_between_any_two_meshes(tmp_path, tiny: Config, s
 def test_going_on_with_other_versions_warns(finished, copied, monkeypatch, capsys):
     _, digests = finished
     shutil.rmtree(copied.final_folder("trunk"))
-    monkeypatch.setattr(loop, "version", lambda name: "0.0.1" if name == "jax" else "?")
+    monkeypatch.setattr(provenance, "version", lambda name: "0.0.1" if name == "jax" else "?")
     assert loop.train_trunk(copied) == digests["trunk"]
     out = capsys.readouterr().out
     assert "warning: jax was" in out
     assert "is 0.0.1" in out
+
+
+def test_the_program_is_the_same_on_any_number_of_data_groups(tiny: Config, new_run):
+    """And another one if anything in it changes."""
+
+    def program(on: str, *changes: str) -> str:
+        x = new_run("p" + on + "".join(changes), override(tiny, list(changes)), on)
+        loop.train_trunk(x)
+        return checkpoint.read_record(x.final_folder("trunk"))["environment"]["stablehlo_sha256"]
+
+    short = "trunk.tokens=256"
+    assert program("1x1", short) == program("8x1", short)
+    assert program("1x1", short, "trunk.clip=0.5") != program("1x1", short)
+    assert program("1x1", short, "compute.remat=true") != program("1x1", short)
 
 
 def test_training_on_a_mesh_is_repeatable(new_run):
@@ -154,6 +245,80 @@ def test_metrics_have_one_line_a_step(finished, tiny: Config):
     assert trunk[-1]["tokens"] == 2_560
     assert {"loss", "grad_norm", "learning_rate", "seconds"} <= set(trunk[0])
     assert trunk[-1]["loss"] < trunk[0]["loss"]
+    assert all(line["tokens_per_second"] > 0 for line in trunk[1:])
+    assert not any("mfu" in line for line in trunk), "nobody knows the peak of a CPU"
+    assert [line["step"] for line in trunk if "held_out" in line] == [2, 5, 8, 9]
+    bits = [line["held_out"] for line in trunk if "held_out" in line]
+    assert all(bits[-1][domain] < bits[0][domain] for domain in tiny.model.domains)
+
+
+def test_held_out_figures_while_training_are_those_of_the_report(finished, tiny: Config):
+    x, _ = finished
+    lines = [json.loads(line) for line in x.run.metrics.read_text().splitlines()]
+    last = {line["phase"]: line["held_out"] for line in lines if "held_out" in line}
+    params = phase.load_trunk(x) | {f"expert{e}": phase.load_expert(x, e) for e in range(4)}
+    width = tiny.model.trunk.hidden
+    for name in ("router", "nearest_centroid"):
+        params[name] = {"weight": np.zeros((width, 4), np.float32), "bias": np.zeros(4, np.float32)}
+    for e, domain in enumerate(tiny.model.domains):
+        report = evaluate.evaluate(x, params)["bits_per_byte"][domain]
+        assert last["trunk"][domain] == pytest.approx(report["trunk"], rel=1e-5)
+        assert last[f"expert{e}"] == {domain: pytest.approx(report["oracle"], rel=1e-5)}
+
+
+def test_the_same_metrics_are_there_for_tensorboard(finished):
+    x, _ = finished
+    (events,) = (x.run.tensorboard / "trunk").iterdir()
+    tags = {
+        (event.step, value.tag): value.simple_value
+        for event in read_events(events)
+        for value in event.summary.value
+    }
+    lines = [json.loads(line) for line in x.run.metrics.read_text().splitlines()]
+    for line in (line for line in lines if line["phase"] == "trunk"):
+        for name in ("loss", "grad_norm", "learning_rate"):
+            assert tags[line["step"], name] == pytest.approx(line[name], rel=1e-6)
+        for domain, bits in line.get("held_out", {}).items():
+            assert tags[line["step"], f"held_out/{domain}"] == pytest.approx(bits, rel=1e-6)
+
+
+def read_events(path: Path) -> Iterator[event_pb2.Event]:
+    """TFRecords: length, its checksum, payload, its checksum."""
+    data, at = path.read_bytes(), 0
+    while at < len(data):
+        (length,) = struct.unpack_from("<Q", data, at)
+        event = event_pb2.Event()
+        event.ParseFromString(data[at + 12 : at + 12 + length])
+        at += length + 16
+        yield event
+
+
+def test_checkpoints_are_kept_as_asked(new_run):
+    x = new_run("kept")
+    options = Options(save_every=Every(steps=1), keep_last=2, keep_every=Every(tokens=1_024))
+    x = dataclasses.replace(x, options=options)
+    loop.train_trunk(x)
+    with checkpoint.manager(x.run.checkpoints / "trunk") as manager:
+        assert sorted(manager.all_steps()) == [4, 8, 9]
+
+
+def test_the_data_receipt_can_be_recomputed(finished, prepared: Prepared, tmp_path):
+    x, _ = finished
+    for name, sequences in (("trunk", (28, 20, 16, 16)), ("expert2", (0, 0, 40, 0))):
+        assert provenance.verify_data(x.final_folder(name)).sequences == sequences
+    other = shutil.copytree(x.run.path, tmp_path / "other")
+    metadata = other / "checkpoints/trunk_final/record/metadata"
+    record = json.loads(metadata.read_text())
+    record["receipt"]["chain"] = "00" * 32
+    metadata.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"after 10 steps: .* the checkpoint says"):
+        provenance.verify_data(other / "checkpoints/trunk_final")
+    record["inputs"]["data_sha256"] = "00" * 32
+    metadata.write_text(json.dumps(record))
+    with pytest.raises(InputError, match="the checkpoint was made with 0000"):
+        provenance.verify_data(other / "checkpoints/trunk_final")
+    with pytest.raises(InputError, match="router_final: not a checkpoint"):
+        provenance.verify_data(other / "checkpoints/router_final")
 
 
 def test_the_record_chains_data_tokenizer_config_and_trunk(
@@ -167,6 +332,8 @@ def test_the_record_chains_data_tokenizer_config_and_trunk(
         "tokenizer_sha256": prepared.tokenizer.digest,
         "trunk_sha256": digests["trunk"],
     }
+    environment = record["environment"]
+    assert set(environment) > {"stablehlo_sha256", "device", "model_axis", "jax", "jaxlib"}
     assert record["receipt"]["sequences"] == [0, 0, 0, 40]
     trunk = checkpoint.read_record(x.final_folder("trunk"))
     assert trunk["receipt"]["sequences"] == [28, 20, 16, 16]
