@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +17,8 @@ import pytest
 from s7jax.config import Config, override
 from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError
-from s7jax.train import loop, phase
-from s7jax.train.step import trunk_loss
+from s7jax.train import checkpoint, loop, phase
+from s7jax.train.step import Stepper, trunk_loss
 
 ROOT = Path(__file__).parent.parent.parent
 SIZE = """model.vocab=320 model.context=32 model.trunk.layers=1 model.trunk.hidden=32
@@ -196,3 +197,111 @@ def test_a_truncated_checkpoint_is_named(undisturbed, prepared: Prepared, tmp_pa
     assert result.returncode == 1
     assert f"trunk/{newest}" in result.stderr
     assert f'File "{ROOT}/s7jax' not in result.stderr  # no traceback through our code
+
+
+def signalled_while(patched, name: str, monkeypatch) -> None:
+    """SIGTERM arrives while ``patched.name`` runs for the first time."""
+    plain = getattr(patched, name)
+
+    def interrupted(*args, **kwargs):
+        monkeypatch.setattr(patched, name, plain)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(patched, name, interrupted)
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        (Stepper, "program_digest"),
+        (Stepper, "step"),
+        (loop, "bits_per_byte"),
+        (checkpoint, "save_step"),
+        (checkpoint, "save_final"),
+    ],
+    ids=["compilation", "step", "evaluation", "save", "last save"],
+)
+def test_a_signal_at_any_moment_saves_first(new_run, monkeypatch, undisturbed_here, where, name):
+    x = new_run("signalled")
+    signalled_while(where, name, monkeypatch)
+    with pytest.raises(SystemExit) as stop:
+        loop.train_trunk(x)
+    assert stop.value.code == 128 + signal.SIGTERM
+    with checkpoint.manager(x.run.checkpoints / "trunk") as manager:
+        assert manager.latest_step() is not None
+    assert loop.train_trunk(x) == undisturbed_here
+
+
+@pytest.fixture(scope="module")
+def undisturbed_here(tmp_path_factory, open_run) -> str:
+    return loop.train_trunk(open_run(tmp_path_factory.mktemp("runs") / "undisturbed"))
+
+
+LIMITED = """
+import resource, runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_full_disk_loses_nothing(undisturbed, prepared: Prepared, tmp_path: Path):
+    """No file may grow beyond 16 kB: what a full disk does to a save."""
+    _, digest, _ = undisturbed
+    process = start_and_wait_for_step(prepared, tmp_path, 6)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    saves = tmp_path / "runs/r/checkpoints/trunk"
+    saved = out.rsplit("saved at step ", 1)[1].split(";")[0]
+    before = {path: path.read_bytes() for path in (saves / saved).rglob("*") if path.is_file()}
+    full = subprocess.run(
+        [sys.executable, "-c", LIMITED, "16384", *command(prepared)[1:]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert full.returncode == 1, full.stderr
+    assert "could not be saved" in full.stderr
+    assert f'File "{ROOT}/s7jax' not in full.stderr  # no traceback through our code
+    assert {path: path.read_bytes() for path in before} == before
+    result = finish(prepared, tmp_path)
+    assert f"going on from step {saved}" in result.stdout
+    assert result.stdout.rsplit("sha256 ", 1)[1].strip() == digest
+
+
+def test_a_step_that_never_ends_ends_the_process(prepared: Prepared, tmp_path: Path):
+    """Two processes; one is stopped in its tracks, so the other's collective never returns."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    cluster = ["--mesh", "2x1", "--coordinator", f"localhost:{port}", "--processes", "2"]
+    flags = ["--step-timeout", "4", "--save-every", "1B", "--set", "trunk.tokens=1000000000"]
+    flags += ["trunk.microbatch=4", "experts.microbatch=4"]
+    running = [
+        subprocess.Popen(
+            [*command(prepared), *cluster, "--process", str(i), *flags],
+            cwd=tmp_path,
+            text=True,
+            stdout=-1,
+            stderr=-1,
+        )
+        for i in range(2)
+    ]
+    metrics = tmp_path / "runs/r/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size > 2_000):
+        time.sleep(0.05)
+    os.kill(running[1].pid, signal.SIGSTOP)
+    try:
+        _, err = running[0].communicate(timeout=60)
+    finally:
+        running[1].kill()
+        running[1].communicate()
+    assert running[0].returncode == 1, err
+    assert "trunk: no step has ended for 4 seconds" in err
+    assert "the same command goes on from step 0" in err

@@ -1,5 +1,9 @@
 import dataclasses
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -87,3 +91,23 @@ def test_the_expert_program_holds_no_trunk_backward(tiny: Config, single):
 def weight_shapes(hidden: int, ffn: int) -> set[str]:
     """Results of the products that are weight gradients of a layer."""
     return {f"{a}x{b}xf32" for a, b in ((hidden, hidden), (hidden, ffn), (ffn, hidden))}
+
+
+def test_the_loss_curve_is_the_golden_one():
+    """To the last bit where compiler and kind of processor are the same, closely elsewhere.
+
+    ``python tests/train/golden.py --update`` makes it anew after a change that is meant.
+    """
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("golden.py")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    golden = json.loads(Path(__file__).with_name("golden.json").read_text())
+    if found["made_on"] == golden["made_on"]:
+        assert found["losses"] == golden["losses"]
+    losses, expected = ([float.fromhex(x) for x in tree["losses"]] for tree in (found, golden))
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert losses[-1] < losses[0] - 1
