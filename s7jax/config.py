@@ -230,7 +230,7 @@ S7_MINI = Config(
         warmup=200,
         checkpoint=5_000_000,
     ),
-    compute=ComputeConfig(loss_chunk=128),
+    compute=ComputeConfig(loss_chunk=128, remat=True),
     eval_sequences=128,
     calibration_sequences=256,
 )
@@ -260,7 +260,8 @@ S7_NANO = Config(
         warmup=20,
         checkpoint=250_000,
     ),
-    compute=ComputeConfig(loss_chunk=64),
+    # Recomputing is also the fastest on CPUs: what is not kept need not be written.
+    compute=ComputeConfig(loss_chunk=64, remat=True),
     calibration_sequences=128,
 )
 
