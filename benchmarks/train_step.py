@@ -176,10 +176,8 @@ def _row(
         "phase": args.phase,
         "microbatch": recipe.microbatch,
         "seconds": round(statistics.median(seconds), 4),
-        "tokens_per_second": round(
-            recipe.batch * config.model.context / statistics.median(seconds)
-        ),
-        "seconds_of_tree": round(statistics.median(b / a for a, b in pairs), 3),
+        "tokens_per_second": round(tokens / statistics.median(seconds)),
+        "tree_against_it": round(statistics.median(b / a for a, b in pairs), 3),
         "peak_memory_MiB": round(max(step["memory"] for step in found) / 2**20),
         "loss": round(found[0]["loss"], 5),
     }
