@@ -21,6 +21,9 @@ from s7jax.train.reduction import across_groups, tree_sum
 from tests.train.stopping import Stopped, stop_at
 
 ROOT = Path(__file__).parent.parent.parent
+SIZE = """model.vocab=320 model.context=32 model.trunk.layers=1 model.trunk.hidden=32
+model.trunk.ffn=64 trunk.tokens=1280 trunk.batch=8 trunk.microbatch=1 experts.batch=8
+experts.microbatch=1""".split()
 
 
 def test_any_number_of_data_groups_trains_the_same_bytes(new_run):
@@ -155,13 +158,49 @@ def test_commands_give_the_same_bytes_on_any_number_of_devices_and_cores(
 
 
 def test_any_split_over_processes_trains_the_same_bytes(tmp_path, prepared: Prepared):
-    size = """model.vocab=320 model.context=32 model.trunk.layers=1 model.trunk.hidden=32
-    model.trunk.ffn=64 trunk.tokens=1280 trunk.batch=8 trunk.microbatch=1 experts.batch=8
-    experts.microbatch=1""".split()
     digests = {}
     for processes in (1, 2, 4):
         (tmp_path / str(processes)).mkdir()
         digests[processes] = train_in_processes(
-            processes, tmp_path / str(processes), prepared, *size
+            processes, tmp_path / str(processes), prepared, *SIZE
         )
     assert len(set(digests.values())) == 1, digests
+
+
+SLURM = {
+    "SLURM_JOB_ID": "{job}",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": "2",
+    "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_PROCID": "{rank}",
+    "SLURM_LOCALID": "{rank}",
+}
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "{job}.0;tcp://127.0.0.1:34911",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": "{rank}",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "{rank}",
+}
+
+
+@pytest.mark.parametrize("scheduler", [SLURM, OPEN_MPI], ids=["SLURM", "Open MPI"])
+def test_a_scheduler_is_found_by_its_environment(tmp_path, prepared: Prepared, scheduler):
+    command = [sys.executable, str(ROOT / "experiments/trunk.py"), "--mesh", "2x1", "--distributed"]
+    command += ["--run", "r", "--prepared", str(prepared.path), "--set", *SIZE]
+    job = str(free_port() * 4_097)  # both derive their port from it
+    running = [
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=os.environ | {k: v.format(job=job, rank=rank) for k, v in scheduler.items()},
+            text=True,
+            stdout=-1,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]
+    first, second = (process.communicate(timeout=300)[0] for process in running)
+    assert [process.returncode for process in running] == [0, 0], first + second
+    assert "in 2 processes" in first
+    assert "parameters sha256" in first
+    assert "sha256" not in second
