@@ -158,13 +158,13 @@ def check_words(found: Any, stream: Any, model: Any) -> None:
     words = {"tokens": TOKENS, "merges": MERGES, "specials": None, "pattern": ".{1,4096}"}
     check(found, {"format": "s7-dict", "version": (1, 1), "fold": "⟁DATA_FOLD⟁", **words}, place)
     tokens, specials, merges = found["tokens"], found["specials"], found["merges"]
-    fits = len(tokens) == vocab and type(specials) is dict
-    need(fits, f"{place}.tokens, .specials", f"expected {vocab} tokens and a map")
+    fits = len(tokens) == vocab and type(specials) is dict and all(max(m) < vocab for m in merges)
+    need(fits, f"{place}.tokens, .specials, .merges", f"expected {vocab} tokens, a map, their ids")
     for name, i in specials.items():
         check(i, (0, vocab - 1), f"{place}.specials.{name[:64]!a}")
         fits = 1 <= len(name) <= 256 and tokens[i] == name.encode()
         need(fits, f"{place}.specials.{name[:64]!a}", "not spelt like its token")
-    once = len({a * vocab + b for a, b in merges if a < vocab > b}) == len(merges)
+    once = all(x < y for x, y in zip(sorted(merges), sorted(merges)[1:], strict=False))
     odd = set(specials.values())
     spelt = {token for i, token in enumerate(tokens) if i not in odd}
     fits = len(spelt) + len(odd) == vocab and spelt.issuperset(map(bytes, BYTES))
@@ -276,7 +276,7 @@ def verify(path: str) -> bytes:
             trees[i] = decode(payload, place)
         need(lanes[4][2].hex() == BATCH, "lane 5 (BATCH)", "another compute contract")
         check(trees[3], EDGE, "lane 4 (EDGE) ")
-        check_words(trees[0], trees[2], trees[3]["model"])
+        check_words(trees.pop(0), trees[2], trees[3]["model"])
         check_field(file, lanes[1][0], lanes[2][0], check_manifest(trees[3], trees[2], lanes))
         return root
 
