@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s7jax import mesh
-from s7jax.config import override
+from s7jax.config import override, preset
 from s7jax.data.prepared import Prepared
 from s7jax.train import loop
 from s7jax.train.groups import join, split, submeshes
@@ -165,6 +165,17 @@ def test_any_split_over_processes_trains_the_same_bytes(tmp_path, prepared: Prep
             processes, tmp_path / str(processes), prepared, *SIZE
         )
     assert len(set(digests.values())) == 1, digests
+
+
+def test_a_run_goes_on_in_another_number_of_processes(
+    tmp_path, prepared: Prepared, open_run, monkeypatch
+):
+    changes = [*SIZE, "trunk.checkpoint=256"]
+    config = override(preset("s7-nano"), changes)
+    undisturbed = loop.train_trunk(open_run(tmp_path / "undisturbed", config, "8x1"))
+    with pytest.raises(Stopped):
+        stop_at(3, monkeypatch, open_run(tmp_path / "runs/r", config, "4x1"))
+    assert train_in_processes(2, tmp_path, prepared, *changes) == undisturbed
 
 
 SLURM = {

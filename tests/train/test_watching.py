@@ -1,0 +1,84 @@
+"""What users watch and choose, and what is refused."""
+
+import dataclasses
+
+import pytest
+
+from s7jax.devices import DEVICES
+from s7jax.errors import UsageError
+from s7jax.train import loop, metrics
+from s7jax.train.metrics import Throughput
+from s7jax.train.options import Every, Options, parse_tokens
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test moves."""
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_throughput_and_utilisation_by_hand(clock):
+    """1 M tokens a step of 368 MFLOP in two seconds on eight A100s."""
+    watched = Throughput(10**6, 368 * 10**6, DEVICES["a100-40gb"], 8)
+    assert watched.step() == {}
+    clock[0] += 2
+    assert watched.step() == {
+        "tokens_per_second": 500_000.0,
+        "mfu": round(500_000 * 368e6 / (8 * 312e12), 4),
+    }
+    clock[0] += 50  # a save
+    watched.start()
+    clock[0] += 4
+    assert watched.step()["tokens_per_second"] == 250_000.0
+
+
+@pytest.mark.parametrize("device", [None, DEVICES["cpu"]], ids=["unknown", "no peak"])
+def test_nothing_is_claimed_of_devices_without_a_source(clock, device):
+    watched = Throughput(10**6, 10**9, device, 1)
+    watched.start()
+    clock[0] += 1
+    assert watched.step() == {"tokens_per_second": 1e6}
+
+
+def test_more_than_the_peak_is_refused_and_said_once(clock, capsys):
+    watched = Throughput(10**6, 10**9, DEVICES["a100-40gb"], 1)
+    watched.start()
+    for _ in range(2):
+        clock[0] += 1
+        assert watched.step() == {"tokens_per_second": 1e6}
+    assert capsys.readouterr().out.count("321% of the devices' peak is impossible") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("50B", 50 * 10**9), ("2.5M", 2_500_000), ("7", 7), ("1k", 1_000)]
+)
+def test_tokens_as_people_write_them(text, tokens):
+    assert parse_tokens(text, "--tokens") == tokens
+    assert Every.parse(text, "--save-every") == Every(tokens=tokens)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5", "5b", "five", "1e6", "0steps", "steps", "0.1"])
+def test_what_is_no_length_is_refused_by_its_flag(text):
+    with pytest.raises(UsageError, match=f"--save-every '{text}': expected .* such as 500steps"):
+        Every.parse(text, "--save-every")
+
+
+def test_intervals_in_steps():
+    assert Every.parse("500steps", "--save-every").in_steps(10**6) == 500
+    assert Every(tokens=5 * 10**9).in_steps(1_048_576) == 4_768
+    assert Every(tokens=1).in_steps(1_048_576) == 1
+
+
+def test_a_trace_of_some_steps(new_run):
+    x = dataclasses.replace(new_run("traced"), options=Options(profile=2))
+    loop.train_trunk(x)
+    assert list((x.run.profile / "trunk").rglob("*.xplane.pb"))
+
+
+def test_pools_in_several_processes_are_refused_with_the_way_out(new_run, monkeypatch):
+    x = new_run("pools", on="2x1x1")
+    monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
+    with pytest.raises(UsageError, match="a job of its own with --domain"):
+        loop.train_experts(x, range(4))
