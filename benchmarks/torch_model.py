@@ -136,7 +136,8 @@ class Trainer:
     """The recipe's step: microbatches accumulated in float32, clip, AdamW on matrices."""
 
     def __init__(self, model: Model, recipe: RecipeConfig, device: str, compiled: bool) -> None:
-        self._model, self._recipe, self._device = model.to(device), recipe, device
+        model = model.to(device)
+        self._recipe, self._device = recipe, device
         self._run = torch.compile(model) if compiled else model
         trained = [p for p in model.parameters() if p.requires_grad]
         groups = [

@@ -19,7 +19,8 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import jax
@@ -114,7 +115,7 @@ class Worker:
     def __init__(self, side: Side) -> None:
         self.side = side
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", json.dumps(side.__dict__)],
+            [sys.executable, __file__, "--worker", json.dumps(asdict(side))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -144,15 +145,12 @@ def measure(args: argparse.Namespace, microbatch: int | None) -> list[dict[str, 
         InputError: PyTorch computes something else.
     """
     made = sides(args, microbatch)
-    workers = [Worker(side) for side in made]
     results: dict[str, list[dict[str, float]]] = {side.who: [] for side in made}
-    try:
+    with ExitStack() as running:
+        workers = [running.enter_context(Worker(side)) for side in made]
         for turn in range(args.repeat + 2):
             for worker in workers if turn % 2 else workers[::-1]:
                 results[worker.side.who].append(worker.step())
-    finally:
-        for worker in workers:
-            worker.__exit__()
     losses = {who: found[0]["loss"] for who, found in results.items()}
     if max(losses.values()) > min(losses.values()) * (1 + SAME_LOSS):
         raise InputError(f"the first losses differ: {losses}: not the same network")

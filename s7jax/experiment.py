@@ -54,7 +54,13 @@ def add_watch_flags(parser: argparse.ArgumentParser) -> None:
         "saving and watching", "intervals in tokens (5B, 250k) or in steps (500steps)"
     )
     group.add_argument("--save-every", metavar="N", help="checkpoint (default: as the preset says)")
-    group.add_argument("--keep-last", type=int, default=2, metavar="N", help="checkpoints (2)")
+    group.add_argument(
+        "--keep-last",
+        type=int,
+        default=Options.keep_last,
+        metavar="N",
+        help="newest checkpoints that stay (default: 2)",
+    )
     group.add_argument("--keep-every", metavar="N", help="keep one of each such interval for ever")
     group.add_argument(
         "--evaluate-every", metavar="N", help="held-out bits per byte (default: with every save)"

@@ -1,6 +1,7 @@
 """A whole plan as one tree of JSON types: what tools/plan.py prints in any form."""
 
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 from s7jax.config import Config
@@ -67,8 +68,9 @@ def plan(
     return tree
 
 
+@cache
 def compile_for(job: Job, device: Device) -> Compiled:
-    """Compile a job's program for a target; see :func:`s7jax.sizing.compiled.compile_job`."""
+    """Compile a job's program for a target, once; see :func:`s7jax.sizing.compiled.compile_job`."""
     if device.name == "cpu":
         return compile_job(job)
     if device.name in TOPOLOGIES:

@@ -43,8 +43,10 @@ def manager(
         ),
     )
     try:
-        yield made
-        wait(made)
+        try:
+            yield made
+        finally:
+            wait(made)  # also where a signal ends the process: what it saved may have failed
     finally:
         made.close()
 

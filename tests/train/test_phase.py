@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import os
-import re
 import shutil
 import signal
 import struct
@@ -20,14 +19,7 @@ from s7jax.errors import InputError
 from s7jax.model import parameters
 from s7jax.train import checkpoint, evaluate, loop, phase, provenance
 from s7jax.train.options import Every, Options
-from s7jax.train.step import (
-    Stepper,
-    expert_loss,
-    gradient_program,
-    initial_state,
-    place,
-    trunk_loss,
-)
+from s7jax.train.step import Stepper, initial_state
 from tests.train.stopping import Stopped, stop_at
 
 
@@ -103,29 +95,6 @@ def test_pools_stop_together_and_go_on(finished, new_run, monkeypatch):
     assert stop.value.code == 143
     found = loop.train_experts(stopped, range(4))
     assert [found[e] for e in range(4)] == [digests[f"expert{e}"] for e in range(4)]
-
-
-def test_phase_two_compiles_no_trunk_backward(tiny: Config, single):
-    """Told by the names that operations carry: what is differentiated stands under transpose.
-
-    The norm in front of the tied head is passed through, but it is not the trunk's layers.
-    """
-
-    def backward(loss, params, frozen) -> set[str]:
-        tokens = np.zeros((2, tiny.model.context + 1), np.int32)
-        with jax.set_mesh(single):
-            program = gradient_program(tiny.model, loss, tiny.compute)
-            text = program.lower(params, frozen, place(tokens, single)).compile().as_text()
-        names = re.findall(r'op_name="([^"]*)"', text)
-        found = {name for name in names if "transpose(" in name}
-        assert found
-        stacks = ("Trunk", "Expert")
-        return {stack for stack in stacks if any(f"jvp({stack})" in name for name in found)}
-
-    shared = parameters.initial(tiny.model, 0, single, phase.TRUNK)
-    expert = parameters.initial(tiny.model, 0, single, ("expert0",))["expert0"]
-    assert backward(trunk_loss, shared, {}) == {"Trunk"}
-    assert backward(expert_loss, expert, shared) == {"Expert"}
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(finished, new_run, monkeypatch):

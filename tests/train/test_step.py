@@ -16,11 +16,13 @@ from s7jax import mesh
 from s7jax.config import Config
 from s7jax.model import parameters
 from s7jax.model.loss import cross_entropy
+from s7jax.train.phase import TRUNK
 from s7jax.train.step import (
     Stepper,
     expert_loss,
     gradient_program,
     initial_state,
+    place,
     trunk_loss,
 )
 
@@ -91,6 +93,29 @@ def test_the_expert_program_holds_no_trunk_backward(tiny: Config, single):
 def weight_shapes(hidden: int, ffn: int) -> set[str]:
     """Results of the products that are weight gradients of a layer."""
     return {f"{a}x{b}xf32" for a, b in ((hidden, hidden), (hidden, ffn), (ffn, hidden))}
+
+
+def test_nor_does_what_is_compiled_of_it(tiny: Config, single):
+    """Told by the names that operations carry: what is differentiated stands under transpose.
+
+    The norm in front of the tied head is passed through, but it is not the trunk's layers.
+    """
+
+    def backward(loss, params, frozen) -> set[str]:
+        tokens = np.zeros((2, tiny.model.context + 1), np.int32)
+        with jax.set_mesh(single):
+            program = gradient_program(tiny.model, loss, tiny.compute)
+            text = program.lower(params, frozen, place(tokens, single)).compile().as_text()
+        names = re.findall(r'op_name="([^"]*)"', text)
+        found = {name for name in names if "transpose(" in name}
+        assert found
+        stacks = ("Trunk", "Expert")
+        return {stack for stack in stacks if any(f"jvp({stack})" in name for name in found)}
+
+    shared = parameters.initial(tiny.model, 0, single, TRUNK)
+    expert = parameters.initial(tiny.model, 0, single, ("expert0",))["expert0"]
+    assert backward(trunk_loss, shared, {}) == {"Trunk"}
+    assert backward(expert_loss, expert, shared) == {"Expert"}
 
 
 def test_the_loss_curve_is_the_golden_one():
