@@ -189,6 +189,8 @@ def _mfu(args: argparse.Namespace, config: Config, rate: float, kind: Any) -> st
     if device is None or device.peak_bf16 is None:
         return None
     used = rate * flops_per_token(config.model, args.phase, causal=False) / device.peak_bf16
+    if used > 1:
+        raise InputError(f"{used:.0%} of the peak of {device.name} is impossible")
     return f"{used:.1%}"
 
 
