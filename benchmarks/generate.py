@@ -19,12 +19,13 @@ from pathlib import Path
 
 from integer import float_step, make_seal
 
-from s7jax import cli, s7l
+from s7jax import s7l
 from s7jax.config import PRESETS, preset
 from s7jax.mesh import parse, pools, single
 from s7jax.model.parameters import host, initial
 from s7jax.runtime import Compute, Engine, Request
 from s7jax.runtime.proof import Policy
+from s7jax.terminal import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = tuple(range(1, 17))

@@ -24,14 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 from seal import vocabulary
 
-from s7jax import cli, s7l
+from s7jax import s7l
 from s7jax.config import PRESETS, ModelConfig, StackConfig, preset
-from s7jax.integer import weights
-from s7jax.integer.calibrate import calibrate
 from s7jax.integer.program import Program
 from s7jax.mesh import single
 from s7jax.model.layers import rms_normalize, rope
 from s7jax.model.parameters import host, initial, named_tensors
+from s7jax.quantize import weights
+from s7jax.quantize.calibrate import calibrate
+from s7jax.terminal import cli
 
 Cache = list[tuple[jax.Array, jax.Array]]
 Step = Callable[[int, int], Any]  # (start, length) → logits, waited for

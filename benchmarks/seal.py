@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from s7jax import cli, s7l
+from s7jax import s7l
 from s7jax.config import S7_140M
 from s7jax.s7l.dimensions import Dimensions, tensor_table
+from s7jax.terminal import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 MEMORY = """

@@ -26,13 +26,13 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from s7jax import cli
 from s7jax import mesh as meshes
 from s7jax.config import PRESETS, Config, override, preset
 from s7jax.devices import of_kind
 from s7jax.errors import InputError, UsageError
 from s7jax.model import parameters
 from s7jax.model.flops import flops_per_token
+from s7jax.terminal import cli
 from s7jax.train import determinism
 from s7jax.train.phase import TRUNK
 from s7jax.train.step import Loss, Stepper, expert_loss, initial_state, trunk_loss

@@ -13,10 +13,10 @@ the sealed integer model beside the float one on the same tokens, kept in runs/N
 import json
 from pathlib import Path
 
-from s7jax import cli
-from s7jax.experiment import add_run_flags, resume
-from s7jax.pipeline import quality, sealed_quality
-from s7jax.report import show
+from s7jax.runs.opening import add_run_flags, resume
+from s7jax.runs.pipeline import quality, sealed_quality
+from s7jax.terminal import cli
+from s7jax.terminal.tables import show
 
 
 def main() -> None:

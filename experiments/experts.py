@@ -10,10 +10,10 @@ The order does not matter: an expert's weights depend on the trunk and its own d
 Next: experiments/router.py.
 """
 
-from s7jax import cli
 from s7jax.config import DOMAINS
-from s7jax.experiment import add_process_flags, add_run_flags, add_watch_flags, resume
-from s7jax.pipeline import experts
+from s7jax.runs.opening import add_process_flags, add_run_flags, add_watch_flags, resume
+from s7jax.runs.pipeline import experts
+from s7jax.terminal import cli
 
 
 def main() -> None:

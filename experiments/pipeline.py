@@ -11,10 +11,10 @@ Each phase skips what is already done and valid. At the end: tables, and runs/NA
 
 import json
 
-from s7jax import cli
-from s7jax.experiment import add_run_flags, add_start_flags, add_watch_flags, begin
-from s7jax.pipeline import run
-from s7jax.report import show
+from s7jax.runs.opening import add_run_flags, add_start_flags, add_watch_flags, begin
+from s7jax.runs.pipeline import run
+from s7jax.terminal import cli
+from s7jax.terminal.tables import show
 
 
 def main() -> None:

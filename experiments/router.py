@@ -7,9 +7,9 @@ Examples:
 Needs Phase 1 alone; the experts may still be training. Next: experiments/evaluate.py.
 """
 
-from s7jax import cli
-from s7jax.experiment import add_run_flags, resume
-from s7jax.pipeline import fit_router
+from s7jax.runs.opening import add_run_flags, resume
+from s7jax.runs.pipeline import fit_router
+from s7jax.terminal import cli
 
 
 def main() -> None:

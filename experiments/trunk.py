@@ -11,15 +11,15 @@ Without an accelerator a mesh is made of virtual CPU devices. A run that was sto
 from its newest checkpoint. Next: experiments/experts.py.
 """
 
-from s7jax import cli
-from s7jax.experiment import (
+from s7jax.runs.opening import (
     add_process_flags,
     add_run_flags,
     add_start_flags,
     add_watch_flags,
     begin,
 )
-from s7jax.pipeline import train_trunk
+from s7jax.runs.pipeline import train_trunk
+from s7jax.terminal import cli
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ Examples:
 
 from pathlib import Path
 
-from s7jax import cli, s7l
+from s7jax import s7l
+from s7jax.terminal import cli
 
 
 def main() -> None:

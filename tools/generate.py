@@ -17,9 +17,10 @@ import sys
 import time
 from pathlib import Path
 
-from s7jax import cli, runtime
+from s7jax import runtime
 from s7jax.errors import UsageError
-from s7jax.run import newest
+from s7jax.terminal import cli
+from s7jax.train.folder import newest
 
 
 def parse() -> argparse.Namespace:

@@ -20,10 +20,11 @@ import argparse
 import json
 from pathlib import Path
 
-from s7jax import cli, s7l
+from s7jax import s7l
 from s7jax.errors import UsageError
-from s7jax.inspection import differences, list_seal, read
-from s7jax.report import show_seal, show_tensors
+from s7jax.runs.inspection import differences, list_seal, read
+from s7jax.terminal import cli
+from s7jax.terminal.tables import show_seal, show_tensors
 from s7jax.train.provenance import verify_data
 
 

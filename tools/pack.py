@@ -22,11 +22,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from s7jax import cli, s7l
+from s7jax import s7l
 from s7jax.errors import UsageError
-from s7jax.run import named, newest
 from s7jax.runtime.sealing import seal_with_answers
 from s7jax.s7l import signature
+from s7jax.terminal import cli
+from s7jax.train.folder import named, newest
 
 
 def parse() -> argparse.Namespace:

@@ -20,7 +20,6 @@ import sys
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # compilers run in processes of their own
-from s7jax import cli
 from s7jax.config import PRESETS, override, preset
 from s7jax.devices import DEVICES
 from s7jax.errors import UsageError
@@ -31,6 +30,7 @@ from s7jax.sizing.fit import described, fit
 from s7jax.sizing.plan import compile_for, plan, sweep
 from s7jax.sizing.schedule import MFU, jobs, measured_mfu
 from s7jax.storage import write_bytes
+from s7jax.terminal import cli
 
 
 def parse() -> argparse.Namespace:

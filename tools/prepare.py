@@ -16,10 +16,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from s7jax import cli, config
+from s7jax import config
 from s7jax.data.prepare import prepare
 from s7jax.data.prepared import SPLITS, Prepared
 from s7jax.data.sources import parse_data_flags
+from s7jax.terminal import cli
 
 
 def run() -> None:

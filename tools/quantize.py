@@ -16,12 +16,12 @@ import argparse
 import json
 from pathlib import Path
 
-from s7jax import cli
 from s7jax.errors import UsageError
-from s7jax.export import export
-from s7jax.integer.quantize import METHOD
-from s7jax.run import Run, named, newest
+from s7jax.quantize.export import export
+from s7jax.quantize.rounding import METHOD
+from s7jax.terminal import cli
 from s7jax.train import determinism
+from s7jax.train.folder import Run, named, newest
 
 
 def main() -> None:

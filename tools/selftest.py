@@ -12,12 +12,13 @@ Examples:
 import time
 from pathlib import Path
 
-from s7jax import cli, s7l
+from s7jax import s7l
 from s7jax.errors import InputError
-from s7jax.run import newest
 from s7jax.runtime import answers
 from s7jax.runtime.model import Model, by_devices
 from s7jax.runtime.proof import by_specification
+from s7jax.terminal import cli
+from s7jax.train.folder import newest
 
 
 def main() -> None:

@@ -19,12 +19,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from s7jax import cli, s7l
+from s7jax import s7l
 from s7jax.errors import InputError, UsageError
-from s7jax.run import newest
-from s7jax.runtime import rules
+from s7jax.runtime import evidence as rules
 from s7jax.runtime.model import replay
 from s7jax.s7l import signature
+from s7jax.terminal import cli
+from s7jax.train.folder import newest
 
 
 def parse() -> argparse.Namespace:

@@ -19,7 +19,6 @@ import numpy as np
 
 from s7jax.data.corpus import Corpus, corpora, distinct, is_held_out, sample
 from s7jax.data.encode import Encoder, encoder
-from s7jax.data.pack import Spool, write_shards
 from s7jax.data.prepared import (
     FORMAT,
     MANIFEST,
@@ -33,11 +32,12 @@ from s7jax.data.prepared import (
     read_manifest,
     token_dtype,
 )
+from s7jax.data.sequences import Spool, write_shards
 from s7jax.data.sources import Document
 from s7jax.data.tokenizer import Tokenizer
 from s7jax.errors import InputError, UsageError
-from s7jax.progress import Progress
 from s7jax.storage import write_json
+from s7jax.terminal.progress import Progress
 
 _WORK = ".work"  # what an interrupted run leaves, removed when all is done
 _BATCH = 1 << 19  # characters tokenised at a time by one worker

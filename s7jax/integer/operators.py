@@ -4,7 +4,7 @@ Each works on NumPy and JAX arrays alike, one text for both. Every reduction is 
 maximum, so no result depends on the order of anything; every function but the reductions'
 arguments looks at one token alone. Bounds are for inputs within the bounds stated; they are
 computed from a model's dimensions and asserted when it is loaded
-(:mod:`s7jax.integer.parameters`).
+(:mod:`s7jax.integer.loading`).
 
 Real numbers travel as pairs: a *scale* (m, e) stands for m · 2^e with 2^29 ≤ m < 2^30, or m = 0.
 """

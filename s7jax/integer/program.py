@@ -16,9 +16,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from s7jax.config import ModelConfig, StackConfig
-from s7jax.integer import model
-from s7jax.integer.model import SPLIT, Cache
-from s7jax.integer.parameters import Params, check_bounds, load, spec
+from s7jax.integer import layers as model
+from s7jax.integer.layers import SPLIT, Cache
+from s7jax.integer.loading import Params, check_bounds, load, spec
 from s7jax.mesh import DATA, MODEL
 from s7jax.s7l import Seal
 

@@ -13,7 +13,7 @@ import numpy as np
 from s7jax.errors import UsageError
 from s7jax.integer import operators as op
 from s7jax.integer import tables
-from s7jax.integer.parameters import LOGIT_BITS
+from s7jax.integer.loading import LOGIT_BITS
 
 ONE = 1 << 16  # temperature and top-p count in 1/65,536
 FARTHEST = 40 << LOGIT_BITS  # tokens more than 40 (after temperature) below the first never win

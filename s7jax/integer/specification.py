@@ -3,7 +3,7 @@
 Reads a sealed file and gives the int32 logits of every position, for the trunk, for each expert,
 and routed. Written to be read, not to be fast: one sequence, all of it at once, no cache; products
 of 32-bit numbers are taken in int64 and cut. It shares the constant tables with
-:mod:`s7jax.integer.model` and nothing else, and the two must agree to the bit.
+:mod:`s7jax.integer.layers` and nothing else, and the two must agree to the bit.
 
 Formats: an activation is int16 ``a`` with a scale, a real number m · 2^e (2^29 ≤ m < 2^30); "Qn"
 is an integer with n fraction bits. T positions, D width, H heads, K head width, S seen positions.

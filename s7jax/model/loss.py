@@ -16,8 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from s7jax.config import ComputeConfig, ModelConfig
 from s7jax.mesh import MODEL
+from s7jax.model.language_model import Params, normalize, table_products
 from s7jax.model.layers import ACTIVATIONS
-from s7jax.model.model import Params, normalize, table_products
 
 TABLE = P(MODEL, None)
 

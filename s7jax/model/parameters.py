@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from s7jax.config import ModelConfig
 from s7jax.mesh import single
-from s7jax.model.model import Params, components, initialize
+from s7jax.model.language_model import Params, components, initialize
 
 
 @cache

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from s7jax.config import ModelConfig
 from s7jax.errors import InputError
-from s7jax.integer.model import Cache
+from s7jax.integer.layers import Cache
 from s7jax.integer.program import Program
 from s7jax.runtime import gate
 from s7jax.runtime.gate import Gate

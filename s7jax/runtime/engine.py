@@ -19,11 +19,11 @@ import jax
 import numpy as np
 
 from s7jax.errors import UsageError
-from s7jax.integer.model import Cache
+from s7jax.integer.layers import Cache
 from s7jax.integer.sampling import choose
+from s7jax.runtime.cm1 import Phase
 from s7jax.runtime.compute import Compute
 from s7jax.runtime.gate import Gate
-from s7jax.runtime.phases import Phase
 from s7jax.runtime.proof import Policy, Proof, Step, ending, hashed
 from s7jax.runtime.session import Session
 

@@ -8,7 +8,7 @@ BODY. It cannot be made, copied or pickled by anyone else.
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from s7jax.errors import InputError
-from s7jax.runtime.phases import Phase
+from s7jax.runtime.cm1 import Phase
 
 if TYPE_CHECKING:
     from s7jax.runtime.session import Session

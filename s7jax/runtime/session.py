@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Self
 
-from s7jax.runtime import phases
+from s7jax.runtime import cm1 as phases
+from s7jax.runtime.cm1 import Control, Phase
 from s7jax.runtime.compute import Compute
 from s7jax.runtime.gate import Gate, GateError, issue
-from s7jax.runtime.phases import Control, Phase
 from s7jax.runtime.proof import Policy, Proof, Step, begin
 
 

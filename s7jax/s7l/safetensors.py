@@ -23,7 +23,7 @@ from s7jax.s7l.reader import Seal, opened
 from s7jax.s7l.schema import SealError, equal, integer, mapping, parse_json, sequence
 from s7jax.s7l.values import little_endian
 from s7jax.s7l.vocabulary import read_vocabulary
-from s7jax.s7l.weights import read_weights
+from s7jax.s7l.weights_folder import read_weights
 
 _DTYPES: Final = {"int8": "I8", "int16": "I16", "int32": "I32"}
 _ALIGN: Final = 64  # of the data: a mapped file then needs no copy to be used

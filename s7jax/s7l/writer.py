@@ -19,7 +19,7 @@ from s7jax.s7l.reader import Seal
 from s7jax.s7l.schema import SealError
 from s7jax.s7l.stream import check_stream, default_policy, make_stream
 from s7jax.s7l.vocabulary import Vocabulary, read_vocabulary
-from s7jax.s7l.weights import Weights, read_weights
+from s7jax.s7l.weights_folder import Weights, read_weights
 
 
 @dataclass(frozen=True)

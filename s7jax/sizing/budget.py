@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 
 from s7jax.config import ModelConfig
-from s7jax.model.model import components
+from s7jax.model.language_model import components
 from s7jax.model.parameters import table
 from s7jax.s7l.dimensions import Dimensions, TensorSpec, tensor_table
 from s7jax.s7l.layout import place_tensors

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from s7jax.errors import InputError
 from s7jax.model import parameters
-from s7jax.model.model import Params
+from s7jax.model.language_model import Params
 
 # Orbax numbers its saves process-wide and reads the number back while it starts one: experts
 # trained side by side start theirs one after another.

@@ -17,10 +17,10 @@ from jax.sharding import Mesh
 from s7jax.config import ComputeConfig, ModelConfig
 from s7jax.data.mixture import held_out
 from s7jax.mesh import DATA
+from s7jax.model.language_model import EXACT, Params, expert_output, router_logits, trunk_output
 from s7jax.model.loss import losses
-from s7jax.model.model import EXACT, Params, expert_output, router_logits, trunk_output
 from s7jax.model.routing import route
-from s7jax.progress import Progress
+from s7jax.terminal.progress import Progress
 from s7jax.train.phase import Experiment, Phase
 from s7jax.train.step import place
 

@@ -20,13 +20,12 @@ from s7jax.devices import of_kind
 from s7jax.errors import InputError, UsageError
 from s7jax.model import parameters
 from s7jax.model.flops import flops_per_token
-from s7jax.model.model import Params
-from s7jax.processes import say
-from s7jax.progress import Progress
+from s7jax.model.language_model import Params
 from s7jax.storage import lock
-from s7jax.train import checkpoint, signals
+from s7jax.terminal.processes import say
+from s7jax.terminal.progress import Progress
+from s7jax.train import checkpoint
 from s7jax.train.evaluate import bits_per_byte
-from s7jax.train.metrics import Metrics, Throughput
 from s7jax.train.optimizer import learning_rate
 from s7jax.train.phase import (
     TRUNK,
@@ -39,10 +38,12 @@ from s7jax.train.phase import (
     same_inputs,
     trunk_phase,
 )
-from s7jax.train.profile import Profile
 from s7jax.train.provenance import environment, warn_of_changes
 from s7jax.train.step import Stepper, initial_state
-from s7jax.train.watchdog import Watchdog
+from s7jax.train.watch import signals
+from s7jax.train.watch.metrics import Metrics, Throughput
+from s7jax.train.watch.profile import Profile
+from s7jax.train.watch.watchdog import Watchdog
 
 MAX_SKIPPED = 10  # skipped steps after which a phase stops
 
@@ -67,7 +68,7 @@ def train_expert(
 ) -> str:
     """Phase 2: train one expert on the frozen trunk; returns the SHA-256 of its parameters.
 
-    ``asked`` is given where somebody else waits for signals (:mod:`s7jax.train.signals`).
+    ``asked`` is given where somebody else waits for signals (:mod:`s7jax.train.watch.signals`).
     """
 
     def start() -> Params:

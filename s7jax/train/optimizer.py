@@ -6,7 +6,7 @@ import jax
 import optax
 
 from s7jax.config import RecipeConfig
-from s7jax.model.model import Params
+from s7jax.model.language_model import Params
 
 
 def learning_rate(recipe: RecipeConfig, step: int, steps: int) -> float:

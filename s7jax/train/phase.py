@@ -15,9 +15,9 @@ from s7jax.data.mixture import TrainingBatches
 from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError
 from s7jax.model import parameters
-from s7jax.model.model import Params
-from s7jax.run import Run
+from s7jax.model.language_model import Params
 from s7jax.train import checkpoint
+from s7jax.train.folder import Run
 from s7jax.train.options import Options
 from s7jax.train.step import Loss, expert_loss, trunk_loss
 

@@ -17,8 +17,8 @@ from s7jax.data.mixture import Receipt, prefetch
 from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError
 from s7jax.mesh import MODEL
-from s7jax.processes import say
-from s7jax.progress import Progress
+from s7jax.terminal.processes import say
+from s7jax.terminal.progress import Progress
 from s7jax.train.checkpoint import read_record
 from s7jax.train.phase import phase_of
 

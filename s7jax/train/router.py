@@ -19,8 +19,8 @@ from s7jax.config import ModelConfig
 from s7jax.data.mixture import TrainingBatches
 from s7jax.mesh import DATA
 from s7jax.model import parameters
-from s7jax.model.model import Params, normalize, trunk_output
-from s7jax.progress import Progress
+from s7jax.model.language_model import Params, normalize, trunk_output
+from s7jax.terminal.progress import Progress
 from s7jax.train import checkpoint
 from s7jax.train.phase import Experiment, finished, inputs_record
 

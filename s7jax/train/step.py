@@ -25,8 +25,8 @@ from jax.sharding import PartitionSpec as P
 
 from s7jax.config import ComputeConfig, ModelConfig, RecipeConfig
 from s7jax.mesh import DATA
+from s7jax.model.language_model import EXACT, Params, expert_output, trunk_output
 from s7jax.model.loss import mean_loss
-from s7jax.model.model import EXACT, Params, expert_output, trunk_output
 from s7jax.train.groups import join, split, submeshes
 from s7jax.train.optimizer import adamw
 from s7jax.train.reduction import across_groups, tree_sum

@@ -189,7 +189,7 @@ def test_a_bad_receipt_is_refused(tree):
 
 
 def test_rows_over_many_shards_are_the_same_rows(small, small_sources, tmp_path, monkeypatch):
-    monkeypatch.setattr("s7jax.data.pack.SHARD_ROWS", 100)
+    monkeypatch.setattr("s7jax.data.sequences.SHARD_ROWS", 100)
     sharded = prepare(small_sources, tmp_path, vocab=320, context=16, held_out=0.2, workers=1)
     assert len(sharded.shards("code", "train")) > 3
     a, b = (TrainingBatches(p, batch=50, seed=0) for p in (small, sharded))

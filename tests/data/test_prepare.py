@@ -126,7 +126,7 @@ def test_the_seed_decides_the_order_and_nothing_else(small, small_sources, tmp_p
 
 
 def test_packing_in_small_pieces_gives_the_same_bytes(small, small_sources, tmp_path, monkeypatch):
-    monkeypatch.setattr("s7jax.data.pack._GATHER", 50)
+    monkeypatch.setattr("s7jax.data.sequences._GATHER", 50)
     pieces = prepare(small_sources, tmp_path, workers=1, **ARGUMENTS)
     assert list(files_of(pieces).values()) == list(files_of(small).values())
 

@@ -10,9 +10,9 @@ import pytest
 
 from s7jax import mesh as meshes
 from s7jax.errors import InputError
-from s7jax.integer import model
+from s7jax.integer import layers as model
 from s7jax.integer import operators as op
-from s7jax.integer.parameters import check_bounds
+from s7jax.integer.loading import check_bounds
 from s7jax.integer.program import Program, config
 
 INTEGERS = {"int8", "int16", "int32", "uint32", "bool"}

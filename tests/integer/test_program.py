@@ -11,7 +11,7 @@ from synthetic import MODEL, write_model
 
 from s7jax import mesh as meshes
 from s7jax import s7l
-from s7jax.integer import model
+from s7jax.integer import layers as model
 from s7jax.integer.program import Program, route
 from s7jax.integer.specification import Specification
 

@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from s7jax import mesh
 from s7jax.config import Config
-from s7jax.model import model, parameters
+from s7jax.model import language_model as model
+from s7jax.model import parameters
 from s7jax.model.attention import causal_attention
 from s7jax.model.layers import rms_normalize, rope
 from s7jax.model.loss import cross_entropy

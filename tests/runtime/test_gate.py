@@ -9,8 +9,8 @@ import pytest
 
 from s7jax.mesh import parse, pools
 from s7jax.runtime import Compute, Session
+from s7jax.runtime.cm1 import Control
 from s7jax.runtime.gate import Gate, GateError
-from s7jax.runtime.phases import Control
 from s7jax.runtime.proof import Policy
 
 STORAGE = {"trunk_cache", "expert_cache", "history", "remember", "recall", "compiled"}

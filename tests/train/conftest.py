@@ -9,7 +9,7 @@ from s7jax import mesh
 from s7jax.config import DOMAINS, PRESETS, Config
 from s7jax.data.prepare import prepare
 from s7jax.data.prepared import Prepared
-from s7jax.run import Run, start
+from s7jax.train.folder import Run, start
 from s7jax.train.phase import Experiment
 
 WORDS = {

@@ -17,8 +17,8 @@ from s7jax.data.prepared import Prepared
 from s7jax.data.sources import parse_data_flags
 from s7jax.errors import UsageError
 from s7jax.model.parameters import counts
-from s7jax.processes import one_after_another, say
-from s7jax.run import Run, named, newest, start
+from s7jax.terminal.processes import one_after_another, say
+from s7jax.train.folder import Run, named, newest, start
 from s7jax.train import determinism
 from s7jax.train.options import Every, Options, parse_tokens
 from s7jax.train.phase import Experiment

@@ -5,7 +5,7 @@ from typing import Self
 
 import jax
 
-from s7jax.processes import say
+from s7jax.terminal.processes import say
 
 
 class Profile:

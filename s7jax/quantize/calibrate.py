@@ -17,9 +17,9 @@ from flax import linen as nn
 from s7jax.config import ModelConfig, StackConfig
 from s7jax.mesh import single
 from s7jax.model.attention import causal_attention
+from s7jax.model.language_model import Embedding, Expert, Params, Trunk
 from s7jax.model.layers import rms_normalize, rope
-from s7jax.model.model import Embedding, Expert, Params, Trunk
-from s7jax.progress import Progress
+from s7jax.terminal.progress import Progress
 
 PERCENTILE = 0.9999
 ROWS = 4  # sequences in one forward pass

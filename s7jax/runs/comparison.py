@@ -13,11 +13,11 @@ from jax.sharding import PartitionSpec as P
 from s7jax.config import ModelConfig
 from s7jax.data.mixture import held_out
 from s7jax.errors import InputError
-from s7jax.integer.parameters import LOGIT_BITS
+from s7jax.integer.loading import LOGIT_BITS
 from s7jax.integer.program import route
 from s7jax.mesh import DATA
-from s7jax.model.model import Params, expert_output, head, router_logits, trunk_output
-from s7jax.progress import Progress
+from s7jax.model.language_model import Params, expert_output, head, router_logits, trunk_output
+from s7jax.terminal.progress import Progress
 from s7jax.runtime import Compute, Session
 from s7jax.runtime.proof import Policy
 from s7jax.s7l import Seal

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from s7jax.config import ModelConfig, StackConfig
 from s7jax.integer import operators as op
+from s7jax.integer.loading import LOGIT_BITS, MAX_CONTRACTION, VALUE_BITS, Params
 from s7jax.integer.operators import NARROW, Array, Scale
-from s7jax.integer.parameters import LOGIT_BITS, MAX_CONTRACTION, VALUE_BITS, Params
 from s7jax.integer.tables import GELU_BITS
 from s7jax.mesh import MODEL
 

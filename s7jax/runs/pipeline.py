@@ -12,10 +12,10 @@ from typing import Any
 
 from s7jax import mesh as meshes
 from s7jax import s7l
-from s7jax.comparison import compare
+from s7jax.runs.comparison import compare
 from s7jax.errors import InputError
-from s7jax.export import export
-from s7jax.model.model import Params
+from s7jax.quantize.export import export
+from s7jax.model.language_model import Params
 from s7jax.runtime.sealing import seal_with_answers
 from s7jax.storage import write_json
 from s7jax.train import loop, phase, router

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from s7jax.integer.quantize import fixed_point, per_row_int8, quantize_tensor
+from s7jax.quantize.rounding import fixed_point, per_row_int8, quantize_tensor
 
 finite = st.floats(-1e3, 1e3, width=32)
 matrices = hnp.arrays(

@@ -10,10 +10,10 @@ from s7jax.config import Config
 from s7jax.data.mixture import held_out
 from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError, UsageError
-from s7jax.integer import weights
-from s7jax.integer.calibrate import calibrate
 from s7jax.mesh import single
 from s7jax.model import parameters
+from s7jax.quantize import weights
+from s7jax.quantize.calibrate import calibrate
 from s7jax.storage import write_json
 from s7jax.train import checkpoint
 from s7jax.train.phase import TRUNK

@@ -6,9 +6,10 @@ import pytest
 
 from s7jax.devices import DEVICES
 from s7jax.errors import UsageError
-from s7jax.train import loop, metrics
-from s7jax.train.metrics import Throughput
+from s7jax.train import loop
 from s7jax.train.options import Every, Options, parse_tokens
+from s7jax.train.watch import metrics
+from s7jax.train.watch.metrics import Throughput
 
 
 @pytest.fixture

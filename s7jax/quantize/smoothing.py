@@ -16,8 +16,8 @@ import math
 import numpy as np
 
 from s7jax.config import ModelConfig
-from s7jax.integer.calibrate import Ranges
 from s7jax.integer.operators import NARROW
+from s7jax.quantize.calibrate import Ranges
 
 HEADROOM = 8  # times what calibration saw fits into a residual stream
 

@@ -3,7 +3,7 @@ import argparse
 import jax
 import pytest
 
-from s7jax import experiment
+from s7jax.runs import opening as experiment
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from s7jax.config import ModelConfig
-from s7jax.integer.calibrate import Ranges
-from s7jax.integer.fold import fold
-from s7jax.integer.quantize import METHOD, quantize_tensor
-from s7jax.model.model import Params
+from s7jax.model.language_model import Params
 from s7jax.model.parameters import host, named_tensors
-from s7jax.progress import Progress
+from s7jax.quantize.calibrate import Ranges
+from s7jax.quantize.rounding import METHOD, quantize_tensor
+from s7jax.quantize.smoothing import fold
 from s7jax.storage import write_json
+from s7jax.terminal.progress import Progress
 
 
 def write(

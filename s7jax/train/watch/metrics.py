@@ -12,7 +12,7 @@ import jax
 from tensorboardX import SummaryWriter
 
 from s7jax.devices import Device
-from s7jax.processes import say
+from s7jax.terminal.processes import say
 
 
 class Throughput:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from s7jax.runtime import Session
+from s7jax.runtime.cm1 import TABLE, Control, Phase
 from s7jax.runtime.gate import GateError, check
-from s7jax.runtime.phases import TABLE, Control, Phase
 from s7jax.runtime.proof import Policy
 
 LEGAL = {

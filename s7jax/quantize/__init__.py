@@ -1,0 +1,1 @@
+"""Post-training quantisation: calibrate, smooth, round, export the weights folder."""
