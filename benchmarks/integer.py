@@ -25,7 +25,8 @@ import numpy as np
 from seal import vocabulary
 
 from s7jax import s7l
-from s7jax.config import PRESETS, ModelConfig, StackConfig, preset
+from s7jax.architecture import Architecture, Stack
+from s7jax.config import PRESETS, preset
 from s7jax.integer.program import Program
 from s7jax.mesh import single
 from s7jax.model.layers import rms_normalize, rope
@@ -62,7 +63,9 @@ def main() -> None:
             print(f"{name:<44}{value:>12.2f}")
 
 
-def measure(steps: dict[str, Step], cfg: ModelConfig, prompt: int, repeat: int) -> dict[str, float]:
+def measure(
+    steps: dict[str, Step], cfg: Architecture, prompt: int, repeat: int
+) -> dict[str, float]:
     """Tokens per second of both, their ratio, and the weights read per second."""
     rows: dict[str, float] = {}
     for what, start, length in (("prefill", 0, prompt), ("decode", prompt, 1)):
@@ -84,17 +87,17 @@ def measure(steps: dict[str, Step], cfg: ModelConfig, prompt: int, repeat: int) 
     return rows
 
 
-def active(cfg: ModelConfig) -> int:
+def active(cfg: Architecture) -> int:
     """Weights that one token reads: trunk, one expert, the head."""
 
-    def stack(s: StackConfig) -> int:
+    def stack(s: Stack) -> int:
         return s.layers * (4 * s.hidden**2 + 2 * s.hidden * s.ffn)
 
     ends = cfg.trunk.hidden * (cfg.vocab + 2 * cfg.expert.hidden)
     return stack(cfg.trunk) + stack(cfg.expert) + ends
 
 
-def make_seal(root: Path, cfg: ModelConfig, params: Any) -> Path:
+def make_seal(root: Path, cfg: Architecture, params: Any) -> Path:
     """A sealed model of these parameters, calibrated on a few random tokens."""
     tokens = np.random.default_rng(0).integers(0, cfg.vocab, (1, 33)).astype(np.int32)
     ranges = calibrate(cfg, params, {domain: tokens for domain in cfg.domains})
@@ -118,7 +121,7 @@ def integer_step(program: Program, prompt: int) -> Step:
     return step
 
 
-def float_step(cfg: ModelConfig, params: Any, prompt: int) -> Step:
+def float_step(cfg: Architecture, params: Any, prompt: int) -> Step:
     """The same of the float model, every layer a copy of its own as XLA likes it best."""
     slots = 2 * prompt
     model = {n: t for n, t in named_tensors(params) if n.split(".")[0] in USED}
@@ -137,14 +140,14 @@ def float_step(cfg: ModelConfig, params: Any, prompt: int) -> Step:
 USED = ("embedding", "trunk", "expert0")
 
 
-def empty(stack: StackConfig, slots: int) -> Cache:
+def empty(stack: Stack, slots: int) -> Cache:
     """Float keys and values [1, H, S, K] for every layer."""
     shape = (1, stack.heads, slots, stack.head_dim)
     return [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(stack.layers)]
 
 
 def forward(
-    cfg: ModelConfig, p: dict[str, jax.Array], tokens: jax.Array, start: jax.Array, *caches: Cache
+    cfg: Architecture, p: dict[str, jax.Array], tokens: jax.Array, start: jax.Array, *caches: Cache
 ) -> tuple[jax.Array, Cache, Cache]:
     """Logits [1, 1, V] of the chunk's last token, and both caches."""
     x = p["embedding.weight"][tokens]
@@ -157,7 +160,7 @@ def forward(
 
 
 def stacked(
-    stack: StackConfig,
+    stack: Stack,
     p: dict[str, jax.Array],
     name: str,
     x: jax.Array,

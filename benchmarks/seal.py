@@ -24,8 +24,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from s7jax import s7l
+from s7jax.architecture import sealed_tensors
 from s7jax.config import S7_140M
-from s7jax.s7l.dimensions import Dimensions, tensor_table
+from s7jax.s7l.dimensions import architecture_tree, tensor_entry
 from s7jax.terminal import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,17 +147,17 @@ def printed(code: str, *arguments: Path) -> int:
 
 def write_inputs(root: Path, rng: random.Random) -> None:
     """``weights/`` and ``vocab.json`` of a model with the dimensions of s7-140m."""
-    model = S7_140M.to_json()["model"]
+    model = architecture_tree(S7_140M.model)
     (root / "weights").mkdir()
     entries = {}
-    for spec in tensor_table(Dimensions.parse(model, "model")):
+    for spec in sealed_tensors(S7_140M.model):
         data = hashlib.shake_256(spec.name.encode()).digest(spec.size)
         array = np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape)
         array = np.maximum(array, -127) if spec.dtype == "int8" else array & 0x3FFFFFFF
         if spec.name.endswith(".residual"):
             array = np.array([16], "<i4")  # fraction bits
         np.save(root / "weights" / f"{spec.name}.npy", array)
-        entry = {key: value for key, value in spec.tree().items() if key != "name"}
+        entry = {key: value for key, value in tensor_entry(spec).items() if key != "name"}
         entry["sha256"] = hashlib.sha256(array.tobytes()).hexdigest()
         entries[spec.name] = (
             {**entry, "exponent": 31 if spec.name.endswith("residual") else -7}

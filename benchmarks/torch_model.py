@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from s7jax.config import ModelConfig, RecipeConfig, StackConfig
+from s7jax.architecture import Architecture, Stack
+from s7jax.config import Recipe
 
 EPSILON = 1e-6
 
@@ -24,7 +25,7 @@ def normalize(x: Tensor) -> Tensor:
 class Block(nn.Module):
     """One pre-norm layer with rotary attention, RMS-normalised q and k, GELU."""
 
-    def __init__(self, cfg: StackConfig, context: int) -> None:
+    def __init__(self, cfg: Stack, context: int) -> None:
         super().__init__()
         self.heads, self.width = cfg.heads, cfg.head_dim
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
@@ -57,10 +58,10 @@ class Block(nn.Module):
         return torch.cat([a * self.cos - b * self.sin, b * self.cos + a * self.sin], dim=-1)
 
 
-class Stack(nn.Module):
+class Layers(nn.Module):
     """``cfg.layers`` blocks."""
 
-    def __init__(self, cfg: StackConfig, context: int) -> None:
+    def __init__(self, cfg: Stack, context: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(cfg, context) for _ in range(cfg.layers))
 
@@ -74,11 +75,11 @@ class Stack(nn.Module):
 class Model(nn.Module):
     """Phase 1's model, or with ``phase="experts"`` Phase 2's: an expert on a frozen trunk."""
 
-    def __init__(self, cfg: ModelConfig, phase: str) -> None:
+    def __init__(self, cfg: Architecture, phase: str) -> None:
         super().__init__()
         D, E = cfg.trunk.hidden, cfg.expert.hidden
         self.embedding = nn.Embedding(cfg.vocab, D)
-        self.trunk = Stack(cfg.trunk, cfg.context)
+        self.trunk = Layers(cfg.trunk, cfg.context)
         self.final_norm = nn.Parameter(torch.ones(D))
         self.phase = phase
         if phase == "experts":
@@ -86,7 +87,7 @@ class Model(nn.Module):
             self.in_norm, self.out_norm = (nn.Parameter(torch.ones(n)) for n in (D, E))
             self.in_proj = nn.Linear(D, E, bias=False)
             self.out_proj = nn.Linear(E, D, bias=False)
-            self.expert = Stack(cfg.expert, cfg.context)
+            self.expert = Layers(cfg.expert, cfg.context)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """int [B, T + 1] → mean next-token loss."""
@@ -118,7 +119,7 @@ def load(model: Model, params: dict[str, Any]) -> None:
             _load_stack(model.expert, expert["layers"])
 
 
-def _load_stack(stack: Stack, tree: dict[str, Any]) -> None:
+def _load_stack(stack: Layers, tree: dict[str, Any]) -> None:
     for i, block in enumerate(stack.blocks):
         for norm in ("attn_norm", "ffn_norm"):
             getattr(block, norm).copy_(_tensor(tree[norm]["gain"][i]))
@@ -135,7 +136,7 @@ def _tensor(array: Any) -> Tensor:
 class Trainer:
     """The recipe's step: microbatches accumulated in float32, clip, AdamW on matrices."""
 
-    def __init__(self, model: Model, recipe: RecipeConfig, device: str, compiled: bool) -> None:
+    def __init__(self, model: Model, recipe: Recipe, device: str, compiled: bool) -> None:
         model = model.to(device)
         self._recipe, self._device = recipe, device
         self._run = torch.compile(model) if compiled else model

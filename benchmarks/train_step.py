@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from s7jax import mesh as meshes
-from s7jax.config import PRESETS, Config, override, preset
+from s7jax.config import PRESETS, Config, Recipe, override, preset
 from s7jax.devices import of_kind
 from s7jax.errors import InputError, UsageError
 from s7jax.model import parameters
@@ -224,7 +224,8 @@ def our_side(side: Side, config: Config) -> Any:
     with jax.set_mesh(mesh):
         shared = parameters.initial(config.model, 0, mesh, TRUNK)
         loss: Loss = trunk_loss
-        params, frozen, recipe = shared, {}, config.trunk
+        params, frozen = shared, {}
+        recipe: Recipe = config.trunk
         if side.phase == "experts":
             params = parameters.initial(config.model, 0, mesh, ("expert0",))["expert0"]
             loss, frozen, recipe = expert_loss, shared, config.experts

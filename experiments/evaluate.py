@@ -27,8 +27,8 @@ def main() -> None:
     parser.add_argument("--sealed", type=Path, metavar="FILE", help="INT8 against FP32")
     args = parser.parse_args()
     with cli.quiet(args.json):
-        x = resume(args)
-        report = sealed_quality(x, args.sealed) if args.sealed else {"quality": quality(x)}
+        run = resume(args)
+        report = sealed_quality(run, args.sealed) if args.sealed else {"quality": quality(run)}
     if args.json:
         print(json.dumps(report if args.sealed else report["quality"], indent=1))
     else:

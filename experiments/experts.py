@@ -10,9 +10,8 @@ The order does not matter: an expert's weights depend on the trunk and its own d
 Next: experiments/router.py.
 """
 
-from s7jax.config import DOMAINS
 from s7jax.runs.opening import add_process_flags, add_run_flags, add_watch_flags, resume
-from s7jax.runs.pipeline import experts
+from s7jax.runs.pipeline import train_experts
 from s7jax.terminal import cli
 
 
@@ -22,9 +21,9 @@ def main() -> None:
     add_run_flags(parser)
     add_process_flags(parser)
     add_watch_flags(parser)
-    parser.add_argument("--domain", nargs="+", choices=DOMAINS, help="which (default: all)")
+    parser.add_argument("--domain", nargs="+", metavar="NAME", help="which (default: all)")
     args = parser.parse_args()
-    experts(resume(args), args.domain, args.resume_from)
+    train_experts(resume(args), args.domain, args.resume_from)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ Each phase skips what is already done and valid. At the end: tables, and runs/NA
 import json
 
 from s7jax.runs.opening import add_run_flags, add_start_flags, add_watch_flags, begin
-from s7jax.runs.pipeline import run
+from s7jax.runs.pipeline import run_all
 from s7jax.terminal import cli
 from s7jax.terminal.tables import show
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON alone")
     args = parser.parse_args()
     with cli.quiet(args.json):
-        report = run(begin(args))
+        report = run_all(begin(args))
     print(json.dumps(report, indent=1)) if args.json else show(report)
 
 

@@ -1,198 +1,222 @@
-"""Presets and validation: what a model is, how it is trained, as frozen data.
+"""Presets: what a model is, on which domains and how it is trained, as frozen data.
 
-A preset is data, never code: everything the program builds is derived from these classes.
+A preset is data, never code: everything the program builds is derived from these classes. Each
+field states its range and unit (:mod:`s7jax.fields`).
 Section numbers (§) refer to the S7-LLM-MOE-140M sizing specification.
 """
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from s7jax.architecture import Architecture, Stack
+from s7jax.digests import json_digest
 from s7jax.errors import UsageError
+from s7jax.fields import Checked, build, choice, decisive, identifier, nearest, number, plain
 
-DOMAINS = ("code", "math", "reason", "general")
-"""Domain of expert 0, 1, 2, 3 (§2)."""
-
-MIXTURE = (7, 5, 4, 4)
-"""Sequences per domain in every 20 of Phase 1: 35/25/20/20 per cent (§3)."""
+MOST = 1 << 62  # tokens, steps: whatever a 64-bit counter holds
 
 
 @dataclass(frozen=True, kw_only=True)
-class StackConfig:
-    """A stack of pre-norm transformer layers."""
+class Domain(Checked):
+    """A domain and its expert: all that is to be said of it.
 
-    layers: int
-    hidden: int
-    heads: int
-    ffn: int  # width between fc1 and fc2
+    A domain with share 0 takes no part in Phase 1 and in learning the vocabulary, so it can be
+    added to a finished run: trunk and other experts stay as they are.
+    """
 
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden // self.heads
-
-    def __post_init__(self) -> None:
-        for name in ("layers", "hidden", "heads", "ffn"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.hidden % (2 * self.heads):
-            raise UsageError(
-                f"hidden {self.hidden} over {self.heads} heads: expected an even head width "
-                "(rotary embedding turns pairs of channels)"
-            )
+    name: str = identifier()
+    share: int = number(0, 1 << 16, "sequences per cycle of Phase 1")
+    tokens: int = number(1, MOST, "tokens of its expert's Phase 2")
+    builtin: str | None = identifier(default=None)  # a corpus that is always there, if any
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The architecture: embedding, shared trunk, one expert per domain, router (§2, §8)."""
+class Recipe(Checked):
+    """How one phase is trained."""
 
-    vocab: int  # tokens; divisible by 32 (§8 alignment)
-    context: int  # tokens a sequence holds
-    trunk: StackConfig
-    expert: StackConfig
-    domains: tuple[str, ...] = DOMAINS
-    routing_window: int = 64  # positions whose router logits are summed to choose the expert
-
-    def __post_init__(self) -> None:
-        if self.vocab % 32:
-            raise UsageError(f"vocab {self.vocab} is not divisible by 32 (§8 alignment)")
-        if self.context < 2:
-            raise UsageError(f"context {self.context}: expected at least 2 tokens")
-        if self.routing_window < 1:
-            raise UsageError(f"routing_window {self.routing_window}: expected at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecipeConfig:
-    """How one phase is trained. Lengths are in tokens, batches in sequences."""
-
-    tokens: tuple[int, ...]  # training tokens; one entry for the trunk, one per expert
-    batch: int  # sequences a step
-    microbatch: int  # sequences of one gradient program, on one data-parallel group
-    peak_lr: float
-    warmup: int  # steps of linear warmup; capped at a tenth of a short run
-    checkpoint: int  # tokens between checkpoints
-    final_lr: float = 0.1  # cosine end, as a fraction of peak_lr
-    weight_decay: float = 0.1  # on matrices only
-    clip: float = 1.0  # global gradient norm
-    betas: tuple[float, float] = (0.9, 0.95)
-    spike: float = 1.0  # nats above the running mean of the loss at which a step is skipped
-    skip_steps: tuple[int, ...] = ()  # steps to skip beside those, to replay a run that did
+    batch: int = number(1, 1 << 24, "sequences per step")
+    microbatch: int = number(1, 1 << 24, "sequences of one gradient program of one data group")
+    peak_lr: float = number(0, 10, above=True)
+    warmup: int = number(0, MOST, "steps; capped at a tenth of a short run")
+    checkpoint: int = number(1, MOST, "tokens between checkpoints")
+    final_lr: float = number(0, 1, "of peak_lr, where the cosine ends", default=0.1)
+    weight_decay: float = number(0, 1, "on matrices only", default=0.1)
+    clip: float = number(0, 1e6, "global gradient norm", above=True, default=1.0)
+    betas: tuple[float, float] = number(0, 1 - 1e-9, default=(0.9, 0.95))
+    spike: float = number(
+        0, 1e6, "nats above the running mean of the loss; skipped", above=True, default=1.0
+    )
+    skip_steps: tuple[int, ...] = number(0, MOST, "steps, to replay a run that did", default=())
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.microbatch < 1 or self.batch % self.microbatch:
+        super().__post_init__()
+        if self.batch % self.microbatch:
             raise UsageError(
                 f"batch {self.batch} is not a whole number of microbatches of {self.microbatch}"
             )
-        if min(self.tokens) < 1:
-            raise UsageError(f"tokens {min(self.tokens)}: expected at least 1")
 
     @property
     def microbatches(self) -> int:
-        """Gradient programs a step: the leaves of the reduction tree."""
+        """Gradient programs per step: the leaves of the reduction tree."""
         return self.batch // self.microbatch
 
-    def steps(self, context: int, index: int = 0) -> int:
-        """Optimizer steps that see at least ``tokens[index]`` tokens."""
-        return -(-self.tokens[index] // (self.batch * context))
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkRecipe(Recipe):
+    """Phase 1's recipe; how long an expert trains stands with its domain."""
+
+    tokens: int = number(1, MOST, "training tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeConfig:
-    """How training computes the model: the same function, with other rounding and memory."""
+class ComputeConfig(Checked):
+    """These fields trade memory and speed. They change low-order bits, so digests cover them."""
 
-    precision: str = "fp32"  # of forward and backward, "fp32" or "bf16"; masters, sums: float32
-    loss_chunk: int = 0  # positions of a sequence whose logits exist at once; 0: all of them
+    precision: str = choice("fp32", "bf16", default="fp32")  # forward, backward; sums are float32
+    loss_chunk: int = number(0, 1 << 24, "positions whose logits exist at once; 0: all", default=0)
     remat: bool = False  # the backward pass recomputes what lies between a layer's projections
 
-    def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "bf16"):
-            raise UsageError(f"precision {self.precision!r}: expected 'fp32' or 'bf16'")
-        if self.loss_chunk < 0:
-            raise UsageError(f"loss_chunk {self.loss_chunk}: expected at least 0")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """A whole run: everything, beside the data, that decides the trained bytes."""
 
     preset: str
-    model: ModelConfig
-    trunk: RecipeConfig
-    experts: RecipeConfig
+    model: Architecture
+    domains: tuple[Domain, ...]
+    trunk: TrunkRecipe
+    experts: Recipe
     compute: ComputeConfig = field(default_factory=ComputeConfig)
-    seed: int = 0
-    router_sequences: int = 256  # labelled training sequences per domain for the ridge router
-    eval_sequences: int = 64  # held-out sequences per domain in every report
-    calibration_sequences: int = 4_096  # held-out sequences per domain for quantisation (§5)
-    mixture: tuple[int, ...] = field(default=MIXTURE)  # sequences per domain and cycle
-    reduction: str = "tree"  # how gradients are summed over groups: "tree" or "psum"
+    seed: int = number(0, (1 << 32) - 1, default=0)
+    router_sequences: int = number(1, 1 << 32, "training sequences per domain", default=256)
+    eval_sequences: int = number(1, 1 << 32, "held-out sequences per domain", default=64)
+    calibration_sequences: int = number(  # §5
+        1, 1 << 32, "held-out sequences per domain", default=4_096
+    )
+    reduction: str = choice("tree", "psum", default="tree")  # of gradients over data groups
 
     def __post_init__(self) -> None:
-        n = len(self.model.domains)
-        if len(self.mixture) != n or min(self.mixture) < 1:
-            raise UsageError(f"mixture {self.mixture}: expected {n} counts of at least 1")
-        if self.reduction not in ("tree", "psum"):
-            raise UsageError(f"reduction {self.reduction!r}: expected 'tree' or 'psum'")
-        if len(self.experts.tokens) != n:
-            raise UsageError(f"experts.tokens has {len(self.experts.tokens)} entries, not {n}")
+        super().__post_init__()
+        names = tuple(domain.name for domain in self.domains)
+        if names != self.model.domains:
+            raise UsageError(f"domains are {names}, the model's are {self.model.domains}")
+        if not self.shares:
+            raise UsageError("every domain has share 0; expected one that Phase 1 trains on")
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types, in field order."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+    @property
+    def shares(self) -> dict[str, int]:
+        """Sequences per cycle of the domains that Phase 1 trains on (§3)."""
+        return {domain.name: domain.share for domain in self.domains if domain.share}
 
-    @classmethod
-    def from_json(cls, tree: dict[str, Any]) -> Self:
-        """Inverse of :meth:`to_json`.
+    def domain(self, label: str) -> Domain:
+        """The domain called so.
 
         Raises:
-            UsageError: a field is missing or unknown.
+            UsageError: there is none.
         """
-        try:
-            fields: dict[str, Any] = {k: _tuples(v) for k, v in tree.items()}
-            model = fields.pop("model")
-            stacks: Any = {name: StackConfig(**model.pop(name)) for name in ("trunk", "expert")}
-            recipes: Any = {name: RecipeConfig(**fields.pop(name)) for name in ("trunk", "experts")}
-            compute = ComputeConfig(**fields.pop("compute"))
-            return cls(model=ModelConfig(**model, **stacks), compute=compute, **recipes, **fields)
-        except (KeyError, TypeError, AttributeError) as e:
-            raise UsageError(f"configuration does not fit this version of s7jax: {e}") from e
+        found = {domain.name: domain for domain in self.domains}
+        if label not in found:
+            hint = nearest(label, found) or f"; expected one of {', '.join(found)}"
+            raise UsageError(f"unknown domain {label!r}{hint}")
+        return found[label]
+
+    def with_domain(self, domain: Domain) -> Self:
+        """With one more domain, or the same if it has this very one.
+
+        Raises:
+            UsageError: there is another one of that name, or it would change Phase 1.
+        """
+        if domain.name in self.model.domains:
+            if self.domain(domain.name) != domain:
+                raise UsageError(f"the run has another domain {domain.name!r}")
+            return self
+        if domain.share:
+            raise UsageError(f"domain {domain.name!r}: a domain that is added has share 0")
+        model = dataclasses.replace(self.model, domains=(*self.model.domains, domain.name))
+        return dataclasses.replace(self, model=model, domains=(*self.domains, domain))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, in field order; the model's domains are those of the records."""
+        tree: dict[str, Any] = plain(self)
+        del tree["model"]["domains"]
+        return tree
+
+    @classmethod
+    def from_json(cls, tree: Any) -> Self:
+        """Inverse of :meth:`to_json`; fields with a default may be missing.
+
+        Raises:
+            UsageError: a field is missing, unknown, of another type or out of range.
+        """
+        if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
+            raise UsageError("configuration: expected an object with a field 'model'")
+        records = tree.get("domains")
+        if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
+            raise UsageError("domains: expected a list of domains, each an object with a name")
+        named = [record.get("name") for record in records]
+        return build(cls, {**tree, "model": {**tree["model"], "domains": named}})
 
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON, in hexadecimal."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        """SHA-256 of every field that has not its default, in hexadecimal."""
+        return json_digest(decisive(self))
+
+    def phase_digest(self, phase: str) -> str:
+        """SHA-256 of what decides the bytes that one phase ends with, beside its data and trunk.
+
+        Phases are ``trunk``, ``expert0`` … and ``router``. What belongs to other experts is not
+        covered: a domain that is added changes the router alone.
+        """
+        model = {key: getattr(self.model, key) for key in ("vocab", "context")}
+        tree: dict[str, Any] = {"phase": phase, "seed": self.seed, **model}
+        tree |= {"trunk": decisive(self.model.trunk), "compute": decisive(self.compute)}
+        if phase == "router":
+            tree |= {"sequences": self.router_sequences, "domains": self.model.domains}
+        elif phase == "trunk":
+            tree |= {"recipe": decisive(self.trunk), "shares": list(self.shares.items())}
+        else:
+            domain = self.domains[int(phase.removeprefix("expert"))]
+            tree |= {"expert": decisive(self.model.expert), "recipe": decisive(self.experts)}
+            tree |= {"domain": domain.name, "tokens": domain.tokens}
+        if phase != "router" and self.reduction != "tree":
+            tree["reduction"] = self.reduction
+        return json_digest(tree)
 
 
-def _tuples(tree: Any) -> Any:
-    """JSON arrays as tuples, objects as fresh dictionaries."""
-    if isinstance(tree, dict):
-        return {k: _tuples(v) for k, v in tree.items()}
-    return tuple(map(_tuples, tree)) if isinstance(tree, list) else tree
+def _domains(*tokens: int) -> tuple[Domain, ...]:
+    """The four domains of experts 0 to 3 (§2), mixed 35/25/20/20 per cent in Phase 1 (§3)."""
+    shares = {"code": 7, "math": 5, "reason": 4, "general": 4}
+    budgets = tokens if len(tokens) > 1 else tokens * len(shares)
+    return tuple(
+        Domain(name=label, share=share, tokens=budget, builtin=label)
+        for (label, share), budget in zip(shares.items(), budgets, strict=True)
+    )
 
+
+_NAMES = ("code", "math", "reason", "general")
 
 S7_140M = Config(
     preset="s7-140m",
-    model=ModelConfig(
+    model=Architecture(
         vocab=24_576,
         context=2_048,
-        trunk=StackConfig(layers=6, hidden=768, heads=12, ffn=1_024),
-        expert=StackConfig(layers=8, hidden=512, heads=8, ffn=2_048),
+        trunk=Stack(layers=6, hidden=768, heads=12, ffn=1_024),
+        expert=Stack(layers=8, hidden=512, heads=8, ffn=2_048),
+        domains=_NAMES,
     ),
-    # §3 and §4: 512 and 256 sequences a step, 50 B and 20/15/12/12 B tokens, warmup 2,000,
+    # §3 and §4: 512 and 256 sequences per step, 50 B and 20/15/12/12 B tokens, warmup 2,000,
     # a checkpoint every 5 B tokens.
-    trunk=RecipeConfig(
-        tokens=(50_000_000_000,),
+    domains=_domains(20_000_000_000, 15_000_000_000, 12_000_000_000, 12_000_000_000),
+    trunk=TrunkRecipe(
+        tokens=50_000_000_000,
         batch=512,
         microbatch=16,
         peak_lr=6e-4,
         warmup=2_000,
         checkpoint=5_000_000_000,
     ),
-    experts=RecipeConfig(
-        tokens=(20_000_000_000, 15_000_000_000, 12_000_000_000, 12_000_000_000),
+    experts=Recipe(
         batch=256,
         microbatch=16,
         peak_lr=6e-4,
@@ -208,22 +232,23 @@ S7_140M = Config(
 # A laptop or one small GPU: ≈ 9.6 M parameters.
 S7_MINI = Config(
     preset="s7-mini",
-    model=ModelConfig(
+    model=Architecture(
         vocab=8_192,
         context=512,
-        trunk=StackConfig(layers=4, hidden=256, heads=4, ffn=384),
-        expert=StackConfig(layers=3, hidden=192, heads=6, ffn=768),
+        trunk=Stack(layers=4, hidden=256, heads=4, ffn=384),
+        expert=Stack(layers=3, hidden=192, heads=6, ffn=768),
+        domains=_NAMES,
     ),
-    trunk=RecipeConfig(
-        tokens=(100_000_000,),
+    domains=_domains(25_000_000),
+    trunk=TrunkRecipe(
+        tokens=100_000_000,
         batch=40,
         microbatch=5,
         peak_lr=2e-3,
         warmup=200,
         checkpoint=5_000_000,
     ),
-    experts=RecipeConfig(
-        tokens=(25_000_000,) * 4,
+    experts=Recipe(
         batch=40,
         microbatch=5,
         peak_lr=2e-3,
@@ -238,22 +263,23 @@ S7_MINI = Config(
 # The demo and the tests: ≈ 1 M parameters, minutes on two CPU cores.
 S7_NANO = Config(
     preset="s7-nano",
-    model=ModelConfig(
+    model=Architecture(
         vocab=2_048,
         context=256,
-        trunk=StackConfig(layers=3, hidden=128, heads=2, ffn=192),
-        expert=StackConfig(layers=2, hidden=64, heads=2, ffn=256),
+        trunk=Stack(layers=3, hidden=128, heads=2, ffn=192),
+        expert=Stack(layers=2, hidden=64, heads=2, ffn=256),
+        domains=_NAMES,
     ),
-    trunk=RecipeConfig(
-        tokens=(2_000_000,),
+    domains=_domains(600_000),
+    trunk=TrunkRecipe(
+        tokens=2_000_000,
         batch=40,
         microbatch=5,
         peak_lr=1e-2,
         warmup=50,
         checkpoint=250_000,
     ),
-    experts=RecipeConfig(
-        tokens=(600_000,) * 4,
+    experts=Recipe(
         batch=40,
         microbatch=5,
         peak_lr=1e-2,
@@ -271,7 +297,7 @@ PRESETS = {config.preset: config for config in (S7_140M, S7_MINI, S7_NANO)}
 def override(config: Config, assignments: list[str]) -> Config:
     """The configuration with fields replaced: ``["trunk.tokens=5000000", "seed=1"]``.
 
-    Values are JSON. A single value for a field of several entries fills them all.
+    Values are JSON. Domains go by name, ``*`` for all of them: ``domains.math.tokens=1000000``.
 
     Raises:
         UsageError: no such field, or a value that does not fit it.
@@ -279,39 +305,41 @@ def override(config: Config, assignments: list[str]) -> Config:
     tree = config.to_json()
     for assignment in assignments:
         path, _, text = assignment.partition("=")
-        *parents, name = path.split(".")
-        node = tree
-        for parent in parents:
-            node = node.get(parent, {}) if isinstance(node, dict) else {}
-        if not isinstance(node, dict) or name not in node or isinstance(node[name], dict):
-            raise UsageError(f"--set {assignment}: no field {path!r} in the configuration")
         try:
             value = json.loads(text)
         except ValueError:
             raise UsageError(f"--set {assignment}: {text!r} is not a JSON value") from None
-        if isinstance(node[name], list) and not isinstance(value, list):
-            value = [value] * (len(node[name]) or 1)
-        if not _same_type(node[name], value):
-            raise UsageError(f"--set {assignment}: expected a value like {node[name]!r}")
-        node[name] = value
+        *parents, last = path.split(".")
+        for node in _nodes(tree, parents, path):
+            if not isinstance(node, dict) or last not in node:
+                hint = nearest(last, node) if isinstance(node, dict) else ""
+                raise UsageError(
+                    f"--set {assignment}: no field {path!r} in the configuration{hint}"
+                )
+            node[last] = value
     return Config.from_json(tree)
 
 
-def _same_type(old: Any, new: Any) -> bool:
-    if isinstance(old, list):
-        like = old[0] if old else 0  # the one list that may be empty holds steps
-        return isinstance(new, list) and all(_same_type(like, item) for item in new)
-    if isinstance(old, float):
-        return isinstance(new, int | float) and not isinstance(new, bool)
-    return type(old) is type(new)
+def _nodes(tree: Any, parents: list[str], path: str) -> list[Any]:
+    """The objects that a path without its last part reaches."""
+    nodes = [tree]
+    for parent in parents:
+        if all(isinstance(node, list) for node in nodes):
+            items = [item for node in nodes for item in node]
+            nodes = [item for item in items if parent in ("*", item["name"])]
+        else:
+            nodes = [node.get(parent) if isinstance(node, dict) else None for node in nodes]
+        if not nodes:
+            raise UsageError(f"--set {path}: no domain {parent!r} in the configuration")
+    return nodes
 
 
-def preset(name: str) -> Config:
+def preset(label: str) -> Config:
     """The preset of that name.
 
     Raises:
         UsageError: no such preset.
     """
-    if name not in PRESETS:
-        raise UsageError(f"unknown preset {name!r}; expected one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    if label not in PRESETS:
+        raise UsageError(f"unknown preset {label!r}; expected one of {', '.join(PRESETS)}")
+    return PRESETS[label]

@@ -46,6 +46,12 @@ class Device:
     source: str
     cuda: Cuda | None = None
 
+    def utilisation(self, tokens_per_second: float, flops: int, devices: int) -> float | None:
+        """Share of the peak that ``flops`` per token amount to (MFU); None without a peak."""
+        if self.peak_bf16 is None:
+            return None
+        return tokens_per_second * flops / (self.peak_bf16 * devices)
+
 
 _A100 = "NVIDIA A100 Tensor Core GPU datasheet (June 2021)"
 _H100 = "NVIDIA H100 Tensor Core GPU datasheet; figures without sparsity"

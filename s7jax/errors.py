@@ -1,4 +1,4 @@
-"""The two ways a user can be told no. Programmer errors are assertions, not these."""
+"""The ways a program ends that are no fault of its own. Programmer errors are assertions."""
 
 
 class UsageError(ValueError):
@@ -13,3 +13,11 @@ class InputError(ValueError):
 
     The message says where (path, and line or offset), what was found and what to do.
     """
+
+
+class Stopped(Exception):
+    """A signal asked to stop, and everything done is saved (exit code 128 + its number)."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number

@@ -9,44 +9,17 @@ an error at trace time.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
 
-from s7jax.config import ModelConfig, RecipeConfig
+from s7jax.architecture import Architecture, Parameter, Split, TensorSpec, divisors
+from s7jax.config import Recipe
 from s7jax.errors import UsageError
 
 DATA, MODEL = "data", "model"
-
-
-class Sizes(Protocol):
-    """What a mesh must divide in a stack."""
-
-    @property
-    def heads(self) -> int:
-        """Attention heads."""
-
-    @property
-    def ffn(self) -> int:
-        """Width between fc1 and fc2."""
-
-
-class Dimensions(Protocol):
-    """What a mesh must divide in a model: a configuration's or a sealed file's."""
-
-    @property
-    def vocab(self) -> int:
-        """Tokens."""
-
-    @property
-    def trunk(self) -> Sizes:
-        """The trunk's stack."""
-
-    @property
-    def expert(self) -> Sizes:
-        """Every expert's stack."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +55,7 @@ def parse(text: str) -> MeshShape:
     return MeshShape(data=int(match[2]), model=int(match[3]), pools=int(match[1] or 1))
 
 
-def check(shape: MeshShape, model: ModelConfig, recipe: RecipeConfig) -> None:
+def check(shape: MeshShape, model: Architecture, recipe: Recipe) -> None:
     """Refuse a mesh over which the model or the microbatches of a step do not divide.
 
     Raises:
@@ -99,7 +72,7 @@ def check(shape: MeshShape, model: ModelConfig, recipe: RecipeConfig) -> None:
         raise UsageError(f"--mesh {shape}: {problem}; meshes that work: {', '.join(fitting[:3])}")
 
 
-def check_model(shape: MeshShape, model: Dimensions) -> None:
+def check_model(shape: MeshShape, model: Architecture) -> None:
     """Refuse a mesh whose model axis does not divide the model.
 
     Raises:
@@ -111,28 +84,21 @@ def check_model(shape: MeshShape, model: Dimensions) -> None:
         raise UsageError(f"--mesh {shape}: {problem}; a mesh that works: {fits}")
 
 
-def _indivisible(parts: int, model: Dimensions) -> str | None:
-    split = {
-        "vocabulary": model.vocab,
-        "trunk heads": model.trunk.heads,
-        "trunk FFN width": model.trunk.ffn,
-        "expert heads": model.expert.heads,
-        "expert FFN width": model.expert.ffn,
-    }
-    for name, size in split.items():
+def _indivisible(parts: int, model: Architecture) -> str | None:
+    for name, size in divisors(model).items():
         if size % parts:
             return f"{name} {size} not divisible by {parts} model-parallel devices"
     return None
 
 
-def _problem(shape: MeshShape, model: ModelConfig, recipe: RecipeConfig) -> str | None:
+def _problem(shape: MeshShape, model: Architecture, recipe: Recipe) -> str | None:
     if problem := _indivisible(shape.model, model):
         return problem
     if shape.data & (shape.data - 1):
         return f"{shape.data} data-parallel groups: expected a power of two"
     if recipe.microbatches % shape.data:
         return (
-            f"{recipe.microbatches} microbatches a step (batch {recipe.batch} in microbatches of "
+            f"{recipe.microbatches} microbatches per step (batch {recipe.batch} in microbatches of "
             f"{recipe.microbatch}) not divisible by {shape.data} data-parallel groups"
         )
     return None
@@ -184,6 +150,12 @@ def provision(shape: MeshShape | None, cluster: Cluster | None = None) -> str:
         return f"no accelerator: {wanted} virtual CPU device{'s' * (wanted > 1)}{where}"
     few = f", {found // enough} of {shape.pools} pools at once" if shape and found < wanted else ""
     return f"{found} {jax.devices()[0].device_kind}{where}{few}"
+
+
+def partition(tensor: Parameter | TensorSpec) -> P:
+    """Where a tensor of the table lies: its split axis over ``model``, the others whole."""
+    axis = tensor.split.axis if isinstance(tensor.split, Split) else tensor.split
+    return P(*(MODEL if i == axis else None for i in range(len(tensor.shape))))
 
 
 def make(shape: MeshShape) -> Mesh:

@@ -38,7 +38,7 @@ def test_other_text_is_refused(text: str):
     [
         ("1x16", "trunk heads 12"),
         ("3x1", "3 data-parallel groups: expected a power of two"),
-        ("64x1", "32 microbatches a step"),
+        ("64x1", "32 microbatches per step"),
         ("1x5", "vocabulary 24576"),
     ],
 )

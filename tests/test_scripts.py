@@ -12,7 +12,9 @@ import pytest
 
 import s7jax
 from s7jax import s7l
-from s7jax.config import DOMAINS
+from s7jax.config import PRESETS
+
+DOMAINS = PRESETS["s7-nano"].model.domains
 
 ROOT = Path(__file__).parent.parent
 SIZE = """
@@ -20,7 +22,7 @@ model.vocab=320 model.context=32 model.routing_window=8 router_sequences=12 eval
 model.trunk.layers=2 model.trunk.hidden=32 model.trunk.ffn=64
 model.expert.layers=1 model.expert.hidden=16 model.expert.ffn=32
 trunk.tokens=5120 trunk.batch=8 trunk.microbatch=2
-experts.tokens=2560 experts.batch=8 experts.microbatch=2
+domains.*.tokens=2560 experts.batch=8 experts.microbatch=2
 """.split()
 WORDS = {
     "code": "def return import class for if else self print lambda",
@@ -299,7 +301,7 @@ def test_a_mesh_of_virtual_devices_trains_and_says_so(work: Path, corpus, tmp_pa
         (("--mesh", "3x1", "--preset", "s7-nano"), 2, "expected a power of two"),
         (("--process", "1"), 2, "go together"),
         (("--tokens", "5X"), 2, "--tokens '5X': expected a number of tokens"),
-        (("--expert-tokens", "1M", "2M"), 2, "experts.tokens has 2 entries, not 4"),
+        (("--expert-tokens", "1M", "2M"), 2, "--expert-tokens has 2 entries; expected 1 or 4"),
         (("--save-every", "0steps"), 2, "or of steps, such as 500steps"),
         (("--keep-last", "0"), 2, "--keep-last 0: expected at least 1"),
         (("--data", "code=x"), 2, "math"),

@@ -19,7 +19,7 @@ from rich.table import Table
 from s7jax import config
 from s7jax.data.prepare import prepare
 from s7jax.data.prepared import SPLITS, Prepared
-from s7jax.data.sources import parse_data_flags
+from s7jax.data.sources import parse_data_flags, require_all
 from s7jax.terminal import cli
 
 
@@ -33,11 +33,15 @@ def run() -> None:
     flags.add_argument("--seed", type=int, default=0, help="decides the order of documents")
     flags.add_argument("--workers", type=int, help="processes; default: one for each core")
     args = flags.parse_args()
-    model = config.preset(args.preset).model
-    sources = parse_data_flags(args.data) if args.data else None
+    preset = config.preset(args.preset)
+    model = preset.model
+    sources = parse_data_flags(args.data or [], model.domains)
+    if sources:
+        require_all(sources, model.domains)
     prepared = prepare(
         sources,
         args.out,
+        domains=preset.domains,
         vocab=model.vocab,
         context=model.context,
         seed=args.seed,

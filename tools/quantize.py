@@ -16,12 +16,14 @@ import argparse
 import json
 from pathlib import Path
 
+from s7jax.config import Config
 from s7jax.errors import UsageError
 from s7jax.quantize.export import export
 from s7jax.quantize.rounding import METHOD
 from s7jax.terminal import cli
 from s7jax.train import determinism
-from s7jax.train.folder import Run, named, newest
+from s7jax.train.checkpoint import read_record
+from s7jax.train.folder import RunFolder, named, newest
 
 
 def main() -> None:
@@ -40,8 +42,8 @@ def main() -> None:
     args = parser.parse_args()
     run = _run(args)
     trunk = args.checkpoint or run.checkpoints / "trunk_final"
-    experts = args.experts or [trunk.parent / f"expert{e}_final" for e in range(4)]
     router = args.router or trunk.parent / "router_final"
+    experts = args.experts or _experts(router)
     prepared = args.prepared or run.prepared
     quality = json.loads(run.evaluation.read_text())["quality"] if run.evaluation.exists() else None
     out = args.out or run.weights
@@ -49,7 +51,13 @@ def main() -> None:
     print(f"{count} integer tensors in {out}\nvocabulary in {out.parent / 'vocab.json'}")
 
 
-def _run(args: argparse.Namespace) -> Run:
+def _experts(router: Path) -> list[Path]:
+    """The experts' final checkpoints beside the router's, one for each domain it chooses among."""
+    domains = Config.from_json(read_record(router)["config"]).domains
+    return [router.parent / f"expert{e}_final" for e in range(len(domains))]
+
+
+def _run(args: argparse.Namespace) -> RunFolder:
     """The run named, or the one the checkpoint lies in, or the newest."""
     if args.run:
         return named(args.run)
@@ -57,7 +65,7 @@ def _run(args: argparse.Namespace) -> Run:
         if args.experts:
             raise UsageError("--experts without --checkpoint: give the trunk they were trained on")
         return newest()
-    return Run(args.checkpoint.absolute().parent.parent)
+    return RunFolder(args.checkpoint.absolute().parent.parent)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s7jax.config import DOMAINS
+from s7jax.config import Domain
 from s7jax.data import builtin, sources
-from s7jax.data.prepared import file_digest, json_digest
 from s7jax.data.sources import Document
+from s7jax.digests import file_digest, json_digest
+from s7jax.errors import UsageError
 
 _CLIP = 1 << 16  # characters a single document may add to the tokenizer's sample
 
@@ -25,17 +26,28 @@ class Corpus:
     domain: str
     read: Callable[[], Iterator[Document]]
     describe: tuple[Mapping[str, Any], ...]  # name, license, files, bytes, sha256 of each source
+    common: bool = True  # Phase 1 trains on it, and the vocabulary is learned from it
 
 
-def corpora(paths: Mapping[str, Sequence[Path | str]] | None) -> list[Corpus]:
-    """The domains' corpora in expert order; ``None`` is the built-in one.
+def corpora(domains: Sequence[Domain], paths: Mapping[str, Sequence[Path | str]]) -> list[Corpus]:
+    """The domains' corpora in expert order; a domain without paths has its built-in one.
 
     Raises:
+        UsageError: a domain that has neither.
         InputError: a source that is not there (its content is checked when read).
     """
-    if paths is None:
-        return [_builtin(domain) for domain in DOMAINS]
-    return [_from_paths(domain, paths[domain]) for domain in DOMAINS]
+    found = []
+    for domain in domains:
+        common = domain.share > 0
+        if paths.get(domain.name):
+            found.append(_from_paths(domain.name, paths[domain.name], common))
+        elif domain.builtin in builtin.LICENSES:
+            found.append(_builtin(domain.name, domain.builtin, common))
+        else:
+            raise UsageError(
+                f"domain {domain.name!r} has no built-in corpus: give --data {domain.name}=PATH"
+            )
+    return found
 
 
 def text_key(text: str) -> bytes:
@@ -90,20 +102,20 @@ def sample(
     return Sample([text for _, text in sorted(kept, reverse=True)], total)
 
 
-def _builtin(domain: str) -> Corpus:
-    documents = builtin.documents(domain)
+def _builtin(domain: str, corpus: str, common: bool) -> Corpus:
+    documents = builtin.documents(corpus)
     keys = b"".join(text_key(document.text) for document in documents)
     description = {
-        "name": f"built-in {domain}",
-        "license": builtin.LICENSES[domain],
+        "name": f"built-in {corpus}",
+        "license": builtin.LICENSES[corpus],
         "files": 0,
         "bytes": sum(len(document.text.encode()) for document in documents),
         "sha256": hashlib.sha256(keys).hexdigest(),
     }
-    return Corpus(domain, lambda: iter(documents), (description,))
+    return Corpus(domain, lambda: iter(documents), (description,), common)
 
 
-def _from_paths(domain: str, paths: Sequence[Path | str]) -> Corpus:
+def _from_paths(domain: str, paths: Sequence[Path | str], common: bool) -> Corpus:
     listed = [(Path(path), sources.files(domain, path)) for path in paths]
 
     def read() -> Iterator[Document]:
@@ -111,7 +123,8 @@ def _from_paths(domain: str, paths: Sequence[Path | str]) -> Corpus:
             for file in files:
                 yield from sources.read_file(file)
 
-    return Corpus(domain, read, tuple(_description(path, files) for path, files in listed))
+    described = tuple(_description(path, files) for path, files in listed)
+    return Corpus(domain, read, described, common)
 
 
 def _description(path: Path, files: Sequence[Path]) -> dict[str, Any]:

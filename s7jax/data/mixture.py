@@ -5,7 +5,7 @@ There is no iterator state: a run that stops after any step goes on at the next 
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
@@ -14,7 +14,6 @@ import grain
 import numpy as np
 from numpy.typing import NDArray
 
-from s7jax.config import MIXTURE
 from s7jax.data.prepared import Prepared, token_dtype
 from s7jax.errors import InputError, UsageError
 
@@ -37,38 +36,36 @@ class TrainingBatches:
         *,
         batch: int,
         seed: int,
-        mixture: Sequence[int] | str = MIXTURE,
+        shares: Mapping[str, int],
     ) -> None:
-        """Draw from every domain, or from one.
+        """Draw from some domains in exact shares.
 
         Args:
             prepared: The data.
-            batch: Sequences a step.
+            batch: Sequences per step.
             seed: Decides the order of rows.
-            mixture: Sequences of each domain in every aligned ``sum(mixture)`` of the run, or
-                the name of the only domain.
+            shares: Sequences of each domain, at least one, in every aligned cycle of the run.
 
         Raises:
-            UsageError: an unknown domain, or counts that do not fit the domains.
+            UsageError: an unknown domain, or a share or batch below one.
         """
-        domains = prepared.domains
-        if isinstance(mixture, str):
-            if mixture not in domains:
-                raise UsageError(f"domain {mixture!r}: expected one of {', '.join(domains)}")
-            counts = [int(domain == mixture) for domain in domains]
-        else:
-            counts = list(mixture)
-        if len(counts) != len(domains) or min(counts) < 0 or not any(counts):
-            raise UsageError(f"mixture {mixture}: expected {len(domains)} counts, one for a domain")
+        for domain, share in shares.items():
+            if domain not in prepared.domains:
+                known = ", ".join(prepared.domains)
+                raise UsageError(f"domain {domain!r}: expected one of {known}")
+            if share < 1:
+                raise UsageError(f"domain {domain!r} has share {share}; expected at least 1")
+        if not shares:
+            raise UsageError("no domain to draw from; expected at least one")
         if batch < 1:
             raise UsageError(f"batch {batch}: expected at least 1")
         rows = [
             grain.MapDataset.source(_Rows(prepared, domain, "train"))
             .shuffle(_shuffle_seed(seed, domain))
             .repeat()
-            for domain in domains
+            for domain in shares
         ]
-        mixed = grain.MapDataset.select_from_datasets(rows, _ExactMixture(counts))
+        mixed = grain.MapDataset.select_from_datasets(rows, _ExactMixture(list(shares.values())))
         self._batches = mixed.batch(batch)
 
     def batch(self, step: int) -> Batch:

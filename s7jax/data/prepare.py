@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from s7jax.config import Domain
 from s7jax.data.corpus import Corpus, corpora, distinct, is_held_out, sample
 from s7jax.data.encode import Encoder, encoder
 from s7jax.data.prepared import (
@@ -26,8 +27,6 @@ from s7jax.data.prepared import (
     TOKENIZER,
     VERSION,
     Prepared,
-    file_digest,
-    json_digest,
     manifest_digest,
     read_manifest,
     token_dtype,
@@ -35,6 +34,7 @@ from s7jax.data.prepared import (
 from s7jax.data.sequences import Spool, write_shards
 from s7jax.data.sources import Document
 from s7jax.data.tokenizer import Tokenizer
+from s7jax.digests import file_digest, json_digest
 from s7jax.errors import InputError, UsageError
 from s7jax.storage import write_json
 from s7jax.terminal.progress import Progress
@@ -49,6 +49,7 @@ def prepare(
     sources: Mapping[str, Sequence[Path | str]] | None,
     out: Path | str,
     *,
+    domains: Sequence[Domain],
     vocab: int,
     context: int,
     seed: int = 0,
@@ -58,8 +59,10 @@ def prepare(
     """Write rows of ``context + 1`` tokens for every domain and split, and their manifest.
 
     Args:
-        sources: Files, folders or globs by domain, for every domain; None is the built-in corpus.
-        out: The folder to write. An interrupted run continues; a finished one is checked.
+        sources: Files, folders or globs by domain; what has none is the domain's built-in corpus.
+        out: The folder to write. An interrupted run resumes; a finished one is checked, and
+            grows by domains that are new and have share 0.
+        domains: The domains, in expert order. The vocabulary is learned from those with a share.
         vocab: Exact size of the vocabulary to learn.
         context: Tokens a sequence holds.
         seed: Decides the order of documents.
@@ -78,22 +81,21 @@ def prepare(
         raise UsageError(f"workers {workers}: expected at least 1")
     out = Path(out)
     work = out / _WORK
-    job = _Job(
-        corpora(sources), out, vocab, context, seed, held_out, workers or os.cpu_count() or 1
-    )
+    found = corpora(domains, sources or {})
+    job = _Job(found, out, vocab, context, seed, held_out, workers or os.cpu_count() or 1)
     if (out / MANIFEST).exists() and (finished := _finished(job)):
         return finished
     _start(work, job.key)
     sizes = _tokenizer(job)
     with encoder(out / TOKENIZER, job.workers) as encode:
-        domains = [_domain(job, corpus, encode, sizes[corpus.domain]) for corpus in job.corpora]
+        entries = [_domain(job, corpus, encode, sizes.get(corpus.domain)) for corpus in found]
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         **job.arguments,
         "key": job.key,
         "tokenizer": encode.tokenizer.digest,
-        "domains": domains,
+        "domains": entries,
     }
     write_json(out / MANIFEST, {**manifest, "digest": manifest_digest(manifest)})
     shutil.rmtree(work)
@@ -118,28 +120,49 @@ class _Job:
     @property
     def key(self) -> str:
         """What the result is a function of."""
-        described = [[c.domain, c.describe] for c in self.corpora]
-        return json_digest([VERSION, self.arguments, described])
+        common = [[c.domain, c.describe] for c in self.corpora if c.common]
+        added = [[c.domain, c.describe] for c in self.corpora if not c.common]
+        return json_digest([VERSION, self.arguments, common, *([added] if added else [])])
 
 
 def _finished(job: _Job) -> Prepared | None:
     """What an earlier run finished; None, and the rest kept, if a file of it was damaged since."""
     manifest = read_manifest(job.out)
     if manifest["key"] != job.key:
-        raise InputError(
-            f"{job.out} holds finished data of other sources or arguments (digest "
-            f"{manifest['digest'][:12]}); choose another folder or remove this one"
-        )
+        if not _grows(manifest, job):
+            raise InputError(
+                f"{job.out} holds finished data of other sources or arguments (digest "
+                f"{manifest['digest'][:12]}); choose another folder or remove this one"
+            )
+        _take_up(manifest, job)
+        return None
     try:
         prepared = Prepared.load(job.out)
         prepared.verify()
     except InputError:
-        _start(job.out / _WORK, job.key)
-        for entry in manifest["domains"]:
-            write_json(job.out / _WORK / f"{entry['name']}.json", entry)
+        _take_up(manifest, job)
         (job.out / MANIFEST).unlink()
         return None
     return prepared
+
+
+def _grows(manifest: Mapping[str, Any], job: _Job) -> bool:
+    """Whether the job is that of finished data, and further domains that change none of it."""
+    finished = [[entry["name"], list(entry["sources"])] for entry in manifest["domains"]]
+    wanted = [[corpus.domain, list(corpus.describe)] for corpus in job.corpora]
+    same = all(manifest[name] == value for name, value in job.arguments.items())
+    further = job.corpora[len(finished) :]
+    return same and finished == wanted[: len(finished)] and not any(c.common for c in further)
+
+
+def _take_up(manifest: Mapping[str, Any], job: _Job) -> None:
+    """Let a job begin with the domains of a manifest as done, whose files are checked again."""
+    _start(job.out / _WORK, job.key)
+    for entry in manifest["domains"]:
+        write_json(job.out / _WORK / f"{entry['name']}.json", entry)
+    path = job.out / TOKENIZER
+    if path.exists() and Tokenizer.load(path).digest == manifest["tokenizer"]:
+        write_json(job.out / _WORK / "bytes.json", {})  # it need not be learned again
 
 
 def _start(work: Path, key: str) -> None:
@@ -158,19 +181,20 @@ def _tokenizer(job: _Job) -> dict[str, int]:
     """
     path, sizes = job.out / TOKENIZER, job.out / _WORK / "bytes.json"
     if not sizes.exists():
-        characters = max(_SAMPLE_AT_LEAST, _SAMPLE_PER_TOKEN * job.vocab) // len(job.corpora)
+        common = [corpus for corpus in job.corpora if corpus.common]
+        characters = max(_SAMPLE_AT_LEAST, _SAMPLE_PER_TOKEN * job.vocab) // len(common)
         with Progress("reading", None, "bytes") as progress:
             samples = [
-                sample(corpus, job.held_out, characters, progress.advance) for corpus in job.corpora
+                sample(corpus, job.held_out, characters, progress.advance) for corpus in common
             ]
         tokenizer = Tokenizer.train([text for s in samples for text in s.texts], job.vocab)
         tokenizer.save(path)
-        write_json(sizes, {c.domain: s.bytes for c, s in zip(job.corpora, samples, strict=True)})
+        write_json(sizes, {c.domain: s.bytes for c, s in zip(common, samples, strict=True)})
     counted: dict[str, int] = json.loads(sizes.read_bytes())
     return counted
 
 
-def _domain(job: _Job, corpus: Corpus, encode: Encoder, size: int) -> dict[str, Any]:
+def _domain(job: _Job, corpus: Corpus, encode: Encoder, size: int | None) -> dict[str, Any]:
     """The manifest entry of one domain; its shards are written unless they are there."""
     folder = job.out / corpus.domain
     record = job.out / _WORK / f"{corpus.domain}.json"

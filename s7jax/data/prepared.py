@@ -1,8 +1,7 @@
 """Reading prepared data: the manifest, and the files it vouches for."""
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from s7jax.data.tokenizer import Tokenizer
+from s7jax.digests import file_digest, json_digest
 from s7jax.errors import InputError
 
 FORMAT = "s7-data"
@@ -47,6 +47,12 @@ class Prepared:
     def digest(self) -> str:
         """SHA-256 of the manifest without its digest, in hexadecimal."""
         return str(self.manifest["digest"])
+
+    def digest_of(self, domains: Iterable[str]) -> str:
+        """SHA-256 of what the rows of some domains are a function of: theirs alone."""
+        arguments = {key: self.manifest[key] for key in ("vocab", "context", "seed", "held_out")}
+        entries = [self.manifest["domains"][self.domains.index(domain)] for domain in domains]
+        return json_digest([arguments, self.manifest["tokenizer"], entries])
 
     @property
     def context(self) -> int:
@@ -136,18 +142,6 @@ def token_dtype(vocab: int) -> np.dtype[Any]:
     return np.dtype("<u2" if vocab <= 1 << 16 else "<u4")
 
 
-def json_digest(tree: Any) -> str:
-    """SHA-256 of canonical JSON, in hexadecimal."""
-    text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
     """The digest a manifest must carry: over everything in it but the digest itself."""
     return json_digest({key: value for key, value in manifest.items() if key != "digest"})
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

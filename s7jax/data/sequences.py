@@ -9,7 +9,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from numpy.typing import NDArray
 
-from s7jax.data.prepared import file_digest
+from s7jax.digests import file_digest
 
 SHARD_ROWS = 1 << 16
 _GATHER = 1 << 20  # tokens held while packing

@@ -10,14 +10,13 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import zstandard
 
-from s7jax.config import DOMAINS
 from s7jax.errors import InputError, UsageError
 
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -39,14 +38,14 @@ class Document:
     origin: str  # path, with the line for JSON lines
 
 
-def parse_data_flags(flags: Iterable[str]) -> dict[str, list[Path]]:
+def parse_data_flags(flags: Iterable[str], domains: Sequence[str]) -> dict[str, list[Path]]:
     """``["code=PATH", …]`` as paths by domain, in domain order; a domain may come several times.
 
     Raises:
-        UsageError: a flag without ``=`` or path, an unknown domain, a domain without any path.
+        UsageError: a flag without ``=`` or path, or an unknown domain.
     """
-    paths: dict[str, list[Path]] = {domain: [] for domain in DOMAINS}
-    known = [*DOMAINS, *SPELLINGS]
+    paths: dict[str, list[Path]] = {domain: [] for domain in domains}
+    known = [*domains, *(s for s, name in SPELLINGS.items() if name in domains)]
     for flag in flags:
         name, _, path = flag.partition("=")
         if not path:
@@ -56,12 +55,20 @@ def parse_data_flags(flags: Iterable[str]) -> dict[str, list[Path]]:
             hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
             raise UsageError(f"--data {flag!r}: unknown domain {name!r}; {hint}")
         paths[SPELLINGS.get(name, name)].append(Path(path))
-    if missing := [domain for domain in DOMAINS if not paths[domain]]:
+    return {domain: found for domain, found in paths.items() if found}
+
+
+def require_all(paths: Mapping[str, Sequence[Path | str]], domains: Sequence[str]) -> None:
+    """Refuse sources of some domains alone: built-in text is not mixed in unasked.
+
+    Raises:
+        UsageError: naming the domains without any.
+    """
+    if missing := [domain for domain in domains if not paths.get(domain)]:
         raise UsageError(
             f"--data has no source for {', '.join(missing)}; add {missing[0]}=PATH "
             "(or leave --data out for the built-in corpus)"
         )
-    return paths
 
 
 def files(domain: str, source: Path | str) -> list[Path]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from s7jax.config import ModelConfig, StackConfig
+from s7jax.architecture import Architecture, Stack
 from s7jax.integer import operators as op
 from s7jax.integer.loading import LOGIT_BITS, MAX_CONTRACTION, VALUE_BITS, Params
 from s7jax.integer.operators import NARROW, Array, Scale
@@ -145,8 +145,8 @@ class Positions:
 
 def attention(
     p: Params,
-    cfg: ModelConfig,
-    stack: StackConfig,
+    cfg: Architecture,
+    stack: Stack,
     a_BTD: Array,
     unit: Scale,
     cache: tuple[Array, Array],
@@ -202,7 +202,7 @@ def _store(held: Array, new_BTHK: Array, rows_BT: Array) -> Array:
 
 
 def feed_forward(
-    p: Params, stack: StackConfig, a_BTD: Array, unit: Scale, to: Array, shards: Shards
+    p: Params, stack: Stack, a_BTD: Array, unit: Scale, to: Array, shards: Shards
 ) -> Array:
     """fc1, GELU, fc2."""
     x = linear(a_BTD, unit, p["fc1"], op.GELU_IN_BITS, stack.hidden)
@@ -215,8 +215,8 @@ def feed_forward(
 
 def layers(
     p: Params,
-    cfg: ModelConfig,
-    stack: StackConfig,
+    cfg: Architecture,
+    stack: Stack,
     x_BTD: Array,
     start_B: Array,
     cache: Cache,
@@ -238,7 +238,12 @@ def layers(
 
 
 def trunk(
-    cfg: ModelConfig, params: Params, tokens_BT: Array, start_B: Array, cache: Cache, shards: Shards
+    cfg: Architecture,
+    params: Params,
+    tokens_BT: Array,
+    start_B: Array,
+    cache: Cache,
+    shards: Shards,
 ) -> tuple[Array, Cache]:
     """A chunk of tokens from ``start_B`` on → residual stream h [B, T, D], and the cache."""
     p = params["trunk"]
@@ -247,7 +252,7 @@ def trunk(
 
 
 def expert(
-    cfg: ModelConfig,
+    cfg: Architecture,
     p: Params,
     trunk_bits: Array,
     h_BTD: Array,
@@ -277,7 +282,7 @@ def head(params: Params, h_BTD: Array) -> Array:
     return linear(a, unit, params["embedding"], LOGIT_BITS, width, form=form)
 
 
-def router(cfg: ModelConfig, params: Params, h_BTD: Array) -> Array:
+def router(cfg: Architecture, params: Params, h_BTD: Array) -> Array:
     """h of the trunk → router logits int32[B, T, E], 16 fraction bits, small enough to sum."""
     a, unit = normalized(params, h_BTD)
     m, exponent = params["router"]["bias"]

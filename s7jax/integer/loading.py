@@ -5,6 +5,7 @@ int8; fixed-point vectors are pairs (int32 mantissas, int32 exponent). Weights a
 sealed file where the device can use them in place.
 """
 
+from functools import cache
 from typing import Any, Protocol
 
 import jax
@@ -12,11 +13,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from s7jax.config import ModelConfig
+from s7jax.architecture import Architecture, sealed_tensors
 from s7jax.errors import InputError
 from s7jax.integer.operators import LIMIT, NARROW
 from s7jax.integer.tables import PROBABILITY_ONE, rope
-from s7jax.mesh import MODEL
+from s7jax.mesh import partition
 
 Params = dict[str, Any]
 
@@ -35,27 +36,14 @@ class Tensors(Protocol):
         """Of a fixed-point vector."""
 
 
-# How the last two segments of a name decide where a tensor is split (Megatron, as in training).
-_COLUMNS = ("q_proj", "k_proj", "v_proj", "fc1")
-_ROWS = ("o_proj", "fc2")
-
-
-def spec(name: str) -> P:
-    """Partition spec of a sealed tensor."""
-    owner, kind = name.split(".")[-2:]
-    if owner == "embedding":
-        return P(MODEL, None) if kind == "weight" else P(MODEL)
-    if owner in _COLUMNS:
-        return P(None, MODEL) if kind == "weight" else P(MODEL)
-    if owner in _ROWS:
-        return {"weight": P(MODEL, None), "gain": P(MODEL)}.get(kind, P(None))
-    if owner in ("q", "k"):
-        return P(MODEL)
-    return P(None, None) if kind == "weight" else P(None)
+@cache
+def specs(cfg: Architecture) -> dict[str, P]:
+    """Partition spec of every sealed tensor, by name."""
+    return {tensor.name: partition(tensor) for tensor in sealed_tensors(cfg)}
 
 
 def load(
-    cfg: ModelConfig, tensors: Tensors, component: str, names: list[str], mesh: Mesh
+    cfg: Architecture, tensors: Tensors, component: str, names: list[str], mesh: Mesh
 ) -> Params:
     """One component's tensors on a mesh, verified as they are touched.
 
@@ -70,15 +58,15 @@ def load(
             node = node.setdefault(key, {})
         array, exponent = tensors.tensor(name), tensors.exponent(name)
         if exponent is None:
-            node[leaf] = _place(array, spec(name), mesh)
+            node[leaf] = _place(array, specs(cfg)[name], mesh)
         elif leaf == "gain":  # 15 bits are all that its product can hold
             short = np.clip(((array >> 1) + (1 << 14)) >> 15, -32_767, 32_767).astype(np.int32)
-            node[leaf] = (_place(short, spec(name), mesh), _scalar(exponent - 15, mesh))
+            node[leaf] = (_place(short, specs(cfg)[name], mesh), _scalar(exponent - 15, mesh))
         elif leaf == "residual":
             node[leaf] = _scalar(_fraction_bits(name, array, exponent), mesh)
         else:
-            node[leaf] = (_place(array, spec(name), mesh), _scalar(exponent, mesh))
-    stack = {"trunk": cfg.trunk, "expert": cfg.expert}.get(component.rstrip("0123456789"))
+            node[leaf] = (_place(array, specs(cfg)[name], mesh), _scalar(exponent, mesh))
+    stack = cfg.segments.get(component)
     if stack is not None:
         tree["rope"] = tuple(_place(t, P(), mesh) for t in rope(cfg.context, stack.head_dim))
     return tree
@@ -100,7 +88,7 @@ def _scalar(value: int, mesh: Mesh) -> jax.Array:
     return _place(np.array(value, np.int32), P(), mesh)
 
 
-def check_bounds(cfg: ModelConfig) -> None:
+def check_bounds(cfg: Architecture) -> None:
     """Refuse dimensions with which a sum of products could leave 31 bits.
 
     Raises:

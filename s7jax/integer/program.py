@@ -15,10 +15,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from s7jax.config import ModelConfig, StackConfig
+from s7jax.architecture import Architecture, Stack
 from s7jax.integer import layers as model
 from s7jax.integer.layers import SPLIT, Cache
-from s7jax.integer.loading import Params, check_bounds, load, spec
+from s7jax.integer.loading import Params, check_bounds, load, specs
 from s7jax.mesh import DATA, MODEL
 from s7jax.s7l import Seal
 
@@ -41,7 +41,7 @@ class Program:
     """
 
     def __init__(self, seal: Seal, pools: Sequence[Mesh]) -> None:
-        self.cfg = config(seal)
+        self.cfg = seal.manifest.dimensions
         self.mesh = mesh = pools[0]
         self._seal = seal
         check_bounds(self.cfg)
@@ -49,10 +49,10 @@ class Program:
         self.shared = {name: self._load(name, mesh) for name in ("embedding", "router", "trunk")}
         self._experts: dict[int, Params] = {}
 
-    def cache(self, stack: StackConfig, rows: int, slots: int, mesh: Mesh | None = None) -> Cache:
+    def cache(self, stack: Stack, rows: int, slots: int, mesh: Mesh | None = None) -> Cache:
         """An empty cache for that many rows (divisible by the data groups) and positions."""
         where = NamedSharding(mesh or self.mesh, _SLOTS)
-        shape = (rows, stack.heads, slots, stack.head_dim)
+        shape = stack.cache_shape(rows, slots)
         empty = partial(jnp.zeros, shape, jnp.int8, device=where)
         return [(empty(), empty()) for _ in range(stack.layers)]
 
@@ -169,15 +169,16 @@ class Program:
             h, kept = model.trunk(self.cfg, params, tokens, start, cache, SPLIT)
             return h, model.router(self.cfg, params, h), kept
 
-        specs = (_specs(self.shared), _ROWS, P(DATA), _SLOTS)
-        return _compile(run, self.mesh, specs, (_TOKENS, _TOKENS, _SLOTS), donated=3)
+        shards = (_specs(self.cfg, self.shared), _ROWS, P(DATA), _SLOTS)
+        return _compile(run, self.mesh, shards, (_TOKENS, _TOKENS, _SLOTS), donated=3)
 
     def _expert(self, mesh: Mesh) -> Any:
         if mesh not in self._compiled:
             run = partial(model.expert, self.cfg, shards=SPLIT)
             some = next(iter(self._experts.values()))
-            specs = (_specs({"expert": some})["expert"], P(), _TOKENS, P(DATA), _SLOTS)
-            self._compiled[mesh] = _compile(run, mesh, specs, (_TOKENS, _SLOTS), donated=4)
+            expert = _specs(self.cfg, {"expert0": some})["expert0"]
+            shards = (expert, P(), _TOKENS, P(DATA), _SLOTS)
+            self._compiled[mesh] = _compile(run, mesh, shards, (_TOKENS, _SLOTS), donated=4)
         return self._compiled[mesh]
 
     @cached_property
@@ -202,8 +203,8 @@ class Program:
 
     @cached_property
     def _head(self) -> Any:
-        specs = (_specs(self.shared), _TOKENS)
-        return _compile(model.head, self.mesh, specs, P(DATA, None, MODEL))
+        shards = (_specs(self.cfg, self.shared), _TOKENS)
+        return _compile(model.head, self.mesh, shards, P(DATA, None, MODEL))
 
 
 def _compile(run: Any, mesh: Mesh, ins: Any, outs: Any, donated: int | None = None) -> Any:
@@ -211,27 +212,20 @@ def _compile(run: Any, mesh: Mesh, ins: Any, outs: Any, donated: int | None = No
     return jax.jit(mapped, donate_argnums=() if donated is None else (donated,))
 
 
-def _specs(params: Params) -> Any:
+def _specs(cfg: Architecture, params: Params) -> Any:
     """Partition specs of loaded parameters, by the names of the tensors they came from."""
 
     def at(path: Any, leaf: jax.Array) -> P:
         keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        return spec(".".join(keys)) if leaf.ndim and "rope" not in keys else P()
+        return specs(cfg)[".".join(keys)] if leaf.ndim and "rope" not in keys else P()
 
     return jax.tree_util.tree_map_with_path(at, params)
 
 
-def route(cfg: ModelConfig, logits_BTE: np.ndarray) -> np.ndarray:
+def route(cfg: Architecture, logits_BTE: np.ndarray) -> np.ndarray:
     """Expert of every position int32 [B, T], from the router logits of whole sequences."""
     # The running sum may wrap; the difference of two of its values is exact all the same.
     evidence = np.cumsum(logits_BTE, axis=1, dtype=np.int32)
     window = cfg.routing_window
     evidence[:, window:] -= evidence[:, :-window].copy()
     return evidence.argmax(axis=-1).astype(np.int32)
-
-
-def config(seal: Seal) -> ModelConfig:
-    """The model configuration of a seal's dimensions."""
-    tree = seal.manifest.dimensions.tree()
-    stacks: dict[str, Any] = {name: StackConfig(**tree.pop(name)) for name in ("trunk", "expert")}
-    return ModelConfig(**tree | {"domains": tuple(tree["domains"])}, **stacks)

@@ -7,9 +7,7 @@ computes twice. XLA's own count is no use here: it counts the body of a scan onc
 
 from dataclasses import dataclass
 
-from s7jax.config import ModelConfig, StackConfig
-
-PHASES = ("trunk", "experts")
+from s7jax.architecture import Architecture, Stack, layer
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Flops:
         return self.forward + self.input_gradient + self.weight_gradient
 
 
-def breakdown(cfg: ModelConfig, phase: str, causal: bool) -> dict[str, Flops]:
+def breakdown(cfg: Architecture, training_trunk: bool, causal: bool) -> dict[str, Flops]:
     """Operations per trained token of each part of the model, in a full context.
 
     Phase 1 trains everything it runs. In Phase 2 the trunk only runs forward, and the tied
@@ -34,19 +32,16 @@ def breakdown(cfg: ModelConfig, phase: str, causal: bool) -> dict[str, Flops]:
 
     Args:
         cfg: the model.
-        phase: one of :data:`PHASES`.
+        training_trunk: Phase 1; else Phase 2 of an expert.
         causal: count attention's products over the visible half of the keys only; False
             counts the whole square, as PaLM does.
     """
-    if phase not in PHASES:
-        raise ValueError(f"phase {phase!r}: expected one of {PHASES}")
-    training = phase == "trunk"
     table = 2 * cfg.vocab * cfg.trunk.hidden
     trunk = {
-        "trunk matrices": _trained(_matrices(cfg.trunk), training),
-        "trunk attention": _attention(cfg.trunk, cfg.context, causal, training),
+        "trunk matrices": _trained(_matrices(cfg.trunk), training_trunk),
+        "trunk attention": _attention(cfg.trunk, cfg.context, causal, training_trunk),
     }
-    if training:
+    if training_trunk:
         return trunk | {"head": _trained(table)}
     projection = 2 * cfg.trunk.hidden * cfg.expert.hidden
     return trunk | {
@@ -58,21 +53,21 @@ def breakdown(cfg: ModelConfig, phase: str, causal: bool) -> dict[str, Flops]:
     }
 
 
-def flops_per_token(cfg: ModelConfig, phase: str, causal: bool) -> int:
+def flops_per_token(cfg: Architecture, training_trunk: bool, causal: bool) -> int:
     """Operations per trained token in all; see :func:`breakdown`."""
-    return sum(part.total for part in breakdown(cfg, phase, causal).values())
+    return sum(part.total for part in breakdown(cfg, training_trunk, causal).values())
 
 
-def _matrices(stack: StackConfig) -> int:
+def _matrices(stack: Stack) -> int:
     """Forward products with the weights of a stack: q, k, v, o, fc1, fc2."""
-    return 2 * stack.layers * (4 * stack.hidden**2 + 2 * stack.hidden * stack.ffn)
+    return 2 * stack.layers * sum(p.size for p in layer(stack) if p.is_matrix)
 
 
 def _trained(forward: int, training: bool = True) -> Flops:
     return Flops(forward, forward, forward) if training else Flops(forward)
 
 
-def _attention(stack: StackConfig, context: int, causal: bool, training: bool) -> Flops:
+def _attention(stack: Stack, context: int, causal: bool, training: bool) -> Flops:
     """Scores and weighted sums; backward each factor of both products has a gradient."""
     forward = stack.layers * 4 * context * stack.hidden // (2 if causal else 1)
     return Flops(forward, 2 * forward) if training else Flops(forward)

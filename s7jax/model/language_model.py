@@ -6,17 +6,24 @@ dictionary (any part of it that holds what the function needs).
 Shape suffixes as in :mod:`s7jax.model.layers`, and V vocabulary, E experts.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.nn import initializers
-from jax.sharding import PartitionSpec as P
 
-from s7jax.config import ComputeConfig, ModelConfig
-from s7jax.mesh import MODEL
-from s7jax.model.layers import ACTIVATIONS, SPLIT_ACTIVATIONS, Linear, RMSNorm, stack
+from s7jax import architecture
+from s7jax.architecture import Architecture, Parameter
+from s7jax.config import ComputeConfig
+from s7jax.model.layers import (
+    ACTIVATIONS,
+    SPLIT_ACTIVATIONS,
+    Linear,
+    RMSNorm,
+    parameter,
+    stack,
+)
 
 Params = dict[str, Any]
 
@@ -42,16 +49,11 @@ def table_products(x_BTD: jax.Array, weight_VD: jax.Array) -> jax.Array:
 class Embedding(nn.Module):
     """Token table, tied with the LM head; split over the vocabulary."""
 
-    cfg: ModelConfig
+    cfg: Architecture
 
     def setup(self) -> None:
-        self.weight = self.param(
-            "weight",
-            initializers.normal(self.cfg.trunk.hidden**-0.5),
-            (self.cfg.vocab, self.cfg.trunk.hidden),
-            jnp.float32,
-            P(MODEL, None),
-        )
+        (weight,) = architecture.embedding(self.cfg)
+        self.weight = parameter(self, weight)
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         """int32 [B, T] → [B, T, D]."""
@@ -65,12 +67,12 @@ class Embedding(nn.Module):
 class Trunk(nn.Module):
     """The shared layers, and the final norm that trunk and experts share."""
 
-    cfg: ModelConfig
+    cfg: Architecture
     remat: bool = False
 
     def setup(self) -> None:
         self.layers = stack(self.cfg.trunk, "layers", self.remat)
-        self.final_norm = RMSNorm()
+        self.final_norm = RMSNorm(_table(architecture.trunk(self.cfg))["final_norm.gain"])
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """Embedded tokens → the residual stream h, before the final norm."""
@@ -88,18 +90,18 @@ class Expert(nn.Module):
     replicated: they are a thirtieth of the expert.
     """
 
-    cfg: ModelConfig
+    cfg: Architecture
     remat: bool = False
 
     @nn.compact
     def __call__(self, h_BTD: jax.Array) -> jax.Array:
         """[B, T, trunk hidden] → [B, T, trunk hidden]."""
-        replicated = {"spec": P(None, None), "out": ACTIVATIONS}
-        x = RMSNorm(name="in_norm")(h_BTD)
-        x = Linear(self.cfg.expert.hidden, **replicated, name="in_proj")(x)
+        table = _table(architecture.expert(self.cfg))
+        x = RMSNorm(table["in_norm.gain"], name="in_norm")(h_BTD)
+        x = Linear(table["in_proj.weight"], name="in_proj")(x)
         x = stack(self.cfg.expert, "layers", self.remat)(x, None)[0]
-        x = RMSNorm(name="out_norm")(x)
-        return h_BTD + Linear(h_BTD.shape[-1], **replicated, scale=0.0, name="out_proj")(x)
+        x = RMSNorm(table["out_norm.gain"], name="out_norm")(x)
+        return h_BTD + Linear(table["out_proj.weight"], name="out_proj")(x)
 
 
 class Router(nn.Module):
@@ -108,19 +110,17 @@ class Router(nn.Module):
     Fitted in closed form (:mod:`s7jax.train.router`), never by gradient.
     """
 
-    cfg: ModelConfig
+    cfg: Architecture
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] → [B, T, E]."""
-        D, E = self.cfg.trunk.hidden, len(self.cfg.domains)
-        weight = self.param("weight", initializers.zeros, (D, E), jnp.float32, P(None, None))
-        bias = self.param("bias", initializers.zeros, (E,), jnp.float32, P(None))
+        weight, bias = (parameter(self, p) for p in architecture.router(self.cfg))
         return jnp.einsum("BTD,DE->BTE", x_BTD, weight, out_sharding=ACTIVATIONS) + bias
 
 
 def trunk_output(
-    cfg: ModelConfig, params: Params, tokens_BT: jax.Array, compute: ComputeConfig = EXACT
+    cfg: Architecture, params: Params, tokens_BT: jax.Array, compute: ComputeConfig = EXACT
 ) -> jax.Array:
     """int32 [B, T] → h [B, T, D], what the trunk hands to the experts.
 
@@ -132,36 +132,34 @@ def trunk_output(
 
 
 def expert_output(
-    cfg: ModelConfig, expert: Params, h_BTD: jax.Array, compute: ComputeConfig = EXACT
+    cfg: Architecture, expert: Params, h_BTD: jax.Array, compute: ComputeConfig = EXACT
 ) -> jax.Array:
     """One expert's parameters and h [B, T, D] → its refined h [B, T, D]."""
     return Expert(cfg, compute.remat).apply({"params": expert}, h_BTD)
 
 
-def normalize(cfg: ModelConfig, params: Params, h_BTD: jax.Array) -> jax.Array:
+def normalize(cfg: Architecture, params: Params, h_BTD: jax.Array) -> jax.Array:
     """The shared final norm; what head and router read."""
     return Trunk(cfg).apply({"params": params["trunk"]}, h_BTD, method="normalize")
 
 
-def head(cfg: ModelConfig, params: Params, h_BTD: jax.Array) -> jax.Array:
+def head(cfg: Architecture, params: Params, h_BTD: jax.Array) -> jax.Array:
     """h [B, T, D] of trunk or expert → float32 logits [B, T, V]."""
     x_BTD = normalize(cfg, params, h_BTD)
     return Embedding(cfg).apply({"params": params["embedding"]}, x_BTD, method="attend")
 
 
-def router_logits(cfg: ModelConfig, params: Params, h_BTD: jax.Array) -> jax.Array:
+def router_logits(cfg: Architecture, params: Params, h_BTD: jax.Array) -> jax.Array:
     """h [B, T, D] of the trunk → the router's evidence per position [B, T, E]."""
     x_BTD = normalize(cfg, params, h_BTD)
     return Router(cfg).apply({"params": params["router"]}, x_BTD)
 
 
-def components(cfg: ModelConfig) -> tuple[str, ...]:
-    """The keys of a whole parameter dictionary."""
-    experts = (f"expert{e}" for e in range(len(cfg.domains)))
-    return ("embedding", *experts, "router", "trunk")
+def _table(parameters: Iterator[Parameter]) -> dict[str, Parameter]:
+    return {p.name: p for p in parameters}
 
 
-def initialize(cfg: ModelConfig, component: str, key: jax.Array) -> Params:
+def initialize(cfg: Architecture, component: str, key: jax.Array) -> Params:
     """Initial parameters of one component, a pure function of (cfg, kind of component, key).
 
     Runs under the ambient mesh; see :func:`s7jax.model.parameters.initial`.

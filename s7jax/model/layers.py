@@ -1,14 +1,14 @@
 """The layers of trunk and experts: pre-RMSNorm transformer blocks with rotary attention.
 
 Shape suffixes: B batch, T time, S key time, D hidden, F FFN width, H heads, K head width.
-Every matrix is W[in, out] (§5). Each parameter's partition spec stands beside its shape:
-q, k, v, fc1 are split over ``model`` on the output axis, o and fc2 on the input axis
-(Megatron, arXiv 1909.08053). All modules expect to run under an explicit mesh with the axes
+Every matrix is W[in, out] (§5). Shapes, initial values and splits over devices come from the one
+table, :mod:`s7jax.architecture`. All modules expect to run under an explicit mesh with the axes
 ``data`` and ``model`` (:mod:`s7jax.mesh`).
 Parameters are float32; a module computes in its input's dtype, float32 or bfloat16, except that
 norms, rotation, scores and softmax are always float32.
 """
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -17,8 +17,8 @@ from flax import linen as nn
 from jax.nn import initializers
 from jax.sharding import PartitionSpec as P
 
-from s7jax.config import StackConfig
-from s7jax.mesh import DATA, MODEL
+from s7jax.architecture import Parameter, Stack, layer
+from s7jax.mesh import DATA, MODEL, partition
 from s7jax.model.attention import HEADS, causal_attention
 
 NORM_EPSILON = 1e-6
@@ -26,6 +26,12 @@ ROPE_BASE = 10_000.0
 
 ACTIVATIONS = P(DATA, None, None)
 SPLIT_ACTIVATIONS = P(DATA, None, MODEL)
+
+
+@cache
+def layer_table(stack: Stack) -> dict[str, Parameter]:
+    """The tensors of one layer by their name within it."""
+    return {p.name: p for p in layer(stack)}
 
 
 def rms_normalize(x: jax.Array) -> jax.Array:
@@ -47,96 +53,97 @@ def rope(x_BTHK: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
+def parameter(module: nn.Module, described: Parameter) -> jax.Array:
+    """A module's parameter as the table describes it, float32; called by the last of its name."""
+    initial = initializers.constant(described.start)
+    if described.std is not None:
+        initial = initializers.normal(described.std)
+    leaf = described.name.rpartition(".")[2]
+    value: jax.Array = module.param(
+        leaf, initial, described.shape, jnp.float32, partition(described)
+    )
+    return value
+
+
 class RMSNorm(nn.Module):
     """RMS normalisation with a gain, no bias."""
+
+    gain: Parameter
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] → [B, T, D]."""
-        gain_D = self.param("gain", initializers.ones, x_BTD.shape[-1:], jnp.float32, P(None))
+        gain_D = parameter(self, self.gain)
         return (rms_normalize(x_BTD) * gain_D).astype(x_BTD.dtype)
 
 
 class Linear(nn.Module):
     """x @ W, the one matrix product of the model: no bias."""
 
-    features: int
-    spec: P  # of W[in, out]
-    out: P  # of the result
-    scale: float = 1.0  # of the initial standard deviation, against 1/√in; 0 starts at zero
+    weight: Parameter
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        """[B, T, in] → [B, T, features]."""
-        fan_in = x_BTD.shape[-1]
-        weight = self.param(
-            "weight",
-            initializers.normal(self.scale * fan_in**-0.5),
-            (fan_in, self.features),
-            jnp.float32,
-            self.spec,
-        )
-        return jnp.einsum("BTD,DF->BTF", x_BTD, weight.astype(x_BTD.dtype), out_sharding=self.out)
-
-
-def _column(features: int, name: str) -> Linear:
-    return Linear(features, spec=P(None, MODEL), out=SPLIT_ACTIVATIONS, name=name)
-
-
-def _row(features: int, scale: float, name: str) -> Linear:
-    return Linear(features, spec=P(MODEL, None), out=ACTIVATIONS, scale=scale, name=name)
+        """[B, T, in] → [B, T, out], split over devices where W's outputs are."""
+        weight = parameter(self, self.weight).astype(x_BTD.dtype)
+        by_output = self.weight.split is not None and self.weight.split.axis == 1
+        out = SPLIT_ACTIVATIONS if by_output else ACTIVATIONS
+        return jnp.einsum("BTD,DF->BTF", x_BTD, weight, out_sharding=out)
 
 
 class Attention(nn.Module):
     """Multi-head causal self-attention with rotary positions and RMS-normalised q and k."""
 
-    cfg: StackConfig
-    out_scale: float
+    cfg: Stack
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] → [B, T, D]."""
         B, T, D = x_BTD.shape
         heads = (B, T, self.cfg.heads, self.cfg.head_dim)
-        q, k, v = (
-            jnp.reshape(_column(D, f"{name}_proj")(x_BTD), heads, out_sharding=HEADS)
-            for name in "qkv"
-        )
+
+        def project(name: str, x: jax.Array) -> jax.Array:
+            weight = layer_table(self.cfg)[f"attn.{name}_proj.weight"]
+            return Linear(weight, name=f"{name}_proj")(x)
+
+        q, k, v = (jnp.reshape(project(n, x_BTD), heads, out_sharding=HEADS) for n in "qkv")
         q, k = (rope(rms_normalize(x)).astype(v.dtype) for x in (q, k))
         y_BTHK = causal_attention(q, k, v)
         y_BTD = jnp.reshape(y_BTHK, (B, T, D), out_sharding=SPLIT_ACTIVATIONS)
-        return _row(D, self.out_scale, "o_proj")(y_BTD)
+        return project("o", y_BTD)
 
 
 class FeedForward(nn.Module):
     """fc1, GELU (tanh form, arXiv 1606.08415), fc2."""
 
-    cfg: StackConfig
-    out_scale: float
+    cfg: Stack
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] → [B, T, D]."""
-        y_BTF = jax.nn.gelu(_column(self.cfg.ffn, "fc1")(x_BTD))
-        return _row(x_BTD.shape[-1], self.out_scale, "fc2")(y_BTF)
+        table = layer_table(self.cfg)
+        y_BTF = jax.nn.gelu(Linear(table["ffn.fc1.weight"], name="fc1")(x_BTD))
+        return Linear(table["ffn.fc2.weight"], name="fc2")(y_BTF)
 
 
 class Block(nn.Module):
     """One pre-norm layer: x + attention(norm(x)), then x + FFN(norm(x))."""
 
-    cfg: StackConfig
+    cfg: Stack
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, _: None) -> tuple[jax.Array, None]:
         """[B, T, D] → [B, T, D], in the carry form that scanning wants."""
-        # Residual branches start small, so that depth does not change the scale of the sum.
-        out_scale = (2 * self.cfg.layers) ** -0.5
-        x_BTD += Attention(self.cfg, out_scale, name="attn")(RMSNorm(name="attn_norm")(x_BTD))
-        x_BTD += FeedForward(self.cfg, out_scale, name="ffn")(RMSNorm(name="ffn_norm")(x_BTD))
+        table = layer_table(self.cfg)
+        attn_norm, ffn_norm = (
+            RMSNorm(table[f"{name}.gain"], name=name) for name in ("attn_norm", "ffn_norm")
+        )
+        x_BTD += Attention(self.cfg, name="attn")(attn_norm(x_BTD))
+        x_BTD += FeedForward(self.cfg, name="ffn")(ffn_norm(x_BTD))
         return x_BTD, None
 
 
-def stack(cfg: StackConfig, name: str, remat: bool = False) -> nn.Module:
+def stack(cfg: Stack, name: str, remat: bool = False) -> nn.Module:
     """``cfg.layers`` blocks as one scan: parameters stacked on a leading layer axis.
 
     Compile time does not grow with depth. With ``remat`` the backward pass keeps only what the

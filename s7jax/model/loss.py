@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from s7jax.config import ComputeConfig, ModelConfig
+from s7jax.architecture import Architecture
+from s7jax.config import ComputeConfig
 from s7jax.mesh import MODEL
 from s7jax.model.language_model import Params, normalize, table_products
 from s7jax.model.layers import ACTIVATIONS
@@ -33,7 +34,7 @@ def cross_entropy(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
 
 
 def mean_loss(
-    cfg: ModelConfig,
+    cfg: Architecture,
     compute: ComputeConfig,
     params: Params,
     h_BTD: jax.Array,
@@ -46,7 +47,7 @@ def mean_loss(
 
 
 def losses(
-    cfg: ModelConfig,
+    cfg: Architecture,
     compute: ComputeConfig,
     params: Params,
     h_BTD: jax.Array,

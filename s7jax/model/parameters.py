@@ -1,15 +1,12 @@
-"""The parameter table: names, shapes and shardings of every weight, and what follows from it.
+"""Trees of parameters: initial values, layout on a mesh, names, digest.
 
-The table is what ``initialize`` would make, evaluated abstractly. Initial values, placement on
-a mesh, counts, restore targets, the quantisation plan and the names in the sealed file are all
-derived from it.
+Which tensors there are, of which shape and how they are split says :mod:`s7jax.architecture`.
 
 In memory a stack of layers is one array with a leading layer axis
 (``trunk/layers/attn/q_proj/weight``); in files each layer is its own tensor
 (``trunk.layer3.attn.q_proj.weight``). :func:`named_tensors` is that boundary.
 """
 
-import hashlib
 from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
@@ -19,13 +16,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
-from s7jax.config import ModelConfig
+from s7jax.architecture import Architecture
+from s7jax.digests import named_digest
 from s7jax.mesh import single
-from s7jax.model.language_model import Params, components, initialize
+from s7jax.model.language_model import Params, initialize
 
 
 @cache
-def table(cfg: ModelConfig) -> Params:
+def table(cfg: Architecture) -> Params:
     """Shape, dtype and partition spec of every parameter, as ``jax.ShapeDtypeStruct``.
 
     Partition specs name mesh axes but no mesh: they hold for every one.
@@ -33,18 +31,8 @@ def table(cfg: ModelConfig) -> Params:
     with jax.set_mesh(single()):
         key = jax.eval_shape(lambda: jax.random.key(0))
         return {
-            name: jax.eval_shape(partial(initialize, cfg, name), key) for name in components(cfg)
+            name: jax.eval_shape(partial(initialize, cfg, name), key) for name in cfg.components
         }
-
-
-def counts(cfg: ModelConfig) -> dict[str, dict[str, int]]:
-    """Parameters per component, matrices apart from vectors (norm gains, biases)."""
-    result: dict[str, dict[str, int]] = {}
-    for name, leaf in named_tensors(table(cfg)):
-        kind = "matrices" if len(leaf.shape) == 2 else "vectors"
-        component = result.setdefault(name.split(".")[0], {"matrices": 0, "vectors": 0})
-        component[kind] += leaf.size
-    return result
 
 
 def shardings(abstract: Params, mesh: Mesh) -> Params:
@@ -52,7 +40,7 @@ def shardings(abstract: Params, mesh: Mesh) -> Params:
     return jax.tree.map(lambda leaf: NamedSharding(mesh, leaf.sharding.spec), abstract)
 
 
-def place(params: Params, abstract: Params, mesh: Mesh) -> Params:
+def put_on_mesh(params: Params, abstract: Params, mesh: Mesh) -> Params:
     """Lay host or device arrays out on a mesh; bytes are copied, never computed.
 
     Every process gives the whole arrays and keeps what its devices need.
@@ -66,7 +54,7 @@ def place(params: Params, abstract: Params, mesh: Mesh) -> Params:
 
 
 def initial(
-    cfg: ModelConfig, seed: int, mesh: Mesh, names: tuple[str, ...] | None = None
+    cfg: Architecture, seed: int, mesh: Mesh, names: tuple[str, ...] | None = None
 ) -> Params:
     """Initial parameters of the named components (default: all) on a mesh.
 
@@ -74,17 +62,25 @@ def initial(
     alone, and is computed by a single-device program and then laid out, so that its bytes do
     not depend on the mesh.
     """
-    every = components(cfg)
     with jax.set_mesh(single()):
         root = jax.random.key(seed, impl="threefry2x32")
         params = {
             # All experts share one compiled program.
             name: _initialize(
-                cfg, name.rstrip("0123456789"), jax.random.fold_in(root, every.index(name))
+                cfg, name.rstrip("0123456789"), jax.random.fold_in(root, _stream(name))
             )
-            for name in names or every
+            for name in names or cfg.components
         }
-    return place(params, {name: table(cfg)[name] for name in params}, mesh)
+    return put_on_mesh(params, {name: table(cfg)[name] for name in params}, mesh)
+
+
+def _stream(component: str) -> int:
+    """Number of a component's random stream; it does not depend on how many experts there are."""
+    kind = component.rstrip("0123456789")
+    if kind != "expert":
+        return {"embedding": 0, "router": 5, "trunk": 6}[kind]
+    e = int(component.removeprefix("expert"))
+    return 1 + e if e < 4 else 3 + e  # 5 and 6 are taken
 
 
 _initialize = jax.jit(initialize, static_argnums=(0, 1))
@@ -132,10 +128,4 @@ def digest(params: Params) -> str:
 
     Equal digests mean equal weights, whatever mesh they live on.
     """
-    sha = hashlib.sha256()
-    for name, tensor in named_tensors(host(params)):
-        array = np.ascontiguousarray(tensor)
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        sha.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        sha.update(array.tobytes())
-    return sha.hexdigest()
+    return named_digest(named_tensors(host(params)))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from s7jax.config import ModelConfig, StackConfig
+from s7jax.architecture import Architecture, Stack
 from s7jax.mesh import single
 from s7jax.model.attention import causal_attention
 from s7jax.model.language_model import Embedding, Expert, Params, Trunk
@@ -38,7 +38,7 @@ class Ranges:
     sequences: dict[str, int]  # per domain
 
 
-def calibrate(cfg: ModelConfig, params: Params, tokens: dict[str, np.ndarray]) -> Ranges:
+def calibrate(cfg: Architecture, params: Params, tokens: dict[str, np.ndarray]) -> Ranges:
     """Ranges over sequences int32 [N, context + 1] of every domain, each seen by every expert.
 
     Places carry the names of what reads them: ``trunk.layer0.attn_norm``, ``….attn.k`` (rotated
@@ -70,7 +70,7 @@ def calibrate(cfg: ModelConfig, params: Params, tokens: dict[str, np.ndarray]) -
 
 
 @partial(jax.jit, static_argnums=0)
-def _observe(cfg: ModelConfig, params: Params, tokens_BT: jax.Array) -> dict[str, jax.Array]:
+def _observe(cfg: Architecture, params: Params, tokens_BT: jax.Array) -> dict[str, jax.Array]:
     """Place → what stands there, float32 [L, B, T, C] or [B, T, C]."""
     x_BTD = Embedding(cfg).apply({"params": params["embedding"]}, tokens_BT)
     capture: dict[str, Any] = {"capture_intermediates": _wanted, "mutable": ["intermediates"]}
@@ -101,9 +101,7 @@ def _output(captured: Any) -> jax.Array:
     return value
 
 
-def _places(
-    name: str, stack: StackConfig, seen: Any, streams: list[jax.Array]
-) -> dict[str, jax.Array]:
+def _places(name: str, stack: Stack, seen: Any, streams: list[jax.Array]) -> dict[str, jax.Array]:
     """Captured outputs of a stack [L, B, T, C] → what is to become integers, by place."""
     layers = seen["layers"]
     attn = {key: _output(layers["attn"][f"{key}_proj"]) for key in "qkvo"}

@@ -46,7 +46,7 @@ def export(
         InputError: a checkpoint is missing, damaged, or not of this trunk and tokenizer.
     """
     records = {"trunk": checkpoint.read_record(trunk), "router": checkpoint.read_record(router)}
-    config = Config.from_json(records["trunk"]["config"])
+    config = Config.from_json(records["router"]["config"])  # it knows every domain
     domains = config.model.domains
     if len(experts) != len(domains):
         raise UsageError(f"--experts: {len(experts)} given, expected {len(domains)}: {domains}")

@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from s7jax.config import ModelConfig
+from s7jax.architecture import Architecture
 from s7jax.integer.operators import NARROW
 from s7jax.quantize.calibrate import Ranges
 
@@ -24,7 +24,7 @@ HEADROOM = 8  # times what calibration saw fits into a residual stream
 Tensors = dict[str, np.ndarray]
 
 
-def fold(cfg: ModelConfig, tensors: Tensors, ranges: Ranges) -> Tensors:
+def fold(cfg: Architecture, tensors: Tensors, ranges: Ranges) -> Tensors:
     """The tensors to quantise, float64, by sealed name; ``residual`` ones are fraction bits.
 
     Args:

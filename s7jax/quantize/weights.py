@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from s7jax.config import ModelConfig
+from s7jax.architecture import Architecture
 from s7jax.model.language_model import Params
 from s7jax.model.parameters import host, named_tensors
 from s7jax.quantize.calibrate import Ranges
@@ -23,7 +23,7 @@ from s7jax.terminal.progress import Progress
 
 
 def write(
-    out: Path, cfg: ModelConfig, params: Params, ranges: Ranges, provenance: dict[str, Any]
+    out: Path, cfg: Architecture, params: Params, ranges: Ranges, provenance: dict[str, Any]
 ) -> int:
     """Fold, quantise and write every parameter, replacing a folder that is there.
 

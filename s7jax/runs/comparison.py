@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from s7jax.config import ModelConfig
+from s7jax.architecture import Architecture
 from s7jax.data.mixture import held_out
 from s7jax.errors import InputError
 from s7jax.integer.loading import LOGIT_BITS
@@ -21,7 +21,7 @@ from s7jax.terminal.progress import Progress
 from s7jax.runtime import Compute, Session
 from s7jax.runtime.proof import Policy
 from s7jax.s7l import Seal
-from s7jax.train.phase import Experiment
+from s7jax.train.run import Run
 
 ROWS = 2  # sequences per data group at a time
 MODELS = ("trunk", "oracle", "routed")
@@ -60,7 +60,7 @@ class Tally:
         }
 
 
-def compare(x: Experiment, params: Params, seal: Seal) -> dict[str, Any]:
+def compare(run: Run, params: Params, seal: Seal) -> dict[str, Any]:
     """Quality of the sealed model and of the float parameters, per domain, as JSON types.
 
     ``sealed[domain][model]`` for the trunk, the oracle (the domain's own expert) and the routed
@@ -70,20 +70,20 @@ def compare(x: Experiment, params: Params, seal: Seal) -> dict[str, Any]:
     Raises:
         InputError: the seal is of another architecture or tokenizer.
     """
-    cfg, tokenizer = x.config.model, x.prepared.tokenizer
-    compute = Compute(seal, x.pools)
+    cfg, tokenizer = run.config.model, run.prepared.tokenizer
+    compute = Compute(seal, run.pools)
     if compute.cfg != cfg:
-        raise InputError(f"the sealed model is {compute.cfg}; expected that of {x.run.path}: {cfg}")
+        raise InputError(f"the sealed model is {compute.cfg}; expected that of {run.folder.path}: {cfg}")
     if list(seal.vocabulary.tokens[1:]) != tokenizer.token_bytes[1:]:
-        raise InputError(f"the sealed vocabulary is not that of {x.prepared.path}")
+        raise InputError(f"the sealed vocabulary is not that of {run.prepared.path}")
     report: dict[str, Any] = {}
-    rows = {d: held_out(x.prepared, d, x.config.eval_sequences) for d in cfg.domains}
+    rows = {d: held_out(run.prepared, d, run.config.eval_sequences) for d in cfg.domains}
     with Progress("compare", sum(map(len, rows.values())), "sequences") as progress:
         for index, domain in enumerate(cfg.domains):
             tallies = {name: Tally() for name in MODELS}
-            for batch, used in _batches(rows[domain], ROWS * x.mesh.shape[DATA]):
+            for batch, used in _batches(rows[domain], ROWS * run.mesh.shape[DATA]):
                 inputs, labels = batch[:, :-1], batch[:used, 1:].ravel()
-                answers = _float(x, params, inputs, used), _sealed(compute, inputs, used)
+                answers = _float(run, params, inputs, used), _sealed(compute, inputs, used)
                 _tally(tallies, answers, index, labels)
                 progress.advance(used)
             size = int(tokenizer.token_lengths[rows[domain][:, 1:]].sum())
@@ -106,16 +106,16 @@ def _tally(
     tallies["routed"].add(*routed, labels)
 
 
-def _float(x: Experiment, params: Params, inputs: np.ndarray, used: int) -> Answer:
-    cfg = x.config.model
-    with jax.set_mesh(x.mesh):
+def _float(run: Run, params: Params, inputs: np.ndarray, used: int) -> Answer:
+    cfg = run.config.model
+    with jax.set_mesh(run.mesh):
         h, evidence = _float_trunk(
-            cfg, params, jax.device_put(inputs, NamedSharding(x.mesh, P(DATA, None)))
+            cfg, params, jax.device_put(inputs, NamedSharding(run.mesh, P(DATA, None)))
         )
 
     def models() -> Iterator[np.ndarray]:
         for e in (None, *range(len(cfg.domains))):
-            with jax.set_mesh(x.mesh):
+            with jax.set_mesh(run.mesh):
                 refined = h if e is None else _float_expert(cfg, params[f"expert{e}"], h)
                 logits = np.asarray(_float_head(cfg, params, refined))
             yield _log_softmax(logits[:used].astype(np.float64))
@@ -142,7 +142,7 @@ def _sealed(compute: Compute, inputs: np.ndarray, used: int) -> Answer:
 
 @partial(jax.jit, static_argnums=0)
 def _float_trunk(
-    cfg: ModelConfig, params: Params, tokens: jax.Array
+    cfg: Architecture, params: Params, tokens: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     h = trunk_output(cfg, params, tokens)
     return h, router_logits(cfg, params, h)

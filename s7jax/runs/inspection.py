@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from s7jax.s7l.dimensions import architecture_tree
 from s7jax import s7l
 from s7jax.errors import InputError
 from s7jax.train.checkpoint import readable
@@ -64,7 +65,7 @@ def list_seal(path: Path) -> dict[str, Any]:
     manifest = seal.manifest
     return {
         "file": {"root": seal.root.hex(), "bytes": seal.length, "mode": f"{seal.permissions:04o}"},
-        "model": manifest.dimensions.tree(),
+        "model": architecture_tree(manifest.dimensions),
         "tensors": [_listed(tensor) for tensor in seal.tensors.values()],
         "components": [
             {

@@ -1,4 +1,4 @@
-"""Opening a run for work: flags → configuration, prepared data, mesh.
+"""Opening a run for work, from its flags: configuration, prepared data, mesh.
 
 The flags are the same in every script that has them. Scripts that start a run take what
 decides its bytes (``--preset``, ``--data``, …); the others take the run alone and read the
@@ -11,17 +11,17 @@ from pathlib import Path
 import jax
 
 from s7jax import mesh as meshes
-from s7jax.config import PRESETS, Config, override, preset
+from s7jax.architecture import counts
+from s7jax.config import PRESETS, Config, Domain, override, preset
 from s7jax.data.prepare import prepare
 from s7jax.data.prepared import Prepared
-from s7jax.data.sources import parse_data_flags
+from s7jax.data.sources import parse_data_flags, require_all
 from s7jax.errors import UsageError
-from s7jax.model.parameters import counts
 from s7jax.terminal.processes import one_after_another, say
-from s7jax.train.folder import Run, named, newest, start
+from s7jax.train.folder import RunFolder, add_domain, named, newest, start
 from s7jax.train import determinism
 from s7jax.train.options import Every, Options, parse_tokens
-from s7jax.train.phase import Experiment
+from s7jax.train.run import Run
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +81,16 @@ def add_start_flags(parser: argparse.ArgumentParser) -> None:
         "--preset", choices=PRESETS, help="model size (default: s7-nano, on accelerators s7-140m)"
     )
     parser.add_argument(
-        "--data", nargs="+", metavar="DOMAIN=PATH", help="sources; all four domains are needed"
+        "--data",
+        nargs="+",
+        action="extend",
+        metavar="DOMAIN=PATH",
+        help="sources, several for a domain if need be; every domain needs one",
+    )
+    parser.add_argument(
+        "--add-domain",
+        metavar="NAME",
+        help="give an existing run one more expert, trained on --data NAME=PATH",
     )
     parser.add_argument("--prepared", metavar="DIR", help="shards made by tools/prepare.py")
     parser.add_argument("--tokens", metavar="N", help="Phase 1 trains on as many, such as 50B")
@@ -108,55 +117,102 @@ def add_start_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def begin(args: argparse.Namespace) -> Experiment:
-    """Start a run, or take one up where it is.
+def begin(args: argparse.Namespace) -> Run:
+    """Start a run, or resume one.
 
     Raises:
         UsageError: flags that contradict each other, the run folder, the model or the machine.
         InputError: data that cannot be used.
     """
     shape, note = _provision(args)
-    run = named(args.run) if args.run else None
+    folder = named(args.run) if args.run else None
+    if args.add_domain:
+        folder = folder or newest()
+        with one_after_another():
+            _add_domain(folder, args)
+        return _open(folder, shape, note, _options(args))
     chosen = "preset data prepared seed reduction precision set tokens expert_tokens".split()
     untouched = all(getattr(args, flag) is None for flag in chosen)
-    if run and run.config_file.exists() and untouched:
-        return _open(run, shape, note, _options(args))
+    if folder and folder.config_file.exists() and untouched:
+        return _open(folder, shape, note, _options(args))
 
     if args.data and args.prepared:
         raise UsageError("--data and --prepared: give one of them")
-    default = ("s7-nano", "fp32") if jax.default_backend() == "cpu" else ("s7-140m", "bf16")
-    precision = args.precision or default[1]
-    config = override(preset(args.preset or default[0]), [f'compute.precision="{precision}"'])
-    config = override(config, [*_lengths(args), *(args.set or [])])
-    if args.seed is not None:
-        config = override(config, [f"seed={args.seed}"])
-    if args.reduction:
-        config = override(config, [f'reduction="{args.reduction}"'])
+    config = _configured(args)
     _check(shape, config)
-    sources = parse_data_flags(args.data) if args.data else None
-    absolute = {d: [str(Path(p).absolute()) for p in paths] for d, paths in (sources or {}).items()}
+    sources = _sources(args, config)
+    if sources:
+        require_all(sources, config.model.domains)
     prepared = str(Path(args.prepared).absolute()) if args.prepared else None
-    run = run or named(config.preset)
+    folder = folder or named(config.preset)
     with one_after_another():
-        start(run, config, absolute or None, prepared)
-    return _open(run, shape, note, _options(args))
+        start(folder, config, sources or None, prepared)
+    return _open(folder, shape, note, _options(args))
 
 
-def resume(args: argparse.Namespace) -> Experiment:
+def resume(args: argparse.Namespace) -> Run:
     """Open an existing run, the newest one if none is named."""
     shape, note = _provision(args)
     return _open(named(args.run) if args.run else newest(), shape, note, _options(args))
 
 
-def _lengths(args: argparse.Namespace) -> list[str]:
-    """``--tokens`` and ``--expert-tokens`` as overrides."""
-    found = []
+def _configured(args: argparse.Namespace) -> Config:
+    """The configuration that the flags ask for."""
+    default = ("s7-nano", "fp32") if jax.default_backend() == "cpu" else ("s7-140m", "bf16")
+    changes = [f'compute.precision="{args.precision or default[1]}"']
     if args.tokens:
-        found.append(f"trunk.tokens={parse_tokens(args.tokens, '--tokens')}")
+        changes.append(f"trunk.tokens={parse_tokens(args.tokens, '--tokens')}")
+    config = preset(args.preset or default[0])
     if args.expert_tokens:
         counts = [parse_tokens(text, "--expert-tokens") for text in args.expert_tokens]
-        found.append(f"experts.tokens={counts if len(counts) > 1 else counts[0]}")
-    return found
+        names = config.model.domains
+        if len(counts) not in (1, len(names)):
+            raise UsageError(
+                f"--expert-tokens has {len(counts)} entries; expected 1 or {len(names)}, one for "
+                f"each of {', '.join(names)}"
+            )
+        pairs = zip(names, counts * (len(names) // len(counts)), strict=True)
+        changes += [f"domains.{name}.tokens={count}" for name, count in pairs]
+    changes += args.set or []
+    if args.seed is not None:
+        changes.append(f"seed={args.seed}")
+    if args.reduction:
+        changes.append(f'reduction="{args.reduction}"')
+    return override(config, changes)
+
+
+def _sources(args: argparse.Namespace, config: Config) -> dict[str, list[str]]:
+    """``--data`` as absolute paths by domain."""
+    parsed = parse_data_flags(args.data or [], config.model.domains)
+    return {d: [str(Path(p).absolute()) for p in paths] for d, paths in parsed.items()}
+
+
+def _add_domain(folder: RunFolder, args: argparse.Namespace) -> None:
+    """``--add-domain NAME --data NAME=PATH [--expert-tokens N]`` on an existing run.
+
+    Without ``--expert-tokens`` the new expert trains as long as the last one.
+    """
+    others = "preset prepared seed reduction precision set tokens".split()
+    if given := [flag for flag in others if getattr(args, flag) is not None]:
+        raise UsageError(
+            f"--add-domain with --{given[0]}: only --data and --expert-tokens go with it"
+        )
+    config = folder.config()
+    tokens = config.domains[-1].tokens
+    if args.expert_tokens:
+        if len(args.expert_tokens) != 1:
+            raise UsageError("--expert-tokens: one number for the domain that is added")
+        tokens = parse_tokens(args.expert_tokens[0], "--expert-tokens")
+    grown = config.with_domain(Domain(name=args.add_domain, share=0, tokens=tokens))
+    sources = _sources(args, grown)
+    if foreign := sources.keys() - {args.add_domain}:
+        raise UsageError(f"--data {min(foreign)}=…: only the domain that is added gets sources")
+    known = (folder.read()["data"] or {}).get(args.add_domain)
+    if known and sources and known != sources[args.add_domain]:
+        raise UsageError(f"--data: domain {args.add_domain!r} of this run is made of {known}")
+    if not (sources or known):
+        raise UsageError(f"--add-domain {args.add_domain}: give --data {args.add_domain}=PATH")
+    add_domain(folder, grown.domain(args.add_domain), sources.get(args.add_domain, []))
 
 
 def _options(args: argparse.Namespace) -> Options:
@@ -208,29 +264,31 @@ def _check(shape: meshes.MeshShape, config: Config) -> None:
         meshes.check(shape, config.model, recipe)
 
 
-def _open(run: Run, shape: meshes.MeshShape, note: str, options: Options) -> Experiment:
-    config, settings = run.config(), run.read()
+def _open(folder: RunFolder, shape: meshes.MeshShape, note: str, options: Options) -> Run:
+    config, settings = folder.config(), folder.read()
     _check(shape, config)
     sources = [f"{d}={path}" for d, paths in (settings["data"] or {}).items() for path in paths]
     corpus = settings["prepared"] or " ".join(sources) or "built-in corpus"
-    size = sum(n for part in counts(config.model).values() for n in part.values())
-    say(f"run      {run.path}\npreset   {config.preset}: {size:,} parameters")
+    size = sum(counts(config.model).values())
+    say(f"run      {folder.path}\npreset   {config.preset}: {size:,} parameters")
     say(f"config   sha256 {config.digest()}\ndata     {corpus}\nmesh     {shape}: {note}")
     if settings["prepared"]:
-        prepared = Prepared.load(run.prepared)
+        prepared = Prepared.load(folder.prepared)
     else:
         with one_after_another():
             prepared = prepare(
                 settings["data"],
-                run.prepared,
+                folder.prepared,
+                domains=config.domains,
                 vocab=config.model.vocab,
                 context=config.model.context,
                 seed=config.seed,
             )
-    found, wanted = (prepared.vocab, prepared.context), (config.model.vocab, config.model.context)
+    names = ("vocab", "context", "domains")
+    found, wanted = ([getattr(x, name) for name in names] for x in (prepared, config.model))
     if found != wanted:
         raise UsageError(
-            f"--prepared {prepared.path}: vocabulary and context are {found}, the preset's are "
-            f"{wanted}: prepare it with tools/prepare.py --preset {config.preset}"
+            f"--prepared {prepared.path}: vocabulary, context and domains are {found}, the "
+            f"preset's are {wanted}: prepare it with tools/prepare.py --preset {config.preset}"
         )
-    return Experiment(run, config, prepared, tuple(meshes.pools(shape)), options)
+    return Run(folder, config, prepared, tuple(meshes.pools(shape)), options)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from s7jax.config import ModelConfig
+from s7jax.architecture import Architecture
 from s7jax.errors import InputError
 from s7jax.integer.layers import Cache
 from s7jax.integer.program import Program
@@ -40,7 +40,7 @@ class Compute:
         self._program = Program(seal, pools)
 
     @property
-    def cfg(self) -> ModelConfig:
+    def cfg(self) -> Architecture:
         """The model's dimensions."""
         return self._program.cfg
 

@@ -8,7 +8,9 @@ from s7jax.runtime import answers
 from s7jax.runtime.proof import by_specification
 
 
-def seal_with_answers(weights: Path, vocabulary: Path, out: Path) -> s7l.Sealed:
+def seal_with_answers(
+    weights: Path, vocabulary: Path, out: Path, parent: bytes | None = None
+) -> s7l.Sealed:
     """Seal a weights folder with its transcript; arguments and errors as of :func:`s7l.seal`.
 
     The logits depend on weights and vocabulary alone, so the transcript of a seal without one
@@ -19,4 +21,4 @@ def seal_with_answers(weights: Path, vocabulary: Path, out: Path) -> s7l.Sealed:
         s7l.seal(weights, vocabulary, silent)
         seal = s7l.open(silent)
         known = answers.answer(seal, by_specification(seal))
-    return s7l.seal(weights, vocabulary, out, answers=known)
+    return s7l.seal(weights, vocabulary, out, answers=known, parent=parent)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from s7jax.architecture import SEALED_DTYPES, TensorSpec
 from s7jax.s7l import memory, merkle
 from s7jax.s7l.canonical import decode, encode
-from s7jax.s7l.dimensions import DTYPES, NAME, TensorSpec
+from s7jax.s7l.dimensions import NAME
 from s7jax.s7l.field import Field
 from s7jax.s7l.layout import (
     CAPS,
@@ -247,7 +248,7 @@ def _parse_tensors(tree: Any, component: str, place: str) -> tuple[Tensor, ...]:
 def _parse_spec(entry: dict[str, Any], component: str, place: str) -> TensorSpec:
     name = text(entry["name"], NAME, f"{place}.name")
     text(name, rf"{re.escape(component)}\..+", f"{place}.name")
-    dtype = text(entry["dtype"], "|".join(DTYPES), f"{place}.dtype")
+    dtype = text(entry["dtype"], "|".join(SEALED_DTYPES), f"{place}.dtype")
     shape = sequence(entry["shape"], f"{place}.shape", 1, 4)
     sizes = [integer(size, 1, 1 << 24, f"{place}.shape[{i}]") for i, size in enumerate(shape)]
     if "exponent" in entry:

@@ -11,10 +11,11 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any, Final
 
+from s7jax.architecture import Architecture, TensorSpec, sealed_count, sealed_tensors
 from s7jax.s7l import merkle
 from s7jax.s7l.canonical import encode
 from s7jax.s7l.contract import FOLDS, LANE_FOLDS, phases
-from s7jax.s7l.dimensions import NAME, Dimensions, TensorSpec, tensor_count, tensor_table
+from s7jax.s7l.dimensions import NAME, architecture_tree, parse_architecture, tensor_entry
 from s7jax.s7l.layout import place_tensors
 from s7jax.s7l.schema import SealError, digest, equal, integer, mapping, sequence, show, text
 
@@ -51,7 +52,7 @@ class Tensor:
         return {**self._described(), "offset": self.offset, "chunks": list(self.chunks)}
 
     def _described(self) -> dict[str, Any]:
-        tree = {**self.spec.tree(), "stored": self.stored}
+        tree = {**tensor_entry(self.spec), "stored": self.stored}
         return tree if self.exponent is None else {**tree, "exponent": self.exponent}
 
 
@@ -68,7 +69,7 @@ class Bindings:
 class Manifest:
     """The parsed EDGE lane."""
 
-    dimensions: Dimensions
+    dimensions: Architecture
     tensors: tuple[Tensor, ...]
     provenance: Mapping[str, Any]
     parent: bytes | None
@@ -110,7 +111,7 @@ class Manifest:
         policy = {"folds": FOLDS, "phases": phases(), "defaults": dict(self.bindings.defaults)}
         meta = {
             "dictionary": self.bindings.dictionary,
-            "model": self.dimensions.tree(),
+            "model": architecture_tree(self.dimensions),
             "routing": self.routing(),
             "provenance": dict(self.provenance),
             "parent": self.parent,
@@ -131,7 +132,7 @@ class Manifest:
             "format": "s7-manifest",
             "version": 1,
             "method": METHOD,
-            "model": self.dimensions.tree(),
+            "model": architecture_tree(self.dimensions),
             "components": [
                 {"name": name, "tensors": [tensor.name for tensor in tensors]}
                 for name, tensors in self.components.items()
@@ -147,7 +148,7 @@ class Manifest:
 
 
 def make_manifest(
-    dimensions: Dimensions,
+    dimensions: Architecture,
     exponents: Mapping[str, int],
     chunks: Mapping[str, Sequence[bytes]],
     *,
@@ -156,7 +157,7 @@ def make_manifest(
     bindings: Bindings,
 ) -> Manifest:
     """The manifest of a model: ``chunks`` for every tensor, ``exponents`` for the vectors."""
-    table = tensor_table(dimensions)
+    table = sealed_tensors(dimensions)
     placed = place_tensors((spec.name, spec.size) for spec in table)
     tensors = tuple(
         Tensor(spec, offset, stored, exponents.get(spec.name), tuple(chunks[spec.name]))
@@ -165,12 +166,12 @@ def make_manifest(
     return Manifest(dimensions, tensors, provenance, parent, bindings)
 
 
-def parse_dimensions(tree: Any, place: str) -> Dimensions:
+def parse_dimensions(tree: Any, place: str) -> Architecture:
     """The model dimensions in a decoded EDGE lane; raises like :func:`parse_manifest`."""
-    return Dimensions.parse(mapping(tree, _KEYS, place)["model"], f"{place}.model")
+    return parse_architecture(mapping(tree, _KEYS, place)["model"], f"{place}.model")
 
 
-def parse_manifest(tree: Any, dimensions: Dimensions, bindings: Bindings, place: str) -> Manifest:
+def parse_manifest(tree: Any, dimensions: Architecture, bindings: Bindings, place: str) -> Manifest:
     """The manifest in a decoded EDGE lane with these dimensions.
 
     Raises:
@@ -194,11 +195,11 @@ def parse_manifest(tree: Any, dimensions: Dimensions, bindings: Bindings, place:
     return manifest
 
 
-def _parse_tensors(tree: Any, dimensions: Dimensions, place: str) -> tuple[Tensor, ...]:
+def _parse_tensors(tree: Any, dimensions: Architecture, place: str) -> tuple[Tensor, ...]:
     """The tensors; exponents and chunk hashes are free, all else in an entry is determined."""
-    count = tensor_count(dimensions)
+    count = sealed_count(dimensions)
     sequence(tree, place, count, count)
-    table = tensor_table(dimensions)
+    table = sealed_tensors(dimensions)
     placed = place_tensors((spec.name, spec.size) for spec in table)
     tensors: list[Tensor] = []
     for entry, spec, (offset, stored) in zip(tree, table, placed, strict=True):
@@ -207,7 +208,7 @@ def _parse_tensors(tree: Any, dimensions: Dimensions, place: str) -> tuple[Tenso
             raise SealError(where, f"found {show(entry)}; expected a tensor with a name")
         text(entry["name"], NAME, f"{where}.name")
         equal(entry["name"], spec.name, f"{where}.name")
-        keys = (*spec.tree(), "stored", "offset", "chunks")
+        keys = (*tensor_entry(spec), "stored", "offset", "chunks")
         mapping(entry, (*keys, "exponent") if spec.is_fixed_point else keys, where)
         count = -(-stored // merkle.CHUNK_BYTES)
         hashes = sequence(entry["chunks"], f"{where}.chunks", count, count)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from s7jax.architecture import SEALED_DTYPES
 from s7jax.s7l.bundle import Bundle
 from s7jax.s7l.canonical import decode
 from s7jax.s7l.contract import COMPUTE_FOLD, FOLDS, LANE_FOLDS, phases
-from s7jax.s7l.dimensions import DTYPES
 from s7jax.s7l.field import Field
 from s7jax.s7l.layout import seal_root
 from s7jax.s7l.reader import Seal, encodings
@@ -192,7 +192,7 @@ def _integers(seal: Field, failure: SealError | None) -> Finding:
     shown = ", ".join(f"{n} {dtype}" for dtype, n in sorted(count.items()))
     return _finding(
         "INT8",
-        set(count) <= set(DTYPES),
+        set(count) <= set(SEALED_DTYPES),
         f"{shown} tensors, no float; no -128 in int8, no negative scale; "
         "the compute program not checked: needs inference",
     )

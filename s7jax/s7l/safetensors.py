@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from s7jax.s7l.dimensions import Dimensions, TensorSpec, tensor_count, tensor_table
+from s7jax.architecture import TensorSpec, sealed_count, sealed_tensors
+from s7jax.s7l.dimensions import architecture_tree, parse_architecture, tensor_entry
 from s7jax.s7l.manifest import METHOD
 from s7jax.s7l.memory import Mode, load, read
 from s7jax.s7l.publish import new_folder, unpublished
@@ -79,12 +80,12 @@ def import_safetensors(path: Path, out: Path) -> None:
         manifest = parse_json(metadata["manifest.json"], place)
         if type(manifest) is not dict or "model" not in manifest:
             raise SealError(place, "no model in it")
-        dimensions = Dimensions.parse(manifest["model"], f"{place} .model")
-        if len(tree) != tensor_count(dimensions):
+        dimensions = parse_architecture(manifest["model"], f"{place} .model")
+        if len(tree) != sealed_count(dimensions):
             raise SealError(
-                "header", f"{len(tree)} tensors; the model has {tensor_count(dimensions)}"
+                "header", f"{len(tree)} tensors; the model has {sealed_count(dimensions)}"
             )
-        specs = tensor_table(dimensions)
+        specs = sealed_tensors(dimensions)
         spans = _spans(tree, specs)
         if size != start + sum(spec.size for spec in specs):
             raise SealError("file", f"{size} bytes; not what the header says")
@@ -143,11 +144,11 @@ def _manifest(seal: Seal) -> dict[str, Any]:
         if tensor.exponent is not None:
             entries[tensor.name]["exponent"] = tensor.exponent
     facts = {"format": "s7-weights", "version": 1, "method": METHOD, "tensors": entries}
-    model, provenance = seal.manifest.dimensions.tree(), dict(seal.manifest.provenance)
+    model, provenance = architecture_tree(seal.manifest.dimensions), dict(seal.manifest.provenance)
     return {**facts, "model": model, "provenance": provenance}
 
 
 def _manifest_entry(seal: Seal, spec: TensorSpec) -> dict[str, Any]:
     data = seal.stored(spec.name)[: spec.size]
-    entry = {key: value for key, value in spec.tree().items() if key != "name"}
+    entry = {key: value for key, value in tensor_entry(spec).items() if key != "name"}
     return {**entry, "sha256": hashlib.sha256(data).hexdigest()}

@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from s7jax.architecture import Architecture
 from s7jax.s7l.contract import LANE_FOLDS
-from s7jax.s7l.dimensions import Dimensions
 from s7jax.s7l.schema import SealError, digest, equal, integer, mapping, sequence
 from s7jax.s7l.vocabulary import Vocabulary
 
 _MAX_ANSWERS = 1 << 12
 
 
-def default_policy(d: Dimensions, vocabulary: Vocabulary) -> dict[str, Any]:
+def default_policy(d: Architecture, vocabulary: Vocabulary) -> dict[str, Any]:
     """Greedy decoding that stops at the end of a document."""
     eod = vocabulary.specials.get("<|eod|>")
     return {
@@ -35,7 +35,7 @@ def make_stream(
     }
 
 
-def check_stream(tree: Any, d: Dimensions, place: str) -> dict[str, Any]:
+def check_stream(tree: Any, d: Architecture, place: str) -> dict[str, Any]:
     """Validate a LANE payload against the model's dimensions and return it.
 
     An answer says that the prompt's ids, routed as the model routes, give these output ids
@@ -55,7 +55,7 @@ def check_stream(tree: Any, d: Dimensions, place: str) -> dict[str, Any]:
     return checked
 
 
-def _check_defaults(tree: Any, d: Dimensions, place: str) -> None:
+def _check_defaults(tree: Any, d: Architecture, place: str) -> None:
     mapping(tree, ("max_new_tokens", "temperature_q16", "seed", "stop"), place)
     integer(tree["max_new_tokens"], 1, d.context - 1, f"{place}.max_new_tokens")
     integer(tree["temperature_q16"], 0, 1 << 24, f"{place}.temperature_q16")
@@ -65,7 +65,7 @@ def _check_defaults(tree: Any, d: Dimensions, place: str) -> None:
         raise SealError(f"{place}.stop", "ids repeat or are out of order")
 
 
-def _check_answer(tree: Any, d: Dimensions, place: str) -> None:
+def _check_answer(tree: Any, d: Architecture, place: str) -> None:
     mapping(tree, ("domain", "prompt", "output", "logits"), place)
     if tree["domain"] not in d.domains:
         raise SealError(f"{place}.domain", f"expected one of {', '.join(d.domains)}")
@@ -76,6 +76,6 @@ def _check_answer(tree: Any, d: Dimensions, place: str) -> None:
         digest(value, f"{place}.logits[{i}]")
 
 
-def _ids(tree: Any, d: Dimensions, place: str, low: int, high: int) -> list[int]:
+def _ids(tree: Any, d: Architecture, place: str, low: int, high: int) -> list[int]:
     ids = sequence(tree, place, low, high)
     return [integer(value, 0, d.vocab - 1, f"{place}[{i}]") for i, value in enumerate(ids)]

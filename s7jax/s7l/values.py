@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from s7jax.s7l.dimensions import TensorSpec
+from s7jax.architecture import TensorSpec
 from s7jax.s7l.schema import SealError
 
 

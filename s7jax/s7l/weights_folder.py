@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from s7jax.architecture import Architecture, TensorSpec, sealed_tensors
 from s7jax.s7l.canonical import encode
-from s7jax.s7l.dimensions import Dimensions, TensorSpec, tensor_table
+from s7jax.s7l.dimensions import parse_architecture, tensor_entry
 from s7jax.s7l.manifest import METHOD, check_exponent, check_provenance
 from s7jax.s7l.schema import SealError, equal, mapping, read_json, show, text
 from s7jax.s7l.values import check_values, little_endian
@@ -23,7 +24,7 @@ class Weights:
     """A weights folder whose ``manifest.json`` has been checked."""
 
     folder: Path
-    dimensions: Dimensions
+    dimensions: Architecture
     exponents: Mapping[str, int]
     digests: Mapping[str, str]  # SHA-256 of the raw little-endian data, hexadecimal
     provenance: Mapping[str, Any]
@@ -55,7 +56,7 @@ class Weights:
         Raises:
             SealError: one of them is not what the manifest says.
         """
-        for spec in tensor_table(self.dimensions):
+        for spec in sealed_tensors(self.dimensions):
             self.data(spec)
 
 
@@ -71,14 +72,14 @@ def read_weights(folder: Path) -> Weights:
     equal(tree["format"], "s7-weights", f"{place}.format")
     equal(tree["version"], 1, f"{place}.version")
     equal(tree["method"], METHOD, f"{place}.method")
-    dimensions = Dimensions.parse(tree["model"], f"{place}.model")
+    dimensions = parse_architecture(tree["model"], f"{place}.model")
     encode(check_provenance(tree["provenance"], f"{place}.provenance"), f"{place}.provenance")
-    table = tensor_table(dimensions)
+    table = sealed_tensors(dimensions)
     entries = mapping(tree["tensors"], tuple(spec.name for spec in table), f"{place}.tensors")
     exponents, digests = {}, {}
     for spec in table:
         where = f"{place}.tensors[{spec.name}]"
-        expected = {k: v for k, v in spec.tree().items() if k != "name"}
+        expected = {k: v for k, v in tensor_entry(spec).items() if k != "name"}
         free = ("sha256", "exponent") if spec.is_fixed_point else ("sha256",)
         entry = mapping(entries[spec.name], (*expected, *free), where)
         equal({k: entry[k] for k in expected}, expected, where)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from s7jax.architecture import sealed_tensors
 from s7jax.s7l import merkle
 from s7jax.s7l.canonical import encode
 from s7jax.s7l.contract import compute_contract
-from s7jax.s7l.dimensions import tensor_table
 from s7jax.s7l.layout import CAPS, HEAD_BYTES, PAGE, align, make_head, place_tensors
 from s7jax.s7l.manifest import Bindings, make_manifest
 from s7jax.s7l.publish import unpublished
@@ -107,7 +107,7 @@ def _write(
 
 def _write_field(file: IO[bytes], start: int, weights: Weights) -> dict[str, list[bytes]]:
     """Every tensor at its place, one in memory at a time; chunk hashes by name."""
-    table = tensor_table(weights.dimensions)
+    table = sealed_tensors(weights.dimensions)
     chunks: dict[str, list[bytes]] = {}
     placed = place_tensors((spec.name, spec.size) for spec in table)
     for spec, (offset, stored) in zip(table, placed, strict=True):

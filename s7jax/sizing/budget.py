@@ -1,14 +1,8 @@
 """Parameters, bytes and the sealed layout, derived from the tables that everything is made of."""
 
-import dataclasses
 from dataclasses import dataclass
 
-import jax
-
-from s7jax.config import ModelConfig
-from s7jax.model.language_model import components
-from s7jax.model.parameters import table
-from s7jax.s7l.dimensions import Dimensions, TensorSpec, tensor_table
+from s7jax.architecture import Architecture, TensorSpec, sealed_tensors
 from s7jax.s7l.layout import place_tensors
 
 FP32, BF16 = 4, 2
@@ -24,17 +18,9 @@ class Layout:
     end: int  # where the component ends in FIELD, gaps included
 
 
-def parameters(cfg: ModelConfig) -> dict[str, int]:
-    """Trained numbers of every component: embedding, expert0 …, router, trunk."""
-    return {
-        name: sum(leaf.size for leaf in jax.tree.leaves(table(cfg)[name]))
-        for name in components(cfg)
-    }
-
-
-def sealed(cfg: ModelConfig) -> dict[str, Layout]:
+def sealed(cfg: Architecture) -> dict[str, Layout]:
     """The sealed layout of every component, as the writer would place it."""
-    specs = tensor_table(dimensions(cfg))
+    specs = sealed_tensors(cfg)
     placed = place_tensors((spec.name, spec.size) for spec in specs)
     found: dict[str, Layout] = {}
     for spec, (offset, stored) in zip(specs, placed, strict=True):
@@ -49,9 +35,9 @@ def sealed(cfg: ModelConfig) -> dict[str, Layout]:
     return found
 
 
-def layer(cfg: ModelConfig, segment: str = "expert0") -> list[tuple[TensorSpec, int]]:
+def layer(cfg: Architecture, segment: str = "expert0") -> list[tuple[TensorSpec, int]]:
     """The matrices of one layer and their stored bytes: §8's table."""
-    specs = tensor_table(dimensions(cfg))
+    specs = sealed_tensors(cfg)
     placed = place_tensors((spec.name, spec.size) for spec in specs)
     prefix = f"{segment}.layer0."
     return [
@@ -59,8 +45,3 @@ def layer(cfg: ModelConfig, segment: str = "expert0") -> list[tuple[TensorSpec, 
         for spec, (_, stored) in zip(specs, placed, strict=True)
         if spec.name.startswith(prefix) and spec.dtype == "int8"
     ]
-
-
-def dimensions(cfg: ModelConfig) -> Dimensions:
-    """A configuration as a sealed file describes it."""
-    return Dimensions.parse({**dataclasses.asdict(cfg), "domains": list(cfg.domains)}, "model")

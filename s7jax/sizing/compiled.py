@@ -64,8 +64,8 @@ def compile_job(job: Job, platform: str = "cpu", topology: str = "", target: str
         InputError: the compiler refused; its last words are in the message.
     """
     request = {
-        "config": job.config.to_json(),
-        "phase": job.phase,
+        "config": job.phase.config.to_json(),
+        "phase": job.phase.name,
         "model": job.shape.model,
         "platform": platform,
         "topology": topology,
@@ -146,7 +146,7 @@ def _compile(request: dict[str, Any]) -> Compiled:
     from s7jax.mesh import DATA  # noqa: PLC0415
     from s7jax.model import parameters  # noqa: PLC0415
     from s7jax.train import step  # noqa: PLC0415
-    from s7jax.train.phase import TRUNK  # noqa: PLC0415
+    from s7jax.train.phase import TRUNK, phase_of  # noqa: PLC0415
 
     config, count = Config.from_json(request["config"]), request["model"]
     mesh = _mesh(request, count)
@@ -160,16 +160,17 @@ def _compile(request: dict[str, Any]) -> Compiled:
             shardings,
         )
 
+    phase = phase_of(config, request["phase"])
     shared = abstract({name: table[name] for name in TRUNK})
-    trunk = request["phase"] == "trunk"
-    params, frozen = (shared, {}) if trunk else (abstract(table["expert0"]), shared)
-    recipe = config.trunk if trunk else config.experts
+    trunk = phase.expert is None
+    params, frozen = (shared, {}) if trunk else (abstract(table[phase.name]), shared)
+    recipe = phase.recipe
     tokens = jax.ShapeDtypeStruct(
         (recipe.microbatch, config.model.context + 1),
         np.int32,
         sharding=NamedSharding(mesh, P(DATA, None)),
     )
-    loss = step.trunk_loss if trunk else step.expert_loss
+    loss = step.loss_of(phase)
     with jax.set_mesh(mesh):
         program: Any = step.gradient_program(config.model, loss, config.compute)
         made = program.lower(params, frozen, tokens).compile()

@@ -1,8 +1,10 @@
 """Phase 3 and running: calibration's work, and what a sealed model takes and can reach."""
 
+import math
 from typing import Any
 
-from s7jax.config import Config, StackConfig
+from s7jax.architecture import Stack
+from s7jax.config import Config
 from s7jax.devices import Device
 from s7jax.errors import UsageError
 from s7jax.model.flops import breakdown
@@ -16,7 +18,7 @@ def quantize(config: Config, device: Device, mfu: float, price: float | None) ->
     """Calibration: a forward pass of trunk and every expert over the held-out samples (§5)."""
     cfg = config.model
     domains = len(cfg.domains)
-    parts = breakdown(cfg, "experts", causal=False)
+    parts = breakdown(cfg, training_trunk=False, causal=False)
     shared = sum(part.forward for name, part in parts.items() if name.startswith("trunk"))
     expert = sum(part.forward for name, part in parts.items() if name not in ("head",)) - shared
     tokens = domains * config.calibration_sequences * cfg.context
@@ -44,10 +46,10 @@ def infer(config: Config, device: Device) -> dict[str, Any]:
     trunk, expert = _cache(cfg.trunk), _cache(cfg.expert)
     tree: dict[str, Any] = {
         "weights_bytes": whole,
-        "read_a_token_bytes": read,
-        "cache_a_token_bytes": trunk + expert,
-        "cache_a_sequence_bytes": cfg.context * (trunk + len(cfg.domains) * expert),
-        "operations_a_token": HALVES * 2 * read,
+        "read_per_token_bytes": read,
+        "cache_per_token_bytes": trunk + expert,
+        "cache_per_sequence_bytes": cfg.context * (trunk + len(cfg.domains) * expert),
+        "operations_per_token": HALVES * 2 * read,
     }
     if device.bandwidth is not None:
         tree["most_tokens_per_second"] = device.bandwidth / read
@@ -74,6 +76,6 @@ def phase(
     return found
 
 
-def _cache(stack: StackConfig) -> int:
+def _cache(stack: Stack) -> int:
     """Bytes of keys and values of one position, int8."""
-    return 2 * stack.layers * stack.hidden
+    return 2 * stack.layers * math.prod(stack.cache_shape(1, 1))

@@ -4,11 +4,11 @@ from dataclasses import asdict
 from functools import cache
 from typing import Any
 
+from s7jax.architecture import counts
 from s7jax.config import Config
 from s7jax.devices import Device
 from s7jax.errors import UsageError
 from s7jax.mesh import MeshShape, check
-from s7jax.model.flops import flops_per_token
 from s7jax.sizing import budget, inference
 from s7jax.sizing.budget import FP32
 from s7jax.sizing.compiled import Compiled, compile_job, cuda_target
@@ -38,18 +38,18 @@ def plan(
     """
     work = jobs(config, shape, phase) if phase in ("trunk", "experts", "all") else []
     for job in work:
-        check(job.shape, config.model, job.recipe)
+        check(job.shape, config.model, job.phase.recipe)
     timed = device.peak_bf16 is not None
-    times = {job.name: roofline(job, device, mfu, price) for job in work} if timed else {}
-    made = {job.name: compile_for(job, device) for job in _distinct(work)} if compiled else {}
+    times = {job.label: roofline(job, device, mfu, price) for job in work} if timed else {}
+    made = {job.label: compile_for(job, device) for job in _distinct(work)} if compiled else {}
     tree: dict[str, Any] = {
         "preset": config.preset,
         "target": device.name,
         "mesh": str(shape),
         "phase": phase,
         "mfu": mfu,
-        "parameters": budget.parameters(config.model),
-        "jobs": [_job(job, times.get(job.name), shape) for job in work],
+        "parameters": counts(config.model),
+        "jobs": [_job(job, times.get(job.label), shape) for job in work],
         "memory": [_memory(name, found, device) for name, found in made.items()],
         "layout": _layout(config),
         "placement": placement(config, sockets),
@@ -95,26 +95,26 @@ def placement(config: Config, sockets: int) -> list[dict[str, Any]]:
 
 def _distinct(work: list[Job]) -> list[Job]:
     """All experts run one program: the first stands for them."""
-    return [job for job in work if job.phase == "trunk" or job.index == 0]
+    return [job for job in work if job.phase.expert in (None, 0)]
 
 
 def _job(job: Job, time: Time | None, shape: MeshShape) -> dict[str, Any]:
     local = job.trained * FP32 // job.shape.model
     tree: dict[str, Any] = {
-        "name": job.name,
+        "name": job.label,
         "devices": job.shape.devices,
         "pools": shape.pools,
-        "tokens": job.tokens,
-        "tokens_a_step": job.tokens_a_step,
-        "steps": job.steps,
-        "warmup_steps": min(job.recipe.warmup, job.steps // 10),
-        "microbatches_a_group": job.microbatches,
+        "tokens": job.phase.tokens,
+        "tokens_per_step": job.phase.tokens_per_step,
+        "steps": job.phase.steps,
+        "warmup_steps": min(job.phase.recipe.warmup, job.phase.steps // 10),
+        "microbatches_per_group": job.microbatches,
         "checkpoints": job.checkpoints,
         "checkpoint_bytes": job.checkpoint_bytes,
         "checkpoint_seconds": job.checkpoint_bytes / STORAGE,
         "flops": job.flops,
-        "flops_a_token": flops_per_token(job.config.model, job.phase, causal=False),
-        "flops_a_token_causal": flops_per_token(job.config.model, job.phase, causal=True),
+        "flops_per_token": job.flops_per_token(),
+        "flops_per_token_causal": job.flops_per_token(causal=True),
         "weights_bytes": local,
         "gradient_bytes": local,
         "optimizer_bytes": 2 * local,
@@ -126,7 +126,7 @@ def _job(job: Job, time: Time | None, shape: MeshShape) -> dict[str, Any]:
             "seconds_memory": time.memory,
             "seconds_collectives": time.collectives,
             "seconds_step": time.step,
-            "tokens_per_second": job.tokens_a_step / time.step,
+            "tokens_per_second": job.phase.tokens_per_step / time.step,
             "wall_hours": time.wall_hours,
             "device_hours": time.device_hours,
             "cost": time.cost,
@@ -155,8 +155,8 @@ def _layout(config: Config) -> dict[str, Any]:
 
 def _wall(work: list[Job], walls: list[float], shape: MeshShape) -> float:
     """Trunk, then the experts on as many pools as there are, in rounds."""
-    first = sum(w for job, w in zip(work, walls, strict=True) if job.phase == "trunk")
-    experts = [w for job, w in zip(work, walls, strict=True) if job.phase == "experts"]
+    first = sum(w for job, w in zip(work, walls, strict=True) if job.phase.expert is None)
+    experts = [w for job, w in zip(work, walls, strict=True) if job.phase.expert is not None]
     rounds = [experts[i : i + shape.pools] for i in range(0, len(experts), shape.pools)]
     return first + sum(max(r) for r in rounds)
 

@@ -8,6 +8,7 @@ configuration, the sealed layout and the planner's own arithmetic, and from noth
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from s7jax.architecture import counts
 from s7jax.config import Config
 from s7jax.devices import DEVICES
 from s7jax.mesh import MeshShape
@@ -48,7 +49,7 @@ def rows(config: Config, mfu: float = MFU) -> list[Row]:
 
 
 def _parameters(config: Config) -> Iterator[Row]:
-    sizes = budget.parameters(config.model)
+    sizes = counts(config.model)
     whole, million = sum(sizes.values()), 10**6
     yield Row("§2", "embedding, parameters", 18.9, sizes["embedding"] / million, "M")
     yield Row("§2", "embedding, FP32", 75.5, FP32 * sizes["embedding"] / MB, "MB")
@@ -74,19 +75,19 @@ def _training(config: Config, mfu: float) -> Iterator[Row]:
     yield Row("§3", "optimizer states", 250, 2 * held / MB, "MB", states)
     yield Row("§3", "steps of warmup", 2_000, config.trunk.warmup, "steps")
     yield Row("§3", "tokens between checkpoints", 5, config.trunk.checkpoint / 1e9, "B")
-    times = {job.name: roofline(job, device, mfu) for job in (trunk, *experts)}
+    times = {job.label: roofline(job, device, mfu) for job in (trunk, *experts)}
     slow = f"{trunk.flops:.2e} operations at {mfu:.0%} of 312 TFLOP/s; the figure implies {{:.2%}}"
-    hours = times["trunk"].device_hours
+    hours = times[trunk.label].device_hours
     implied = trunk.flops / (12_000 * 3600) / (device.peak_bf16 or 1)
     yield Row("§3", "Phase 1, GPU-hours", 12_000, hours, "h", slow.format(implied))
     expert = experts[0].trained * FP32
     yield Row("§4", "expert, FP32", 112, expert / MB, "MB", "as in §2")
     yield Row("§4", "frozen trunk, FP32", 83, experts[0].frozen * FP32 / MB, "MB", "as in §2")
     yield Row("§4", "expert's optimizer states", 336, 2 * expert / MB, "MB", states)
-    for job, spec in zip(experts, (600, 450, 360, 360), strict=True):
-        hours = times[job.name].device_hours
-        yield Row("§4", f"{job.name}, GPU-hours", spec, hours, "h", "as Phase 1")
-    second = [times[job.name] for job in experts]
+    for job, spec in zip(experts, (600, 450, 360, 360), strict=False):
+        hours = times[job.label].device_hours
+        yield Row("§4", f"{job.label}, GPU-hours", spec, hours, "h", "as Phase 1")
+    second = [times[job.label] for job in experts]
     hours, _ = total(second)
     implied = sum(job.flops for job in experts) / (1_770 * 3600) / (device.peak_bf16 or 1)
     why = f"the figure implies {implied:.2%} utilisation"
@@ -96,11 +97,11 @@ def _training(config: Config, mfu: float) -> Iterator[Row]:
     work = quantize(config, device, mfu, None)
     why = "one forward pass over 4,096 samples a domain, trunk and four experts"
     yield Row("§6", "calibration, GPU-hours", 200, work["device_hours"], "h", why)
-    both, cost = total([times["trunk"], *second])
+    both, cost = total([times[trunk.label], *second])
     yield Row("§6", "training, GPU-hours", 13_770, both, "h", "as above")
     why = "training alone; 200 h of calibration and QA would add $500"
     yield Row("§6", "training, cost", 34_425, cost or 0.0, "$", why)
-    wall += times["trunk"].wall_hours
+    wall += times[trunk.label].wall_hours
     why = "its own hours would take 1,500 h + 150 h = 69 days"
     yield Row("§6", "wall time", 21 * 24, wall, "h", why)
 

@@ -9,16 +9,18 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from s7jax.config import Config, RecipeConfig
+from s7jax.architecture import counts
+from s7jax.config import Config
 from s7jax.devices import Device
 from s7jax.errors import InputError, UsageError
 from s7jax.mesh import MeshShape
 from s7jax.model.flops import flops_per_token
-from s7jax.sizing.budget import BF16, FP32, parameters
+from s7jax.sizing.budget import BF16, FP32
+from s7jax.train.phase import Phase, phases
 
 MFU = 0.5  # assumed where nothing was measured
 HOUR = 3600.0
@@ -26,61 +28,55 @@ HOUR = 3600.0
 
 @dataclass(frozen=True)
 class Job:
-    """One phase of training on one mesh: the trunk, or one expert."""
+    """One phase of training on one mesh."""
 
-    name: str
-    config: Config
-    recipe: RecipeConfig
-    index: int  # which of the recipe's token counts
-    phase: str  # "trunk" or "experts"
+    phase: Phase
     shape: MeshShape
 
     @property
-    def tokens(self) -> int:
-        """Tokens trained on."""
-        return self.recipe.tokens[self.index]
-
-    @property
-    def tokens_a_step(self) -> int:
-        """Tokens of one optimizer step."""
-        return self.recipe.batch * self.config.model.context
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps."""
-        return self.recipe.steps(self.config.model.context, self.index)
+    def label(self) -> str:
+        """Name of the phase, and an expert's domain."""
+        expert = self.phase.expert
+        domain = "" if expert is None else f" ({self.phase.config.domains[expert].name})"
+        return f"{self.phase.name}{domain}"
 
     @property
     def microbatches(self) -> int:
-        """Gradient programs a step on each data group."""
-        return self.recipe.microbatches // self.shape.data
+        """Gradient programs per step on each data group."""
+        return self.phase.recipe.microbatches // self.shape.data
 
     @property
     def trained(self) -> int:
         """Parameters that change."""
-        sizes = parameters(self.config.model)
-        return sizes["trunk"] + sizes["embedding"] if self.phase == "trunk" else sizes["expert0"]
+        return self._count(self.phase.trained)
 
     @property
     def frozen(self) -> int:
         """Parameters that are only read."""
-        sizes = parameters(self.config.model)
-        return 0 if self.phase == "trunk" else sizes["trunk"] + sizes["embedding"]
+        return self._count(self.phase.frozen)
 
     @property
     def checkpoints(self) -> int:
         """Saves during the phase, the final one included."""
-        return math.ceil(self.tokens / self.recipe.checkpoint)
+        return math.ceil(self.phase.tokens / self.phase.recipe.checkpoint)
 
     @property
     def checkpoint_bytes(self) -> int:
         """Weights and both moments, float32."""
         return 3 * FP32 * self.trained
 
+    def flops_per_token(self, causal: bool = False) -> int:
+        """Operations per token; attention over the whole square unless ``causal``."""
+        return flops_per_token(self.phase.config.model, self.phase.expert is None, causal)
+
     @property
     def flops(self) -> int:
         """Operations of the whole phase, attention over the whole square."""
-        return self.tokens * flops_per_token(self.config.model, self.phase, causal=False)
+        return self.phase.tokens * self.flops_per_token()
+
+    def _count(self, components: Iterable[str]) -> int:
+        sizes = counts(self.phase.config.model)
+        return sum(sizes[name] for name in components)
 
 
 @dataclass(frozen=True)
@@ -115,25 +111,18 @@ class Time:
         return None if self.price is None else self.device_hours * self.price
 
 
-def jobs(config: Config, shape: MeshShape, phase: str) -> list[Job]:
-    """The jobs of a phase: ``trunk``, ``experts`` (each on one pool), or ``all``."""
+def jobs(config: Config, shape: MeshShape, which: str) -> list[Job]:
+    """The jobs of ``trunk``, ``experts`` (each on one pool), or ``all``."""
     one = MeshShape(data=shape.data, model=shape.model)
-    found = []
-    if phase in ("trunk", "all"):
-        found.append(Job("trunk", config, config.trunk, 0, "trunk", one))
-    if phase in ("experts", "all"):
-        found += [
-            Job(f"expert{e} ({domain})", config, config.experts, e, "experts", one)
-            for e, domain in enumerate(config.model.domains)
-        ]
-    return found
+    kinds = {"trunk": (True,), "experts": (False,), "all": (True, False)}.get(which, ())
+    return [Job(phase, one) for phase in phases(config) if (phase.expert is None) in kinds]
 
 
 def roofline(job: Job, device: Device, mfu: float = MFU, price: float | None = None) -> Time:
     """Time of a job on a kind of device.
 
     Memory traffic: weights and gradients of every microbatch once in each direction, the
-    optimizer's states read and written once a step. Collectives: two all-reduces of the
+    optimizer's states read and written once per step. Collectives: two all-reduces of the
     activations forward and two backward in each layer over the model axis (Megatron, bfloat16),
     and the tree of gradient sums over the data axis (float32, log2 of its size exchanges).
 
@@ -142,19 +131,20 @@ def roofline(job: Job, device: Device, mfu: float = MFU, price: float | None = N
     """
     if device.peak_bf16 is None or device.bandwidth is None:
         raise UsageError(f"--target {device.name}: its speed is not known; choose another target")
-    shape, cfg = job.shape, job.config.model
+    shape, cfg, tokens_per_step = job.shape, job.phase.config.model, job.phase.tokens_per_step
+    training_trunk = job.phase.expert is None
     devices = shape.data * shape.model
-    flops = job.tokens_a_step * flops_per_token(cfg, job.phase, causal=False)
+    flops = tokens_per_step * job.flops_per_token()
     compute = flops / devices / device.peak_bf16 / mfu
     local = job.trained / shape.model
     traffic = job.microbatches * (3 * BF16 * local + 2 * FP32 * local + BF16 * job.frozen)
     traffic += 8 * FP32 * local
     collectives = 0.0
     if shape.model > 1 and device.link:
-        layers = cfg.trunk.layers * cfg.trunk.hidden * (4 if job.phase == "trunk" else 2)
-        if job.phase == "experts":
+        layers = cfg.trunk.layers * cfg.trunk.hidden * (4 if training_trunk else 2)
+        if not training_trunk:
             layers += 4 * cfg.expert.layers * cfg.expert.hidden
-        tokens = job.tokens_a_step / shape.data
+        tokens = tokens_per_step / shape.data
         ring = 2 * (shape.model - 1) / shape.model
         collectives += layers * tokens * BF16 * ring / device.link
     if shape.data > 1:
@@ -162,7 +152,7 @@ def roofline(job: Job, device: Device, mfu: float = MFU, price: float | None = N
         if between:
             collectives += math.log2(shape.data) * FP32 * local / between
     paid = device.price if price is None else price
-    return Time(compute, traffic / device.bandwidth, collectives, job.steps, devices, paid)
+    return Time(compute, traffic / device.bandwidth, collectives, job.phase.steps, devices, paid)
 
 
 def measured_mfu(metrics: Path, job: Job, device: Device) -> float:
@@ -178,16 +168,16 @@ def measured_mfu(metrics: Path, job: Job, device: Device) -> float:
     try:
         for line in metrics.read_text().splitlines():
             entry = json.loads(line)
-            if entry.get("phase") == job.name.split()[0] and "seconds" in entry:
+            if entry.get("phase") == job.phase.name and "seconds" in entry:
                 seconds.append(float(entry["seconds"]))
     except (OSError, ValueError) as e:
         raise InputError(f"--calibrate {metrics}: {e}") from e
     if len(seconds) < 2:
-        raise InputError(f"--calibrate {metrics}: no steps of {job.name}")
+        raise InputError(f"--calibrate {metrics}: no steps of {job.phase.name}")
     step = statistics.median(b - a for a, b in itertools.pairwise(seconds))
-    flops = job.tokens_a_step * flops_per_token(job.config.model, job.phase, causal=False)
-    mfu = flops / step / (job.shape.data * job.shape.model) / device.peak_bf16
-    if not 0 < mfu <= 1:
+    rate, devices = job.phase.tokens_per_step / step, job.shape.data * job.shape.model
+    mfu = device.utilisation(rate, job.flops_per_token(), devices)
+    if mfu is None or not 0 < mfu <= 1:
         raise InputError(f"--calibrate {metrics}: {mfu:.1%} utilisation cannot be of {device.name}")
     return mfu
 

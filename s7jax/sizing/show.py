@@ -119,10 +119,10 @@ def _jobs(tree: dict[str, Any]) -> list[Section]:
     work = [
         [
             *(job["name"], f"{job['tokens'] / 1e9:,.3g} B", f"{job['steps']:,}"),
-            *(f"{job['tokens_a_step']:,}", f"{job['microbatches_a_group']}"),
+            *(f"{job['tokens_per_step']:,}", f"{job['microbatches_per_group']}"),
             *(f"{job['checkpoints']}", _bytes(job["checkpoint_bytes"])),
             *(f"{job['checkpoint_seconds']:.2g}", f"{job['flops']:.2e}"),
-            *(f"{job[k] / 1e6:.0f} M" for k in ("flops_a_token", "flops_a_token_causal")),
+            *(f"{job[k] / 1e6:.0f} M" for k in ("flops_per_token", "flops_per_token_causal")),
         ]
         for job in jobs
     ]

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 
-from s7jax.errors import InputError, UsageError
+from s7jax.errors import InputError, Stopped, UsageError
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -16,7 +16,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def main(run: Callable[[], int | None]) -> None:
-    """Run a script and exit: 0 done, 1 failure, 2 usage, 130 interrupted.
+    """Run a script and exit: 0 done, 1 failure, 2 usage, 128 + n stopped by signal n.
 
     A user's mistake is printed as one message on standard error, without a traceback;
     an error of the program keeps its traceback.
@@ -29,6 +29,8 @@ def main(run: Callable[[], int | None]) -> None:
     except (InputError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(1)
+    except Stopped as e:
+        sys.exit(128 + e.number)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -15,7 +15,7 @@ PLAIN_INTERVAL = 10.0  # seconds between lines where there is no terminal
 class Progress:
     """Work done, of a total if it is known; use as a context manager.
 
-    Counts are in ``unit``. The rate may be in another one: ``rate=(tokens_a_step, "tokens")``.
+    Counts are in ``unit``. The rate may be in another one: ``rate=(tokens_per_step, "tokens")``.
     """
 
     def __init__(

@@ -6,7 +6,6 @@ parameters. Saves are atomic (Orbax writes beside and renames) and, while traini
 asynchronous.
 """
 
-import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
+from s7jax.digests import named_digest
 from s7jax.errors import InputError
 from s7jax.model import parameters
 from s7jax.model.language_model import Params
@@ -67,7 +66,7 @@ def _saved(where: Path, save: Callable[[], Any]) -> None:
         problem = str(e).strip().partition("\n")[0][:300]
         raise InputError(
             f"{where}: a checkpoint could not be saved: {problem or repr(e)}; those that "
-            "were there still are, and the same command goes on from the newest"
+            "were there still are, and the same command resumes from the newest"
         ) from e
 
 
@@ -94,7 +93,7 @@ def restore_step(saves: ocp.CheckpointManager, step: int, like: Any) -> tuple[An
     """
     where = f"{saves.directory}/{step}"
     older = [str(other) for other in saves.all_steps() if other < step]
-    advice = f"--resume-from {older[-1]} goes on from the one before" if older else "start anew"
+    advice = f"--resume-from {older[-1]} resumes from the one before" if older else "start anew"
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     wanted = ocp.args.Composite(
         state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
@@ -110,12 +109,15 @@ def restore_step(saves: ocp.CheckpointManager, step: int, like: Any) -> tuple[An
     return state, record
 
 
+def remove_after(saves: ocp.CheckpointManager, step: int) -> None:
+    """Remove the checkpoints of later steps."""
+    for later in [other for other in saves.all_steps() if other > step]:
+        saves.delete(later)
+
+
 def _state_sha256(state: Any) -> str:
-    sha = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(parameters.host(state)):
-        sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype.str} {leaf.shape}\n".encode())
-        sha.update(np.ascontiguousarray(leaf).tobytes())
-    return sha.hexdigest()
+    leaves = jax.tree_util.tree_leaves_with_path(parameters.host(state))
+    return named_digest((jax.tree_util.keystr(path), leaf) for path, leaf in leaves)
 
 
 def save_final(folder: Path, params: Params, record: dict[str, Any]) -> str:

@@ -14,14 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from s7jax.config import ComputeConfig, ModelConfig
+from s7jax.architecture import Architecture
+from s7jax.config import ComputeConfig
 from s7jax.data.mixture import held_out
 from s7jax.mesh import DATA
 from s7jax.model.language_model import EXACT, Params, expert_output, router_logits, trunk_output
 from s7jax.model.loss import losses
 from s7jax.model.routing import route
 from s7jax.terminal.progress import Progress
-from s7jax.train.phase import Experiment, Phase
+from s7jax.train.phase import Phase
+from s7jax.train.run import Run
 from s7jax.train.step import place
 
 ROWS = 4  # sequences per data-parallel group in one forward pass
@@ -33,7 +35,7 @@ Scores = dict[str, np.ndarray]
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _score(
-    cfg: ModelConfig, compute: ComputeConfig, params: Params, tokens_BT: jax.Array
+    cfg: Architecture, compute: ComputeConfig, params: Params, tokens_BT: jax.Array
 ) -> dict[str, jax.Array]:
     inputs_BT, labels_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
     h_BTD = trunk_output(cfg, params, inputs_BT)
@@ -47,7 +49,7 @@ def _score(
 
 
 def score(
-    cfg: ModelConfig,
+    cfg: Architecture,
     params: Params,
     tokens: np.ndarray,
     mesh: Mesh,
@@ -82,7 +84,7 @@ def _batches(tokens: np.ndarray, mesh: Mesh) -> Iterator[tuple[int, np.ndarray]]
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _total_loss(
-    cfg: ModelConfig,
+    cfg: Architecture,
     compute: ComputeConfig,
     expert: bool,
     params: Params,
@@ -99,21 +101,24 @@ def _total_loss(
     return jnp.sum(nll_BT * counted_B[:, None])
 
 
-def bits_per_byte(x: Experiment, phase: Phase, params: Params, frozen: Params) -> dict[str, float]:
+def bits_per_byte(run: Run, phase: Phase, params: Params, frozen: Params) -> dict[str, float]:
     """Held-out bits per byte while training: of the trunk in every domain, of an expert in its own.
 
     Computed as training computes, on all of the experiment's mesh, whatever its processes.
     """
-    cfg, found = x.config.model, {}
-    lengths = x.prepared.tokenizer.token_lengths
-    with jax.set_mesh(x.mesh):
-        for domain in cfg.domains if phase.domain is None else (phase.domain,):
-            tokens, nats = held_out(x.prepared, domain, x.config.eval_sequences), 0.0
-            for count, filled in _batches(tokens, x.mesh):
+    cfg, found = run.config.model, {}
+    lengths = run.prepared.tokenizer.token_lengths
+    with jax.set_mesh(run.mesh):
+        for domain in cfg.domains if phase.expert is None else phase.shares:
+            tokens, nats = held_out(run.prepared, domain, run.config.eval_sequences), 0.0
+            for count, filled in _batches(tokens, run.mesh):
                 counted = (np.arange(len(filled)) < count).astype(np.float32)
-                placed = place(filled, x.mesh), place(counted, x.mesh)
-                expert = phase.domain is not None
-                nats += float(_total_loss(cfg, x.config.compute, expert, params, frozen, *placed))
+                placed = place(filled, run.mesh), place(counted, run.mesh)
+                nats += float(
+                    _total_loss(
+                        cfg, run.config.compute, phase.expert is not None, params, frozen, *placed
+                    )
+                )
             found[domain] = nats / (np.log(2) * float(lengths[tokens[:, 1:]].sum()))
     return found
 
@@ -122,23 +127,23 @@ def _rows(name: str, value: np.ndarray, count: int) -> np.ndarray:
     return value[:, :count] if name == "nll" else value[:count]
 
 
-def evaluate(x: Experiment, params: Params) -> dict[str, Any]:
+def evaluate(run: Run, params: Params) -> dict[str, Any]:
     """The quality report on held-out text, as JSON types.
 
     ``bits_per_byte[domain][model]`` for the trunk, each expert, the routed model, the oracle
     (the domain's own expert); ``routers[name]`` with accuracy on windows of up to
     :data:`WINDOW` tokens, confusion matrix (rows: true domain) and bits per byte per domain.
     """
-    cfg = x.config.model
-    lengths = x.prepared.tokenizer.token_lengths
+    cfg = run.config.model
+    lengths = run.prepared.tokenizer.token_lengths
     bits: dict[str, dict[str, float]] = {}
     routers: dict[str, dict[str, Any]] = {
         name: {"confusion": [], "bits_per_byte": {}} for name in ROUTERS
     }
-    with jax.set_mesh(x.mesh), Progress("evaluate", len(cfg.domains), "domains") as progress:
+    with jax.set_mesh(run.mesh), Progress("evaluate", len(cfg.domains), "domains") as progress:
         for index, domain in enumerate(cfg.domains):
-            tokens = held_out(x.prepared, domain, x.config.eval_sequences)
-            scores = score(cfg, params, tokens, x.mesh, x.config.compute)
+            tokens = held_out(run.prepared, domain, run.config.eval_sequences)
+            scores = score(cfg, params, tokens, run.mesh, run.config.compute)
             per_byte = np.log(2) * lengths[tokens[:, 1:]].sum()
             nll = scores["nll"].astype(np.float64)
             trunk, *experts = (nll.sum(axis=(1, 2)) / per_byte).tolist()

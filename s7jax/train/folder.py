@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s7jax.config import Config
+from s7jax.config import Config, Domain
 from s7jax.errors import InputError, UsageError
 from s7jax.storage import write_json
 
@@ -28,7 +28,7 @@ ROOT = Path("runs")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """Paths of one run."""
 
     path: Path
@@ -58,6 +58,10 @@ class Run:
         """Orbax checkpoints."""
         return self.path / "checkpoints"
 
+    def final(self, name: str) -> Path:
+        """A phase's final checkpoint, or the router's."""
+        return self.checkpoints / f"{name}_final"
+
     @property
     def model(self) -> Path:
         """What Phase 3 makes."""
@@ -75,8 +79,21 @@ class Run:
 
     @property
     def sealed(self) -> Path:
-        """The sealed model."""
-        return self.model / "moe.s7l"
+        """The sealed model; of several, made as domains were added, the newest."""
+        return self.seals()[-1] if self.seals() else self.model / "moe.s7l"
+
+    def seals(self) -> list[Path]:
+        """Sealed models as they were made: ``moe.s7l``, ``moe-2.s7l`` and so on."""
+        found = {1: self.model / "moe.s7l"}
+        for path in self.model.glob("moe-*.s7l"):
+            if path.stem[4:].isdecimal():
+                found[int(path.stem[4:])] = path
+        return [path for _, path in sorted(found.items()) if path.exists()]
+
+    def next_seal(self) -> Path:
+        """Where the next sealed model goes: none is ever overwritten."""
+        count = len(self.seals())
+        return self.model / (f"moe-{count + 1}.s7l" if count else "moe.s7l")
 
     @property
     def evaluation(self) -> Path:
@@ -117,7 +134,9 @@ class Run:
         return Path(elsewhere) if elsewhere else self.path / "data"
 
 
-def start(run: Run, config: Config, data: dict[str, list[str]] | None, prepared: str | None) -> Run:
+def start(
+    run: RunFolder, config: Config, data: dict[str, list[str]] | None, prepared: str | None
+) -> RunFolder:
     """Open a run folder for this configuration, making it if need be.
 
     Raises:
@@ -137,12 +156,29 @@ def start(run: Run, config: Config, data: dict[str, list[str]] | None, prepared:
     return run
 
 
-def named(name: str) -> Run:
+def add_domain(run: RunFolder, domain: Domain, sources: list[str]) -> None:
+    """Give a run one more domain; nothing that is finished changes.
+
+    Raises:
+        UsageError: the run has another domain of that name, or was made from shared shards.
+    """
+    settings = run.read()
+    config = Config.from_json(settings["config"]).with_domain(domain)
+    if settings["prepared"]:
+        raise UsageError(
+            f"{run.path} reads {settings['prepared']}, which holds no domain {domain.name!r}: a "
+            "domain is added to a run that prepares its own data"
+        )
+    data = {**(settings["data"] or {}), **({domain.name: sources} if sources else {})}
+    write_json(run.config_file, {**settings, "config": config.to_json(), "data": data or None})
+
+
+def named(name: str) -> RunFolder:
     """The run called ``name`` under ``runs/``; a name with a slash is a folder as it stands."""
-    return Run(Path(name) if "/" in name or name in (".", "..") else ROOT / name)
+    return RunFolder(Path(name) if "/" in name or name in (".", "..") else ROOT / name)
 
 
-def newest(root: Path = ROOT) -> Run:
+def newest(root: Path = ROOT) -> RunFolder:
     """The run started last under ``root``.
 
     Raises:
@@ -151,7 +187,7 @@ def newest(root: Path = ROOT) -> Run:
     found = sorted(root.glob("*/config.json"), key=lambda p: (p.stat().st_mtime_ns, str(p)))
     if not found:
         raise UsageError(f"no run under {root}/: start one with `python experiments/pipeline.py`")
-    return Run(found[-1].parent)
+    return RunFolder(found[-1].parent)
 
 
 def _difference(found: Any, wanted: Any, at: str = "") -> str | None:

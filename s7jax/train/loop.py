@@ -1,23 +1,22 @@
 """The loop that runs one phase to its final checkpoint.
 
-A phase is resumable: what a step does is a pure function of (configuration, data, frozen
-trunk, step), so a run that was stopped goes on from its newest checkpoint to the bytes it
-would have reached undisturbed.
+What a step does is a pure function of (configuration, data, frozen trunk, step), so a phase that
+was stopped resumes from its newest checkpoint and reaches the bytes it would have reached
+undisturbed.
 """
 
 import signal
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NoReturn, Self
 
 import jax
 import orbax.checkpoint as ocp
 
-from s7jax.data.mixture import Receipt, prefetch
+from s7jax.data.mixture import Batch, Receipt, prefetch
 from s7jax.devices import of_kind
-from s7jax.errors import InputError, UsageError
+from s7jax.errors import InputError, Stopped, UsageError
 from s7jax.model import parameters
 from s7jax.model.flops import flops_per_token
 from s7jax.model.language_model import Params
@@ -27,19 +26,10 @@ from s7jax.terminal.progress import Progress
 from s7jax.train import checkpoint
 from s7jax.train.evaluate import bits_per_byte
 from s7jax.train.optimizer import learning_rate
-from s7jax.train.phase import (
-    TRUNK,
-    Experiment,
-    Phase,
-    expert_phase,
-    finished,
-    inputs_record,
-    load_trunk,
-    same_inputs,
-    trunk_phase,
-)
+from s7jax.train.phase import Phase
 from s7jax.train.provenance import environment, warn_of_changes
-from s7jax.train.step import Stepper, initial_state
+from s7jax.train.run import Run, batches, finished, inputs_record, load_trunk, same_inputs
+from s7jax.train.step import Stepper, initial_state, loss_of
 from s7jax.train.watch import signals
 from s7jax.train.watch.metrics import Metrics, Throughput
 from s7jax.train.watch.profile import Profile
@@ -50,36 +40,216 @@ MAX_SKIPPED = 10  # skipped steps after which a phase stops
 Asked = Callable[[], int]  # the signal that asked to stop, or 0
 
 
-def train_trunk(x: Experiment, resume_from: int | None = None) -> str:
-    """Phase 1: train embedding and trunk; returns the SHA-256 of their parameters."""
-
-    def start() -> Params:
-        return parameters.initial(x.config.model, x.config.seed, x.mesh, TRUNK)
-
-    return _train(x, trunk_phase(x.config), start, {}, resume_from)
-
-
-def train_expert(
-    x: Experiment,
-    index: int,
-    trunk: Params,
+def train(
+    run: Run,
+    phase: Phase,
+    frozen: Params,
     resume_from: int | None = None,
     asked: Asked | None = None,
 ) -> str:
-    """Phase 2: train one expert on the frozen trunk; returns the SHA-256 of its parameters.
+    """Run a phase from its newest checkpoint, or its start, to its final checkpoint.
 
-    ``asked`` is given where somebody else waits for signals (:mod:`s7jax.train.watch.signals`).
+    Args:
+        run: the opened run.
+        phase: what to train.
+        frozen: embedding and trunk, for an expert; nothing for the trunk.
+        resume_from: step of an older checkpoint to resume from; those after it are removed.
+        asked: given where somebody else waits for signals (:mod:`s7jax.train.watch.signals`).
+
+    Returns:
+        SHA-256 of the trained parameters.
+
+    Raises:
+        Stopped: a signal asked to stop; what was done is saved.
+        UsageError: ``resume_from`` in a phase that has ended.
+        InputError: a checkpoint that does not fit, or too many steps had to be skipped.
+    """
+    final = run.folder.final(phase.name)
+    inputs = inputs_record(run, phase.name, frozen)
+    if done := finished(final, inputs):
+        if resume_from is not None:
+            raise UsageError(
+                f"--resume-from {resume_from}: {phase.name} has ended; remove {final} to train it "
+                "again from a checkpoint"
+            )
+        say(f"{phase.name}: already trained, parameters sha256 {done}")
+        return done
+    saves, options = run.folder.checkpoints / phase.name, run.options
+    with (
+        lock(saves / f".lock{jax.process_index() or ''}"),
+        jax.set_mesh(run.mesh),
+        checkpoint.manager(saves, options.keep_last, options.keep_steps(phase)) as manager,
+        signals.deferred() if asked is None else nullcontext(asked) as stop,
+        Training.restore(run, phase, frozen, inputs, manager, resume_from) as training,
+    ):
+        _loop(training, stop)
+        sha256 = training.finish()
+        say(f"{phase.name}: {phase.steps} steps, parameters sha256 {sha256}")
+        if number := stop():
+            _stop(f"{phase.name}: {_signal(number)}: done and saved; stopped here", number)
+    return sha256
+
+
+def _loop(training: "Training", asked: Asked) -> None:
+    """Every step that is left of a phase: step, measure, save, stop."""
+    phase, options = training.phase, training.run.options
+    first, save_steps = training.done, options.save_steps(phase)
+    evaluate_steps = options.evaluate_steps(phase)
+    traces = training.run.folder.profile / phase.name
+    with (
+        Progress(phase.name, phase.steps, "steps", (phase.tokens_per_step, "tokens")) as progress,
+        Watchdog(phase.name, options.step_timeout, training.advice) as watchdog,
+        Profile(traces, first + 1, options.profile) as profile,
+    ):
+        progress.advance(first)
+        for batch in training.batches():
+            profile.before(training.done)
+            training.step(batch)
+            if training.done == first + 1:
+                training.log.start_clock()
+                progress.restart_clock()
+            progress.advance(1, training.log.note)
+            last = training.done == phase.steps
+            if training.done % evaluate_steps == 0 or last:
+                training.measure()
+            number, spoilt = asked(), training.log.skipped > MAX_SKIPPED
+            if (training.done % save_steps == 0 or number or spoilt) and not last:
+                training.save()
+                if spoilt:
+                    raise InputError(training.spoilt())
+                if number:
+                    done = f"saved at step {training.done}; the same command resumes"
+                    _stop(f"{phase.name}: {_signal(number)}: {done}", number)
+            watchdog.beat()
+
+
+class Training:
+    """A phase under way: restored once, then step, measure and save until it is finished.
+
+    Attributes:
+        run, phase: what is trained, in which run.
+        done: steps that are done.
+        log: its metrics.
     """
 
-    def start() -> Params:
-        name = f"expert{index}"
-        return parameters.initial(x.config.model, x.config.seed, x.mesh, (name,))[name]
+    def __init__(
+        self,
+        run: Run,
+        phase: Phase,
+        frozen: Params,
+        inputs: dict[str, Any],
+        manager: ocp.CheckpointManager,
+        stepper: Stepper,
+        done: int,
+        receipt: Receipt,
+    ) -> None:
+        self.run, self.phase, self.done = run, phase, done
+        self._frozen, self._inputs, self._manager = frozen, inputs, manager
+        self._stepper, self._receipt, self._saved = stepper, receipt, done
+        self.environment = environment(run.mesh, stepper.program_digest(run.config.model.context))
+        events = run.folder.tensorboard / phase.name
+        speed = throughput(run, phase)
+        self.log = Metrics(run.folder.metrics, events, phase.name, done, speed)
 
-    return _train(x, expert_phase(x.config, index), start, trunk, resume_from, asked)
+    @classmethod
+    def restore(
+        cls,
+        run: Run,
+        phase: Phase,
+        frozen: Params,
+        inputs: dict[str, Any],
+        manager: ocp.CheckpointManager,
+        resume_from: int | None,
+    ) -> Self:
+        """The phase as its newest checkpoint left it, or the one asked for, or at its start.
+
+        Checkpoints after the one asked for are removed once that one has been read and checked.
+        """
+        config = run.config
+        params = parameters.initial(config.model, config.seed, run.mesh, phase.trained)
+        state = initial_state(phase.recipe, params if phase.expert is None else params[phase.name])
+        done, receipt, before = 0, Receipt.start(len(config.domains)), None
+        if (step := _step_to_resume(manager, resume_from)) is not None:
+            state, record = checkpoint.restore_step(manager, step, state)
+            same_inputs(manager.directory / str(step), record, inputs)
+            done, receipt = step, Receipt.from_json(record["receipt"])
+            before = record["environment"]
+            checkpoint.remove_after(manager, step)
+            say(f"{phase.name}: resumes from step {step}")
+        reduction, compute = config.reduction, config.compute
+        loss = loss_of(phase)
+        stepper = Stepper(
+            config.model, phase.recipe, loss, run.mesh, state, frozen, reduction, compute
+        )
+        made = cls(run, phase, frozen, inputs, manager, stepper, done, receipt)
+        if before is not None:
+            warn_of_changes(phase.name, before, made.environment)
+        return made
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches that are left."""
+        data = batches(self.run.prepared, self.phase)
+        return prefetch(data.batch, self.done, self.phase.steps)
+
+    def step(self, batch: Batch) -> None:
+        """One optimizer step."""
+        recipe, step = self.phase.recipe, self.done
+        rate = learning_rate(recipe, step, self.phase.steps)
+        metrics = self._stepper.step(batch.tokens, rate, apply=step not in recipe.skip_steps)
+        self._receipt, self.done = self._receipt.extend(batch), step + 1
+        tokens = self.done * self.phase.tokens_per_step
+        self.log.put({"step": step, "tokens": tokens, "learning_rate": rate}, metrics)
+
+    def measure(self) -> None:
+        """Bits per byte on held-out text, into the metrics."""
+        params = self._stepper.state.params
+        self.log.held_out(lambda: bits_per_byte(self.run, self.phase, params, self._frozen))
+
+    def save(self) -> None:
+        """A resumable checkpoint, written in the background."""
+        self.log.settle()
+        checkpoint.save_step(self._manager, self.done, self._stepper.state, self._record())
+        self.log.start_clock()
+        self._saved = self.done
+
+    def finish(self) -> str:
+        """The final checkpoint; returns the SHA-256 of its parameters."""
+        checkpoint.wait(self._manager)
+        final = self.run.folder.final(self.phase.name)
+        return checkpoint.save_final(final, self._stepper.state.params, self._record())
+
+    def advice(self) -> str:
+        """What to do after a stop."""
+        return f"the same command resumes from step {self._saved}"
+
+    def spoilt(self) -> str:
+        """Why a phase with too many skipped steps stops."""
+        return (
+            f"{self.phase.name}: {self.log.skipped} steps skipped, the last at step "
+            f"{self.log.last_skipped} (loss not finite, or far above its running mean); "
+            f"stopped, saved at step {self.done}. Lower the peak learning rate"
+        )
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "phase": self.phase.name,
+            "step": self.done,
+            "tokens": self.done * self.phase.tokens_per_step,
+            "config": self.run.config.to_json(),
+            "inputs": self._inputs,
+            "receipt": self._receipt.to_json(),
+            "environment": self.environment,
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.log.close()
 
 
 def train_experts(
-    x: Experiment, indices: Sequence[int], resume_from: int | None = None
+    run: Run, indices: Sequence[int], resume_from: int | None = None
 ) -> dict[int, str]:
     """Phase 2 of several experts, as many at once as there are pools (§4); their digests.
 
@@ -89,206 +259,54 @@ def train_experts(
     Raises:
         UsageError: several pools in several processes.
     """
-    if len(x.pools) > 1 and jax.process_count() > 1:
+    if len(run.pools) > 1 and jax.process_count() > 1:
         raise UsageError(
-            f"--mesh with {len(x.pools)} pools in {jax.process_count()} processes: give each "
+            f"--mesh with {len(run.pools)} pools in {jax.process_count()} processes: give each "
             "expert a job of its own with --domain, all on the same --run"
         )
 
-    def train(pool: int, asked: Asked) -> dict[int, str]:
-        mine = x.on_pool(pool)
+    def train_on(pool: int, asked: Asked) -> dict[int, str]:
+        mine = run.on_pool(pool)
         try:
             trunk = load_trunk(mine)
             return {
-                index: train_expert(mine, index, trunk, resume_from, asked)
-                for index in indices[pool :: len(x.pools)]
+                index: train(mine, Phase(run.config, index), trunk, resume_from, asked)
+                for index in indices[pool :: len(run.pools)]
             }
         except InputError as e:
-            if len(x.pools) > 1:
-                say(f"pool {pool} stopped, the others go on: {e}")
+            if len(run.pools) > 1:
+                say(f"pool {pool} stopped, the others continue: {e}")
             raise
 
     found: dict[int, str] = {}
-    with signals.deferred() as asked, ThreadPoolExecutor(len(x.pools), "pool") as threads:
-        pools = [threads.submit(train, pool, asked) for pool in range(len(x.pools))]
+    with signals.deferred() as asked, ThreadPoolExecutor(len(run.pools), "pool") as threads:
+        pools = [threads.submit(train_on, pool, asked) for pool in range(len(run.pools))]
         for pool in pools:
             found |= pool.result()
     return found
 
 
-def _train(
-    x: Experiment,
-    phase: Phase,
-    start: Callable[[], Params],
-    frozen: Params,
-    resume_from: int | None,
-    asked: Asked | None = None,
-) -> str:
-    """Run a phase from its newest checkpoint, or its start, to its final checkpoint."""
-    folder = x.final_folder(phase.name)
-    inputs = inputs_record(x, frozen)
-    if done := finished(folder, inputs):
-        say(f"{phase.name}: already trained, parameters sha256 {done}")
-        return done
-
-    saves = x.run.checkpoints / phase.name
-    name = f".lock{jax.process_index() or ''}"
-    waiting = signals.deferred() if asked is None else nullcontext(asked)
-    with (
-        lock(saves / name),
-        jax.set_mesh(x.mesh),
-        checkpoint.manager(saves, x.options.keep_last, _keep_steps(x, phase)) as manager,
-        waiting as stop,
-    ):
-        first, state = 0, initial_state(phase.recipe, start())
-        receipt, before = Receipt.start(len(x.config.model.domains)), None
-        if (step := _resume_at(manager, resume_from)) is not None:
-            state, saved = checkpoint.restore_step(manager, step, state)
-            same_inputs(saves / str(step), saved, inputs)
-            first, receipt, before = step, Receipt.from_json(saved["receipt"]), saved["environment"]
-            say(f"{phase.name}: going on from step {first}")
-        stepper = Stepper(
-            x.config.model,
-            phase.recipe,
-            phase.loss,
-            x.mesh,
-            state,
-            frozen,
-            x.config.reduction,
-            x.config.compute,
-        )
-        now = environment(x.mesh, stepper.program_digest(x.config.model.context))
-        if before is not None:
-            warn_of_changes(phase.name, before, now)
-
-        def record(step: int, receipt: Receipt) -> dict[str, Any]:
-            return {
-                "phase": phase.name,
-                "step": step,
-                "tokens": step * phase.tokens_a_step,
-                "config": x.config.to_json(),
-                "inputs": inputs,
-                "receipt": receipt.to_json(),
-                "environment": now,
-            }
-
-        def save(step: int, receipt: Receipt) -> None:
-            checkpoint.save_step(manager, step, stepper.state, record(step, receipt))
-
-        def measure() -> dict[str, float]:
-            return bits_per_byte(x, phase, stepper.state.params, frozen)
-
-        events = x.run.tensorboard / phase.name
-        with Metrics(x.run.metrics, events, phase.name, first, _throughput(x, phase)) as log:
-            receipt = _loop(x, phase, stepper, (first, receipt), log, save, measure, stop)
-            checkpoint.wait(manager)
-            params = stepper.state.params
-            sha256 = checkpoint.save_final(folder, params, record(phase.steps, receipt))
-        number = stop()
-    say(f"{phase.name}: {phase.steps} steps, parameters sha256 {sha256}")
-    if number:
-        say(f"{phase.name}: {signal.Signals(number).name}: done and saved; stopped here")
-        sys.exit(128 + number)
-    return sha256
+def throughput(run: Run, phase: Phase) -> Throughput:
+    """What turns seconds per step into tokens per second and utilisation."""
+    flops = flops_per_token(run.config.model, phase.expert is None, causal=False)
+    # The table has no peaks but those of bfloat16.
+    device = of_kind(run.mesh.devices.flat[0].device_kind)
+    device = device if run.config.compute.precision == "bf16" else None
+    return Throughput(phase.tokens_per_step, flops, device, run.mesh.size)
 
 
-def _resume_at(manager: ocp.CheckpointManager, wanted: int | None) -> int | None:
-    """The step to go on from: the newest, or the one asked for, dropping those after it."""
+def _step_to_resume(manager: ocp.CheckpointManager, wanted: int | None) -> int | None:
     if wanted is None:
         return manager.latest_step()
-    steps = manager.all_steps()
-    if wanted not in steps:
+    if wanted not in (steps := manager.all_steps()):
         raise InputError(f"--resume-from {wanted}: {manager.directory} has steps {sorted(steps)}")
-    for later in [step for step in steps if step > wanted]:
-        manager.delete(later)
     return wanted
 
 
-def _save_steps(x: Experiment, phase: Phase) -> int:
-    """Steps between two checkpoints."""
-    if x.options.save_every:
-        return x.options.save_every.in_steps(phase.tokens_a_step)
-    return max(1, phase.recipe.checkpoint // phase.tokens_a_step)
+def _signal(number: int) -> str:
+    return signal.Signals(number).name
 
 
-def _keep_steps(x: Experiment, phase: Phase) -> int | None:
-    """Steps between two checkpoints that stay for ever: a whole number of saves."""
-    if x.options.keep_every is None:
-        return None
-    saves = _save_steps(x, phase)
-    return saves * max(1, round(x.options.keep_every.in_steps(phase.tokens_a_step) / saves))
-
-
-def _throughput(x: Experiment, phase: Phase) -> Throughput:
-    kind = "trunk" if phase.domain is None else "experts"
-    flops = flops_per_token(x.config.model, kind, causal=False)
-    # The table has no peaks but those of bfloat16.
-    device = of_kind(x.mesh.devices.flat[0].device_kind)
-    device = device if x.config.compute.precision == "bf16" else None
-    return Throughput(phase.tokens_a_step, flops, device, x.mesh.size)
-
-
-def _loop(
-    x: Experiment,
-    phase: Phase,
-    stepper: Stepper,
-    at: tuple[int, Receipt],
-    log: Metrics,
-    save: Callable[[int, Receipt], None],
-    measure: Callable[[], dict[str, float]],
-    asked: Asked,
-) -> Receipt:
-    """Every step from ``at`` to the end of the phase.
-
-    Raises:
-        SystemExit: a signal asked to stop; what was done is saved.
-        InputError: too many steps had to be skipped; likewise.
-    """
-    first, receipt = at
-    tokens_a_step, data = phase.tokens_a_step, phase.batches(x.prepared, x.config)
-    save_steps, saved = _save_steps(x, phase), first
-    every = x.options.evaluate_every
-    evaluate_steps = every.in_steps(tokens_a_step) if every else save_steps
-    profile = Profile(x.run.profile / phase.name, first + 1, x.options.profile)
-
-    def advice() -> str:
-        return f"the same command goes on from step {saved}"
-
-    with (
-        Progress(phase.name, phase.steps, "steps", (tokens_a_step, "tokens")) as progress,
-        Watchdog(phase.name, x.options.step_timeout, advice) as watchdog,
-        profile,
-    ):
-        progress.advance(first)
-        for step, batch in enumerate(prefetch(data.batch, first, phase.steps), first):
-            profile.before(step)
-            rate = learning_rate(phase.recipe, step, phase.steps)
-            apply = step not in phase.recipe.skip_steps
-            metrics = stepper.step(batch.tokens, rate, apply)
-            receipt, done = receipt.extend(batch), step + 1
-            log.put({"step": step, "tokens": done * tokens_a_step, "learning_rate": rate}, metrics)
-            if step == first:
-                log.start_clock()
-                progress.restart_clock()
-            progress.advance(1, log.note)
-            if done % evaluate_steps == 0 or done == phase.steps:
-                log.held_out(measure)
-            number = asked()
-            spoilt = log.skipped > MAX_SKIPPED
-            if (done % save_steps == 0 or number or spoilt) and done < phase.steps:
-                log.settle()
-                save(done, receipt)
-                log.start_clock()
-                saved = done
-                if spoilt:
-                    raise InputError(
-                        f"{phase.name}: {log.skipped} steps skipped, the last at step "
-                        f"{log.last_skipped} (loss not finite, or far above its running mean); "
-                        f"stopped, saved at step {done}. Lower the peak learning rate"
-                    )
-                if number:
-                    name = signal.Signals(number).name
-                    say(f"{phase.name}: {name}: saved at step {done}; the same command goes on")
-                    sys.exit(128 + number)
-            watchdog.beat()
-    return receipt
+def _stop(message: str, number: int) -> NoReturn:
+    say(message)  # once, however many processes there are
+    raise Stopped(message, number)

@@ -5,11 +5,11 @@ import math
 import jax
 import optax
 
-from s7jax.config import RecipeConfig
+from s7jax.config import Recipe
 from s7jax.model.language_model import Params
 
 
-def learning_rate(recipe: RecipeConfig, step: int, steps: int) -> float:
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     """Learning rate of a step: linear warmup, then cosine to ``final_lr`` of the peak (§3).
 
     Short runs warm up over a tenth of their steps at most. Computed on the host in float64
@@ -24,7 +24,7 @@ def learning_rate(recipe: RecipeConfig, step: int, steps: int) -> float:
     return recipe.peak_lr * (recipe.final_lr + (1 - recipe.final_lr) * cosine)
 
 
-def adamw(recipe: RecipeConfig) -> optax.GradientTransformation:
+def adamw(recipe: Recipe) -> optax.GradientTransformation:
     """Clip by global norm, Adam moments, decoupled decay on matrices (arXiv 1711.05101).
 
     The result still wants multiplying by minus the learning rate.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from s7jax.errors import UsageError
+from s7jax.train.phase import Phase
 
 _SUFFIX = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -45,9 +46,9 @@ class Every:
         except UsageError as e:
             raise UsageError(f"{e}, or of steps, such as 500steps") from None
 
-    def in_steps(self, tokens_a_step: int) -> int:
+    def in_steps(self, tokens_per_step: int) -> int:
         """The interval in whole steps, at least one."""
-        return self.steps or max(1, self.tokens // tokens_a_step)
+        return self.steps or max(1, self.tokens // tokens_per_step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,3 +61,21 @@ class Options:
     evaluate_every: Every | None = None  # held-out text; None: with every save
     step_timeout: float = 1_800  # seconds after which a step counts as stuck; 0: never
     profile: int = 0  # steps to trace, after the first
+
+    def save_steps(self, phase: Phase) -> int:
+        """Steps between two checkpoints."""
+        every = self.save_every or Every(tokens=phase.recipe.checkpoint)
+        return every.in_steps(phase.tokens_per_step)
+
+    def keep_steps(self, phase: Phase) -> int | None:
+        """Steps between two checkpoints that stay for ever: a whole number of saves."""
+        if self.keep_every is None:
+            return None
+        saves = self.save_steps(phase)
+        return saves * max(1, round(self.keep_every.in_steps(phase.tokens_per_step) / saves))
+
+    def evaluate_steps(self, phase: Phase) -> int:
+        """Steps between two measurements on held-out text."""
+        if self.evaluate_every is None:
+            return self.save_steps(phase)
+        return self.evaluate_every.in_steps(phase.tokens_per_step)

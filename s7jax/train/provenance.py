@@ -1,7 +1,7 @@
 """What a checkpoint was made on and from, and whether that still holds.
 
 Inputs (configuration, data, tokenizer, frozen trunk) decide the bytes: others are refused
-(:func:`s7jax.train.phase.same_inputs`). The environment (compiled programs, versions, device
+(:func:`s7jax.train.run.same_inputs`). The environment (compiled programs, versions, device
 kind, model axis) can change the last bits: a change is a warning.
 """
 
@@ -21,6 +21,7 @@ from s7jax.terminal.processes import say
 from s7jax.terminal.progress import Progress
 from s7jax.train.checkpoint import read_record
 from s7jax.train.phase import phase_of
+from s7jax.train.run import batches
 
 
 def environment(mesh: Mesh, program_sha256: str) -> dict[str, Any]:
@@ -57,13 +58,12 @@ def verify_data(checkpoint: Path, prepared_at: Path | None = None) -> Receipt:
     record = read_record(checkpoint)
     prepared = Prepared.load(prepared_at or _prepared_for(checkpoint))
     inputs, config = record["inputs"], Config.from_json(record["config"])
-    if prepared.digest != inputs["data_sha256"]:
-        raise InputError(
-            f"{prepared.path}: data {prepared.digest}, the checkpoint was made with "
-            f"{inputs['data_sha256']}"
-        )
     phase = phase_of(config, record["phase"])
-    data = phase.batches(prepared, config)
+    if (found := prepared.digest_of(tuple(phase.shares))) != inputs["data_sha256"]:
+        raise InputError(
+            f"{prepared.path}: data {found}, the checkpoint was made with {inputs['data_sha256']}"
+        )
+    data = batches(prepared, phase)
     receipt = Receipt.start(len(config.model.domains))
     with Progress("data", record["step"], "steps") as progress:
         for batch in prefetch(data.batch, 0, record["step"]):

@@ -7,22 +7,25 @@ appended, Y the one-hot domain. The same sums give the nearest-centroid classifi
 compare it with; both are linear maps, and the routing rule applies to either.
 """
 
+import shutil
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from s7jax.config import ModelConfig
+from s7jax.architecture import Architecture
 from s7jax.data.mixture import TrainingBatches
 from s7jax.mesh import DATA
 from s7jax.model import parameters
 from s7jax.model.language_model import Params, normalize, trunk_output
 from s7jax.terminal.progress import Progress
 from s7jax.train import checkpoint
-from s7jax.train.phase import Experiment, finished, inputs_record
+from s7jax.train.run import Run, inputs_record
 
 RIDGE = 1e-2  # λ
 ROWS = 8  # sequences per data-parallel group in one forward pass
@@ -53,22 +56,22 @@ def _linear(weight: np.ndarray, bias: np.ndarray) -> Params:
     return {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
 
 
-def accumulate(x: Experiment, trunk: Params) -> Sums:
+def accumulate(run: Run, trunk: Params) -> Sums:
     """The sums over ``router_sequences`` training sequences of each domain."""
-    config, cfg = x.config, x.config.model
+    config, cfg = run.config, run.config.model
     D, E = cfg.trunk.hidden, len(cfg.domains)
     xx, xy = np.zeros((D + 1, D + 1)), np.zeros((D + 1, E))
-    rows = ROWS * x.mesh.shape[DATA]
+    rows = ROWS * run.mesh.shape[DATA]
     batches = -(-config.router_sequences // rows)
     with (
-        jax.set_mesh(x.mesh),
+        jax.set_mesh(run.mesh),
         Progress("router", E * config.router_sequences, "sequences") as progress,
     ):
         for e, domain in enumerate(cfg.domains):
-            data = TrainingBatches(x.prepared, mixture=domain, batch=rows, seed=config.seed)
+            data = TrainingBatches(run.prepared, shares={domain: 1}, batch=rows, seed=config.seed)
             for i in range(batches):
                 tokens = data.batch(i).tokens[:, :-1]
-                h_BTD = _features(cfg, trunk, _split(tokens, x.mesh))
+                h_BTD = _features(cfg, trunk, _split(tokens, run.mesh))
                 keep = min(rows, config.router_sequences - i * rows)
                 h = np.asarray(h_BTD)[:keep].reshape(-1, D).astype(np.float64)
                 h = np.concatenate([h, np.ones((len(h), 1))], axis=1)
@@ -79,7 +82,7 @@ def accumulate(x: Experiment, trunk: Params) -> Sums:
 
 
 @partial(jax.jit, static_argnums=0)
-def _features(cfg: ModelConfig, trunk: Params, tokens_BT: jax.Array) -> jax.Array:
+def _features(cfg: Architecture, trunk: Params, tokens_BT: jax.Array) -> jax.Array:
     return normalize(cfg, trunk, trunk_output(cfg, trunk, tokens_BT))
 
 
@@ -87,27 +90,43 @@ def _split(tokens: np.ndarray, mesh: Mesh) -> jax.Array:
     return jax.device_put(tokens, NamedSharding(mesh, P(DATA, None)))
 
 
-def fit(x: Experiment, trunk: Params) -> str:
-    """Fit and save the router (and the centroids beside it); returns the SHA-256 of both."""
-    folder = x.final_folder("router")
-    inputs = inputs_record(x, trunk)
-    if done := finished(folder, inputs):
+def fit(run: Run, trunk: Params) -> str:
+    """Fit and save the router (and the centroids beside it); returns the SHA-256 of both.
+
+    A router that was fitted to other domains or data is replaced: it costs one forward pass.
+    """
+    folder = run.folder.final("router")
+    inputs = inputs_record(run, "router", trunk)
+    if folder.is_dir() and (done := _fitted(folder, inputs)):
         print(f"router: already fitted, parameters sha256 {done}")
         return done
-    sums = accumulate(x, trunk)
+    sums = accumulate(run, trunk)
     params = {"router": ridge(sums), "nearest_centroid": nearest_centroid(sums)}
-    record = {"phase": "router", "config": x.config.to_json(), "inputs": inputs}
-    sha256 = checkpoint.save_final(folder, params, record)
+    record = {"phase": "router", "config": run.config.to_json(), "inputs": inputs}
+    fresh = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    sha256 = checkpoint.save_final(fresh, params, record)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
     print(f"router: fitted in closed form, parameters sha256 {sha256}")
     return sha256
 
 
-def load_routers(x: Experiment) -> Params:
+def _fitted(folder: Path, inputs: dict[str, Any]) -> str | None:
+    """SHA-256 of a router that was fitted to these inputs; None if to others."""
+    record = checkpoint.read_record(folder)
+    if record["inputs"] == inputs:
+        return str(record["params_sha256"])
+    print(f"router: {folder} was fitted to other domains or data; it is fitted again")
+    return None
+
+
+def load_routers(run: Run) -> Params:
     """``router`` and ``nearest_centroid``, verified, on the mesh.
 
     Raises:
         InputError: not fitted, or damaged.
     """
-    table = parameters.table(x.config.model)["router"]
-    like = checkpoint.abstract({"router": table, "nearest_centroid": table}, x.mesh)
-    return checkpoint.restore_final(x.final_folder("router"), like)
+    table = parameters.table(run.config.model)["router"]
+    like = checkpoint.abstract({"router": table, "nearest_centroid": table}, run.mesh)
+    return checkpoint.restore_final(run.folder.final("router"), like)

@@ -23,12 +23,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from s7jax.config import ComputeConfig, ModelConfig, RecipeConfig
+from s7jax.architecture import Architecture
+from s7jax.config import ComputeConfig, Recipe
 from s7jax.mesh import DATA
 from s7jax.model.language_model import EXACT, Params, expert_output, trunk_output
 from s7jax.model.loss import mean_loss
 from s7jax.train.groups import join, split, submeshes
 from s7jax.train.optimizer import adamw
+from s7jax.train.phase import Phase
 from s7jax.train.reduction import across_groups, tree_sum
 
 
@@ -40,11 +42,11 @@ class TrainState(NamedTuple):
     loss: jax.Array  # float32; 0 before the first step
 
 
-Loss = Callable[[ModelConfig, ComputeConfig, Params, Params, jax.Array], jax.Array]
+Loss = Callable[[Architecture, ComputeConfig, Params, Params, jax.Array], jax.Array]
 
 
 def trunk_loss(
-    cfg: ModelConfig, compute: ComputeConfig, params: Params, _: Params, tokens_BT: jax.Array
+    cfg: Architecture, compute: ComputeConfig, params: Params, _: Params, tokens_BT: jax.Array
 ) -> jax.Array:
     """Mean next-token loss of the trunk; ``tokens`` hold one more position than the context."""
     h_BTD = trunk_output(cfg, params, tokens_BT[:, :-1], compute)
@@ -52,7 +54,7 @@ def trunk_loss(
 
 
 def expert_loss(
-    cfg: ModelConfig, compute: ComputeConfig, expert: Params, frozen: Params, tokens_BT: jax.Array
+    cfg: Architecture, compute: ComputeConfig, expert: Params, frozen: Params, tokens_BT: jax.Array
 ) -> jax.Array:
     """Mean next-token loss of an expert on the frozen trunk."""
     h_BTD = trunk_output(cfg, frozen, tokens_BT[:, :-1], compute)
@@ -60,7 +62,12 @@ def expert_loss(
     return mean_loss(cfg, compute, frozen, refined_BTD, tokens_BT[:, 1:])
 
 
-def initial_state(recipe: RecipeConfig, params: Params) -> TrainState:
+def loss_of(phase: Phase) -> Loss:
+    """What a phase minimises."""
+    return trunk_loss if phase.expert is None else expert_loss
+
+
+def initial_state(recipe: Recipe, params: Params) -> TrainState:
     """Fresh moments beside the parameters, sharded as they are."""
     moments = jax.jit(adamw(recipe).init)(params)
     zero = jax.jit(lambda: jnp.zeros((), jnp.float32, out_sharding=P()))()
@@ -75,8 +82,8 @@ class Stepper:
 
     def __init__(
         self,
-        cfg: ModelConfig,
-        recipe: RecipeConfig,
+        cfg: Architecture,
+        recipe: Recipe,
         loss: Loss,
         mesh: Mesh,
         state: TrainState,
@@ -174,13 +181,13 @@ def place(rows: np.ndarray, mesh: Mesh) -> jax.Array:
 
 
 @cache
-def gradient_program(cfg: ModelConfig, loss: Loss, compute: ComputeConfig = EXACT) -> Any:
+def gradient_program(cfg: Architecture, loss: Loss, compute: ComputeConfig = EXACT) -> Any:
     """The program ``(params, frozen, tokens_BT) → (loss, gradient)`` of one microbatch."""
     return jax.jit(jax.value_and_grad(partial(loss, cfg, compute)))
 
 
 @cache
-def update_program(recipe: RecipeConfig) -> Any:
+def update_program(recipe: Recipe) -> Any:
     """The program ``(state, sums of loss and gradient, rate, count, apply) → (state, metrics)``.
 
     The skip rule is part of the program: skipping a step and being told to skip it are the same.

@@ -4,10 +4,12 @@ import json
 
 import pytest
 
-from s7jax.config import DOMAINS
+from s7jax.config import PRESETS
 from s7jax.data.builtin import math, reason
 from s7jax.data.prepare import prepare
 from s7jax.data.tokenizer import Tokenizer
+
+DOMAINS = PRESETS["s7-nano"].model.domains
 
 VOCAB, CONTEXT = 320, 16
 
@@ -27,7 +29,10 @@ def small_sources(tmp_path_factory):
 def small(small_sources, tmp_path_factory):
     """Prepared rows of the small corpora."""
     out = tmp_path_factory.mktemp("prepared")
-    return prepare(small_sources, out, vocab=VOCAB, context=CONTEXT, held_out=0.2, workers=1)
+    domains = PRESETS["s7-nano"].domains
+    return prepare(
+        small_sources, out, domains=domains, vocab=VOCAB, context=CONTEXT, held_out=0.2, workers=1
+    )
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,11 @@ from fractions import Fraction
 
 import pytest
 
-from s7jax.config import DOMAINS
+from s7jax.config import PRESETS
 from s7jax.data import builtin
 from s7jax.data.builtin import math, reason, stdlib
+
+DOMAINS = PRESETS["s7-nano"].model.domains
 
 
 @pytest.mark.parametrize("domain", DOMAINS)

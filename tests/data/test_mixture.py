@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
+from s7jax.config import PRESETS
 from s7jax.data.mixture import Batch, Receipt, TrainingBatches, held_out, prefetch
 from s7jax.data.prepare import prepare
 from s7jax.errors import InputError, UsageError
+
+SHARES = PRESETS["s7-nano"].shares
 
 
 def walk(batches, steps):
@@ -20,11 +23,13 @@ def equal(a, b):
 
 
 def test_a_batch_has_its_shapes_and_the_rows_it_names(small):
-    batch = TrainingBatches(small, batch=6, seed=0).batch(3)
+    batch = TrainingBatches(small, batch=6, seed=0, shares=SHARES).batch(3)
     assert (batch.tokens.shape, batch.tokens.dtype) == ((6, 17), np.int32)
     assert (batch.domain.shape, batch.domain.dtype) == ((6,), np.int32)
     assert (batch.row.shape, batch.row.dtype) == ((6,), np.int64)
-    only = {d: walk(TrainingBatches(small, batch=50, seed=9, mixture=d), 60) for d in small.domains}
+    only = {
+        d: walk(TrainingBatches(small, batch=50, seed=9, shares={d: 1}), 60) for d in small.domains
+    }
     for tokens, domain, row in zip(batch.tokens, batch.domain, batch.row, strict=True):
         found = {
             bytes(t) for b in only[small.domains[domain]] for t in b.tokens[b.row == row]
@@ -35,7 +40,8 @@ def test_a_batch_has_its_shapes_and_the_rows_it_names(small):
 @pytest.mark.parametrize("mixture", [(7, 5, 4, 4), (3, 1, 1, 2), (1, 1, 1, 1), (2, 0, 3, 1)])
 @pytest.mark.parametrize("batch", [5, 20, 33])
 def test_every_aligned_cycle_is_exact(small, mixture, batch):
-    batches = TrainingBatches(small, batch=batch, seed=1, mixture=mixture)
+    shares = {d: n for d, n in zip(small.domains, mixture, strict=True) if n}
+    batches = TrainingBatches(small, batch=batch, seed=1, shares=shares)
     domains = np.concatenate([b.domain for b in walk(batches, 400 // batch)])
     cycle = sum(mixture)
     for block in domains[: len(domains) // cycle * cycle].reshape(-1, cycle):
@@ -43,7 +49,7 @@ def test_every_aligned_cycle_is_exact(small, mixture, batch):
 
 
 def test_a_mixture_cycle_is_spread_not_in_lumps(small):
-    domains = TrainingBatches(small, batch=20, seed=0).batch(0).domain
+    domains = TrainingBatches(small, batch=20, seed=0, shares=SHARES).batch(0).domain
     for place in range(1, 21):
         counts = np.bincount(domains[:place], minlength=4)
         assert np.all(np.abs(counts - place * np.array([7, 5, 4, 4]) / 20) < 1)
@@ -52,22 +58,22 @@ def test_a_mixture_cycle_is_spread_not_in_lumps(small):
 @pytest.mark.parametrize(("domain", "count"), [(0, 7), (1, 5), (3, 4)])
 def test_an_epoch_inside_a_mixture_uses_every_row_once(small, domain, count):
     n = small.rows(small.domains[domain], "train")
-    batch = TrainingBatches(small, batch=-(-n // count) * 20, seed=0).batch(0)
+    batch = TrainingBatches(small, batch=-(-n // count) * 20, seed=0, shares=SHARES).batch(0)
     assert sorted(batch.row[batch.domain == domain][:n]) == list(range(n))
 
 
 def test_jumping_to_a_step_is_walking_there(small):
-    walked = walk(TrainingBatches(small, batch=20, seed=4), 300)
-    jumping = TrainingBatches(small, batch=20, seed=4)
+    walked = walk(TrainingBatches(small, batch=20, seed=4, shares=SHARES), 300)
+    jumping = TrainingBatches(small, batch=20, seed=4, shares=SHARES)
     for step in (299, 0, 150, 7):
         equal(jumping.batch(step), walked[step])
     far = jumping.batch(10**12)
-    equal(far, TrainingBatches(small, batch=20, seed=4).batch(10**12))
+    equal(far, TrainingBatches(small, batch=20, seed=4, shares=SHARES).batch(10**12))
 
 
 def test_the_batch_size_does_not_change_the_sequence(small):
-    whole = walk(TrainingBatches(small, batch=40, seed=2), 3)
-    halves = walk(TrainingBatches(small, batch=20, seed=2), 6)
+    whole = walk(TrainingBatches(small, batch=40, seed=2, shares=SHARES), 3)
+    halves = walk(TrainingBatches(small, batch=20, seed=2, shares=SHARES), 6)
     for name in ("tokens", "domain", "row"):
         np.testing.assert_array_equal(
             np.concatenate([getattr(b, name) for b in whole]),
@@ -77,7 +83,7 @@ def test_the_batch_size_does_not_change_the_sequence(small):
 
 def epochs(prepared, domain, seed, count):
     n = prepared.rows(domain, "train")
-    batches = TrainingBatches(prepared, batch=1, seed=seed, mixture=domain)
+    batches = TrainingBatches(prepared, batch=1, seed=seed, shares={domain: 1})
     return [[int(batches.batch(e * n + i).row[0]) for i in range(n)] for e in range(count)]
 
 
@@ -98,20 +104,20 @@ def test_seeds_give_unrelated_orders(small):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mixture": "cod"}, "expected one of code, math, reason, general"),
-        ({"mixture": (1, 2, 3)}, "expected 4 counts"),
-        ({"mixture": (0, 0, 0, 0)}, "expected 4 counts"),
-        ({"mixture": (1, 1, 1, -1)}, "expected 4 counts"),
+        ({"shares": {"cod": 1}}, "expected one of code, math, reason, general"),
+        ({"shares": {}}, "no domain to draw from"),
+        ({"shares": {"code": 0}}, "share 0; expected at least 1"),
+        ({"shares": {"code": 1, "math": -1}}, "share -1; expected at least 1"),
         ({"batch": 0}, "batch 0"),
     ],
 )
 def test_impossible_mixtures_are_usage_errors(small, arguments, message):
     with pytest.raises(UsageError, match=message):
-        TrainingBatches(small, **({"batch": 4, "seed": 0} | arguments))
+        TrainingBatches(small, **({"batch": 4, "seed": 0, "shares": SHARES} | arguments))
 
 
 def test_prefetch_gives_the_same_batches_and_stops_early(small):
-    batches = TrainingBatches(small, batch=4, seed=0)
+    batches = TrainingBatches(small, batch=4, seed=0, shares=SHARES)
     for step, batch in enumerate(prefetch(batches.batch, 5, 17), start=5):
         equal(batch, batches.batch(step))
     assert step == 16
@@ -151,7 +157,7 @@ def test_held_out_refuses_what_it_cannot_give(small):
 
 
 def test_the_receipt_counts_and_chains(small):
-    batches = walk(TrainingBatches(small, batch=20, seed=0), 3)
+    batches = walk(TrainingBatches(small, batch=20, seed=0, shares=SHARES), 3)
     receipt = Receipt.start(4)
     for batch in batches:
         receipt = receipt.extend(batch)
@@ -190,8 +196,16 @@ def test_a_bad_receipt_is_refused(tree):
 
 def test_rows_over_many_shards_are_the_same_rows(small, small_sources, tmp_path, monkeypatch):
     monkeypatch.setattr("s7jax.data.sequences.SHARD_ROWS", 100)
-    sharded = prepare(small_sources, tmp_path, vocab=320, context=16, held_out=0.2, workers=1)
+    sharded = prepare(
+        small_sources,
+        tmp_path,
+        domains=PRESETS["s7-nano"].domains,
+        vocab=320,
+        context=16,
+        held_out=0.2,
+        workers=1,
+    )
     assert len(sharded.shards("code", "train")) > 3
-    a, b = (TrainingBatches(p, batch=50, seed=0) for p in (small, sharded))
+    a, b = (TrainingBatches(p, batch=50, seed=0, shares=SHARES) for p in (small, sharded))
     for step in (0, 9):
         equal(a.batch(step), b.batch(step))

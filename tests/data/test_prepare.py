@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
-from s7jax.config import DOMAINS
+from s7jax.config import PRESETS
 from s7jax.data.corpus import corpora, sample
 from s7jax.data.prepare import prepare
 from s7jax.data.prepared import SPLITS, Prepared, manifest_digest, token_dtype
 from s7jax.data.sources import read
 from s7jax.errors import InputError, UsageError
 
-ARGUMENTS = {"vocab": 320, "context": 16, "held_out": 0.2}  # as the fixture ``small``
+DOMAINS = PRESETS["s7-nano"].model.domains
+
+NUMBERS = {"vocab": 320, "context": 16, "held_out": 0.2}  # as the fixture ``small``
+ARGUMENTS = NUMBERS | {"domains": PRESETS["s7-nano"].domains}
 
 
 def stored(prepared, domain, split):
@@ -94,9 +97,11 @@ def run_prepare(small_sources, out, *, workers=1, before="", seed="0"):
     """Prepare in a process of its own."""
     sources = {domain: [str(p) for p in paths] for domain, paths in small_sources.items()}
     code = (
-        "import os, signal\nfrom s7jax.data import prepare as p\n"
+        "import os, signal\nfrom s7jax.config import PRESETS\nfrom s7jax.data import prepare as p\n"
+        "domains = PRESETS['s7-nano'].domains\n"
         f"{before}\nif __name__ == '__main__':\n"
-        f"    p.prepare({sources!r}, {str(out)!r}, workers={workers}, **{ARGUMENTS!r})\n"
+        f"    p.prepare({sources!r}, {str(out)!r}, workers={workers}, domains=domains,"
+        f" **{NUMBERS!r})\n"
     )
     script = out.with_suffix(".py")
     script.write_text(code)
@@ -239,7 +244,7 @@ def test_arguments_out_of_range_are_usage_errors(small_sources, tmp_path, change
 
 
 def test_the_tokenizer_sees_only_training_text_and_no_more_than_asked(small, small_sources):
-    for corpus in corpora(small_sources):
+    for corpus in corpora(PRESETS["s7-nano"].domains, small_sources):
         chosen = sample(corpus, 0.2, 5_000, lambda _: None)
         given = {d.text for d in corpus.read()}
         assert set(chosen.texts) <= given - set(texts(small, corpus.domain, "held_out"))

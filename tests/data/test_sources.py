@@ -4,8 +4,10 @@ import json
 import pytest
 import zstandard
 
-from s7jax.data.sources import files, parse_data_flags, read
+from s7jax.data.sources import files, parse_data_flags, read, require_all
 from s7jax.errors import InputError, UsageError
+
+DOMAINS = ("code", "math", "reason", "general")
 
 
 def texts(source):
@@ -128,7 +130,9 @@ def test_a_source_that_gives_nothing_is_an_error(tmp_path, name, message):
 
 def test_flags_collect_paths_by_domain():
     flags = ["math=m", "code=a", "reasoning=r", "general=g=1", "code=b"]
-    parsed = {domain: list(map(str, paths)) for domain, paths in parse_data_flags(flags).items()}
+    parsed = {
+        domain: list(map(str, paths)) for domain, paths in parse_data_flags(flags, DOMAINS).items()
+    }
     assert parsed == {"code": ["a", "b"], "math": ["m"], "reason": ["r"], "general": ["g=1"]}
     assert list(parsed) == ["code", "math", "reason", "general"]
 
@@ -140,9 +144,13 @@ def test_flags_collect_paths_by_domain():
         ("qqq=x", "expected one of code, math, reason, general"),
         ("code", "expected DOMAIN=PATH"),
         ("code=", "expected DOMAIN=PATH"),
-        ("code=x", "no source for math, reason, general; add math=PATH"),
     ],
 )
 def test_flags_that_make_no_sense_are_usage_errors(flag, message):
     with pytest.raises(UsageError, match=message):
-        parse_data_flags([flag])
+        parse_data_flags([flag], DOMAINS)
+
+
+def test_sources_of_some_domains_alone_are_refused():
+    with pytest.raises(UsageError, match="no source for math, reason, general; add math=PATH"):
+        require_all(parse_data_flags(["code=x"], DOMAINS), DOMAINS)

@@ -139,7 +139,7 @@ def test_a_mesh_computes_the_same_function(tiny: Config, params, shape: str):
         expected = logits(cfg, params, tokens)
     made = mesh.make(mesh.parse(shape))
     with jax.set_mesh(made):
-        placed = parameters.place(params, parameters.table(cfg), made)
+        placed = parameters.put_on_mesh(params, parameters.table(cfg), made)
         got = logits(cfg, placed, jax.device_put(tokens, NamedSharding(made, P("data", None))))
     assert got.sharding.spec == P(None, "data", None, "model")
     np.testing.assert_allclose(got, expected, atol=2e-5)

@@ -1,12 +1,13 @@
 import re
+from collections import Counter
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from s7jax import mesh
-from s7jax.config import Config, preset
+from s7jax import architecture, mesh
+from s7jax.config import PRESETS, Config, preset
 from s7jax.model import parameters
 
 S7_140M = preset("s7-140m").model
@@ -14,25 +15,26 @@ S7_140M = preset("s7-140m").model
 
 def test_exact_counts_of_s7_140m():
     """The architecture's table: component sizes without norm gains, then the gains."""
-    counts = parameters.counts(S7_140M)
-    matrices = {component: kinds["matrices"] for component, kinds in counts.items()}
+    matrices, vectors = Counter(), Counter()
+    for p in architecture.parameters(S7_140M):
+        if p.trained:
+            (matrices if p.is_matrix else vectors)[p.component] += p.size
     assert matrices == {
         "embedding": 18_874_368,
         "trunk": 23_592_960,
         **{f"expert{e}": 25_952_256 for e in range(4)},
         "router": 3_072,
     }
-    assert counts["router"]["vectors"] == 4
-    gains = sum(kinds["vectors"] for name, kinds in counts.items() if name != "router")
-    assert gains == 47_872
-    assert sum(map(sum, (kinds.values() for kinds in counts.values()))) == 146_327_300
+    assert vectors.pop("router") == 4
+    assert sum(vectors.values()) == 47_872
+    assert sum(architecture.counts(S7_140M).values()) == 146_327_300
 
 
 @pytest.mark.parametrize(
     ("name", "low", "high"), [("s7-mini", 8e6, 10e6), ("s7-nano", 0.9e6, 1.2e6)]
 )
 def test_small_presets_are_as_large_as_said(name: str, low: float, high: float):
-    total = sum(sum(kinds.values()) for kinds in parameters.counts(preset(name).model).values())
+    total = sum(architecture.counts(preset(name).model).values())
     assert low <= total <= high
 
 
@@ -113,3 +115,21 @@ def test_digest_sees_every_bit_and_every_name(tiny: Config):
     assert parameters.digest(changed) != before
     swapped = params | {"expert0": params["expert1"], "expert1": params["expert0"]}
     assert parameters.digest(swapped) != before
+
+
+@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+def test_what_the_modules_make_is_the_table(config: Config):
+    """Flax asks the table for every parameter: none is left out, none is made beside it."""
+    made = dict(parameters.named_tensors(parameters.table(config.model)))
+    wanted = {p.name: p for p in architecture.parameters(config.model) if p.trained}
+    assert {name: leaf.shape for name, leaf in made.items()} == {
+        name: p.shape for name, p in wanted.items()
+    }
+
+
+def test_a_claim_of_many_layers_is_counted_without_making_them():
+    for config in PRESETS.values():
+        tensors = architecture.sealed_tensors(config.model)
+        assert architecture.sealed_count(config.model) == len(tensors)
+        names = [tensor.name.encode() for tensor in tensors]
+        assert names == sorted(set(names))

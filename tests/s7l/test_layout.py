@@ -5,15 +5,16 @@ import pytest
 from tiny import MODEL
 
 from s7jax import s7l
+from s7jax.architecture import sealed_tensors
 from s7jax.config import S7_140M
-from s7jax.s7l.dimensions import Dimensions, tensor_table
+from s7jax.s7l.dimensions import architecture_tree, parse_architecture
 from s7jax.s7l.layout import place_tensors
 
-S7_140M_MODEL = S7_140M.to_json()["model"]
+S7_140M_MODEL = architecture_tree(S7_140M.model)
 
 
 def placed(model):
-    table = tensor_table(Dimensions.parse(model, "model"))
+    table = sealed_tensors(parse_architecture(model, "model"))
     places = place_tensors((spec.name, spec.size) for spec in table)
     return {spec.name: (spec, *place) for spec, place in zip(table, places, strict=True)}
 
@@ -122,4 +123,4 @@ def test_golden_root(pristine):
 
 def test_router_without_experts_is_impossible():
     with pytest.raises(s7l.SealError, match="domains"):
-        Dimensions.parse({**MODEL, "domains": []}, "model")
+        parse_architecture({**MODEL, "domains": []}, "model")

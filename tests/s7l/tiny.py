@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from s7jax.s7l.dimensions import Dimensions, tensor_table
+from s7jax.architecture import sealed_tensors
+from s7jax.s7l.dimensions import parse_architecture, tensor_entry
 
 STACK = {"layers": 1, "hidden": 32, "heads": 2, "ffn": 64}
 MODEL = {
@@ -23,14 +24,14 @@ def write_weights(folder: Path, model: dict, seed: int = 0) -> Path:
     """Every tensor that ``model`` demands, filled from a hash of its name and the seed."""
     folder.mkdir(parents=True)
     entries = {}
-    for spec in tensor_table(Dimensions.parse(model, "model")):
+    for spec in sealed_tensors(parse_architecture(model, "model")):
         stream = hashlib.shake_256(f"{seed} {spec.name}".encode()).digest(spec.size)
         array = np.frombuffer(stream, np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape)
         array = np.maximum(array, -127) if spec.dtype == "int8" else array & 0x3FFFFFFF
         if spec.name.endswith(".residual"):
             array = np.array([16], "<i4")  # fraction bits
         np.save(folder / f"{spec.name}.npy", array)
-        entry = {k: v for k, v in spec.tree().items() if k != "name"}
+        entry = {k: v for k, v in tensor_entry(spec).items() if k != "name"}
         entry["sha256"] = hashlib.sha256(array.tobytes()).hexdigest()
         if spec.is_fixed_point:
             entry["exponent"] = 31 if spec.name.endswith(".residual") else -7

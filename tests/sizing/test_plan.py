@@ -12,7 +12,8 @@ import pytest
 from tiny import MODEL, write_inputs
 
 from s7jax import s7l
-from s7jax.config import ModelConfig, StackConfig, override, preset
+from s7jax.architecture import Architecture, Stack
+from s7jax.config import override, preset
 from s7jax.devices import DEVICES, of_kind
 from s7jax.errors import InputError, UsageError
 from s7jax.mesh import parse
@@ -61,8 +62,8 @@ def test_the_layout_is_that_of_a_sealed_file(tmp_path):
     write_inputs(tmp_path)
     s7l.seal(tmp_path / "weights", tmp_path / "vocab.json", tmp_path / "m.s7l")
     seal = s7l.open(tmp_path / "m.s7l")
-    stacks = {name: StackConfig(**MODEL[name]) for name in ("trunk", "expert")}
-    cfg = ModelConfig(**{**MODEL, "domains": tuple(MODEL["domains"]), **stacks})
+    stacks = {name: Stack(**MODEL[name]) for name in ("trunk", "expert")}
+    cfg = Architecture(**{**MODEL, "domains": tuple(MODEL["domains"]), **stacks})
     for name, part in budget.sealed(cfg).items():
         tensors = seal.manifest.components[name]
         int8 = [t for t in tensors if t.spec.dtype == "int8"]
@@ -75,8 +76,8 @@ def test_the_layout_is_that_of_a_sealed_file(tmp_path):
 
 def test_work_by_hand():
     (trunk,) = jobs(BIG, parse("4x2"), "trunk")
-    assert trunk.tokens_a_step == 512 * 2_048
-    assert trunk.steps == 47_684  # 50e9 / 1,048,576 = 47,683.7
+    assert trunk.phase.tokens_per_step == 512 * 2_048
+    assert trunk.phase.steps == 47_684  # 50e9 / 1,048,576 = 47,683.7
     assert (trunk.checkpoints, trunk.microbatches) == (10, 8)
     assert trunk.checkpoint_bytes == 12 * (18_874_368 + 23_602_944)
     # 6 operations a weight, 12 · layers · context · hidden for attention over the square.
@@ -87,17 +88,17 @@ def test_work_by_hand():
     head, layers, inner = 18_874_368, 25_165_824, 768 * 512
     token = 2 * 23_592_960 + 4 * 6 * 2_048 * 768
     token += 4 * head + 6 * layers + 12 * 8 * 2_048 * 512 + (4 + 6) * inner
-    assert [job.flops for job in experts] == [t * token for t in BIG.experts.tokens]
+    assert [job.flops for job in experts] == [d.tokens * token for d in BIG.domains]
 
 
 def test_roofline_by_hand():
     (trunk,) = jobs(BIG, parse("8x1"), "trunk")
     time = roofline(trunk, A100, mfu=0.5)
-    flops = trunk.flops / trunk.tokens * trunk.tokens_a_step
+    flops = trunk.flops / trunk.phase.tokens * trunk.phase.tokens_per_step
     assert time.compute == pytest.approx(flops / 8 / 312e12 / 0.5)
     assert time.collectives == pytest.approx(3 * 4 * trunk.trained / 12.5e9)
     assert time.step == max(time.compute, time.memory) + time.collectives
-    assert time.cost == pytest.approx(2.5 * time.step * trunk.steps * 8 / 3600)
+    assert time.cost == pytest.approx(2.5 * time.step * trunk.phase.steps * 8 / 3600)
     half = roofline(trunk, A100, mfu=0.25)
     assert half.compute == pytest.approx(2 * time.compute)
 
@@ -139,7 +140,7 @@ def test_devices_are_found_by_the_name_that_jax_gives():
 
 def test_calibration_reads_a_run(tmp_path):
     (job,) = jobs(NANO, parse("1x1"), "trunk")
-    step = job.flops / job.tokens * job.tokens_a_step / A100.peak_bf16 / 0.25
+    step = job.flops / job.phase.tokens * job.phase.tokens_per_step / A100.peak_bf16 / 0.25
     lines = [json.dumps({"phase": "trunk", "seconds": 5 + i * step}) for i in range(5)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     assert measured_mfu(tmp_path / "metrics.jsonl", job, A100) == pytest.approx(0.25)
@@ -186,8 +187,8 @@ def test_fit_takes_the_fastest_plan_that_fits():
 
 def test_running_and_calibrating_by_hand():
     found = inference.infer(BIG, A100)
-    assert found["cache_a_token_bytes"] == 2 * 6 * 768 + 2 * 8 * 512 == 17_408
-    assert found["cache_a_sequence_bytes"] == 2_048 * (9_216 + 4 * 8_192)
+    assert found["cache_per_token_bytes"] == 2 * 6 * 768 + 2 * 8 * 512 == 17_408
+    assert found["cache_per_sequence_bytes"] == 2_048 * (9_216 + 4 * 8_192)
     work = inference.quantize(BIG, A100, 0.5, None)
     assert work["samples"] == 4 * 4_096
     trunk = 2 * 23_592_960 + 6 * 4 * 2_048 * 768

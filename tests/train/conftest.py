@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from s7jax import mesh
-from s7jax.config import DOMAINS, PRESETS, Config
+from s7jax.config import PRESETS, Config
 from s7jax.data.prepare import prepare
 from s7jax.data.prepared import Prepared
-from s7jax.train.folder import Run, start
-from s7jax.train.phase import Experiment
+from s7jax.train.folder import RunFolder, start
+from s7jax.train.run import Run
+
+DOMAINS = PRESETS["s7-nano"].model.domains
 
 WORDS = {
     "code": "def return import class for if else self print lambda".split(),
@@ -34,6 +36,7 @@ def prepared(tmp_path_factory, tiny: Config) -> Prepared:
     return prepare(
         sources,
         tmp_path_factory.mktemp("prepared"),
+        domains=tiny.domains,
         vocab=tiny.model.vocab,
         context=tiny.model.context,
         workers=1,
@@ -43,8 +46,9 @@ def prepared(tmp_path_factory, tiny: Config) -> Prepared:
 @pytest.fixture(scope="session")
 def prepared_nano(tmp_path_factory) -> Path:
     """The built-in corpus as s7-nano reads it."""
-    cfg, folder = PRESETS["s7-nano"].model, tmp_path_factory.mktemp("nano")
-    prepare(None, folder, vocab=cfg.vocab, context=cfg.context)
+    config, folder = PRESETS["s7-nano"], tmp_path_factory.mktemp("nano")
+    cfg = config.model
+    prepare(None, folder, domains=config.domains, vocab=cfg.vocab, context=cfg.context)
     return folder
 
 
@@ -52,16 +56,16 @@ def prepared_nano(tmp_path_factory) -> Path:
 def open_run(tiny: Config, prepared: Prepared):
     """Start or take up a run in a folder, on a mesh."""
 
-    def opened(folder, config: Config = tiny, on: str = "1x1") -> Experiment:
-        run = start(Run(folder), config, None, str(prepared.path))
-        return Experiment(run, config, prepared, tuple(mesh.pools(mesh.parse(on))))
+    def opened(folder, config: Config = tiny, on: str = "1x1") -> Run:
+        run = start(RunFolder(folder), config, None, str(prepared.path))
+        return Run(run, config, prepared, tuple(mesh.pools(mesh.parse(on))))
 
     return opened
 
 
 @pytest.fixture
 def new_run(tmp_path, open_run):
-    def make(name: str, *args, **kwargs) -> Experiment:
+    def make(name: str, *args, **kwargs) -> Run:
         return open_run(tmp_path / name, *args, **kwargs)
 
     return make

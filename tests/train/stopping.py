@@ -2,20 +2,22 @@
 
 import pytest
 
-from s7jax.train import loop, phase
+from s7jax.train import run as runs
+from s7jax.train.run import Run
+from tests.train.training import train_trunk
 
 
 class Stopped(Exception):
     pass
 
 
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, x: phase.Experiment) -> None:
-    class Stopping(phase.TrainingBatches):
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, x: Run) -> None:
+    class Stopping(runs.TrainingBatches):
         def batch(self, at):
             if at == step:
                 raise Stopped
             return super().batch(at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(phase, "TrainingBatches", Stopping)
-        loop.train_trunk(x)
+        patch.setattr(runs, "TrainingBatches", Stopping)
+        train_trunk(x)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from s7jax import mesh
 from s7jax.config import ComputeConfig
 from s7jax.model import parameters
-from s7jax.train import phase
+from s7jax.train.phase import TRUNK
 from s7jax.train.step import Stepper, expert_loss, gradient_program, initial_state, trunk_loss
 
 ROWS, CHUNK = 4, 8
@@ -37,8 +37,8 @@ def gradient(tiny):
     @cache
     def run(loss, compute, shape="1x1"):
         made = mesh.make(mesh.parse(shape))
-        params = parameters.place(weights, parameters.table(cfg), made)
-        trunk = {name: params[name] for name in phase.TRUNK}
+        params = parameters.put_on_mesh(weights, parameters.table(cfg), made)
+        trunk = {name: params[name] for name in TRUNK}
         arguments = (trunk, {}) if loss is trunk_loss else (params["expert0"], trunk)
         with jax.set_mesh(made):
             batch = jax.device_put(tokens, NamedSharding(made, P("data", None)))
@@ -115,7 +115,7 @@ def test_products_in_bf16_have_bf16_factors_and_scores_and_logits_are_float32(ti
     """In the gradient program as traced; ``(factor, factor, product)`` of each."""
     made, cfg = mesh.make(mesh.SINGLE), tiny.model
     with jax.set_mesh(made):
-        trunk = parameters.initial(cfg, 0, made, phase.TRUNK)
+        trunk = parameters.initial(cfg, 0, made, TRUNK)
         tokens = np.zeros((ROWS, cfg.context + 1), np.int32)
         text = gradient_program(cfg, trunk_loss, BF16).lower(trunk, {}, tokens).as_text()
     products = [
@@ -136,7 +136,7 @@ def test_products_in_bf16_have_bf16_factors_and_scores_and_logits_are_float32(ti
 def test_the_embedding_gradient_is_summed_over_chunks_in_float32(tiny):
     made, cfg = mesh.make(mesh.SINGLE), tiny.model
     with jax.set_mesh(made):
-        trunk = parameters.initial(cfg, 0, made, phase.TRUNK)
+        trunk = parameters.initial(cfg, 0, made, TRUNK)
         tokens = np.zeros((ROWS, cfg.context + 1), np.int32)
         text = gradient_program(cfg, trunk_loss, BF16).lower(trunk, {}, tokens).as_text()
     table = f"tensor<{cfg.vocab}x{cfg.trunk.hidden}x"
@@ -148,7 +148,7 @@ def test_the_embedding_gradient_is_summed_over_chunks_in_float32(tiny):
 def test_parameters_and_moments_stay_float32_in_bf16(tiny):
     made, cfg = mesh.make(mesh.SINGLE), tiny.model
     with jax.set_mesh(made):
-        state = initial_state(tiny.trunk, parameters.initial(cfg, 0, made, phase.TRUNK))
+        state = initial_state(tiny.trunk, parameters.initial(cfg, 0, made, TRUNK))
     before = {leaf.dtype for leaf in jax.tree.leaves(state)}
     stepper = Stepper(cfg, tiny.trunk, trunk_loss, made, state, {}, compute=BF16)
     batch = np.zeros((tiny.trunk.batch, cfg.context + 1), np.int32)

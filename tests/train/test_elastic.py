@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from s7jax import mesh
 from s7jax.config import override, preset
 from s7jax.data.prepared import Prepared
-from s7jax.train import loop
 from s7jax.train.groups import join, split, submeshes
 from s7jax.train.reduction import across_groups, tree_sum
 from tests.train.stopping import Stopped, stop_at
+from tests.train.training import train_trunk
 
 ROOT = Path(__file__).parent.parent.parent
 SIZE = """model.vocab=320 model.context=32 model.trunk.layers=1 model.trunk.hidden=32
@@ -29,29 +29,29 @@ experts.microbatch=1""".split()
 def test_any_number_of_data_groups_trains_the_same_bytes(new_run):
     for model in (1, 2):
         shapes = [f"{data}x{model}" for data in (1, 2, 4, 8) if data * model <= 8]
-        digests = {shape: loop.train_trunk(new_run(shape, on=shape)) for shape in shapes}
+        digests = {shape: train_trunk(new_run(shape, on=shape)) for shape in shapes}
         assert len(set(digests.values())) == 1, digests
 
 
 def test_in_bf16_too(tiny, new_run):
     config = override(tiny, ['compute.precision="bf16"'])
-    digests = {loop.train_trunk(new_run(on, config, on)) for on in ("1x1", "4x1")}
+    digests = {train_trunk(new_run(on, config, on)) for on in ("1x1", "4x1")}
     assert len(digests) == 1
 
 
 def test_a_plain_all_reduce_does_not(tiny, new_run):
     """So the test above can fail."""
     config = override(tiny, ['reduction="psum"'])
-    digests = {loop.train_trunk(new_run(on, config, on)) for on in ("1x1", "4x1", "8x1")}
+    digests = {train_trunk(new_run(on, config, on)) for on in ("1x1", "4x1", "8x1")}
     assert len(digests) > 1
 
 
 def test_a_run_resized_by_restarts_ends_with_the_same_bytes(new_run, monkeypatch):
-    undisturbed = loop.train_trunk(new_run("undisturbed", on="2x1"))
+    undisturbed = train_trunk(new_run("undisturbed", on="2x1"))
     for shape, step in (("8x1", 4), ("2x1", 7)):
         with pytest.raises(Stopped):
             stop_at(step, monkeypatch, new_run("resized", on=shape))
-    assert loop.train_trunk(new_run("resized", on="4x1")) == undisturbed
+    assert train_trunk(new_run("resized", on="4x1")) == undisturbed
 
 
 @given(st.integers(1, 40), st.integers(0, 2**32 - 1))
@@ -172,7 +172,7 @@ def test_a_run_goes_on_in_another_number_of_processes(
 ):
     changes = [*SIZE, "trunk.checkpoint=256"]
     config = override(preset("s7-nano"), changes)
-    undisturbed = loop.train_trunk(open_run(tmp_path / "undisturbed", config, "8x1"))
+    undisturbed = train_trunk(open_run(tmp_path / "undisturbed", config, "8x1"))
     with pytest.raises(Stopped):
         stop_at(3, monkeypatch, open_run(tmp_path / "runs/r", config, "4x1"))
     assert train_in_processes(2, tmp_path, prepared, *changes) == undisturbed

@@ -80,10 +80,10 @@ def test_the_report_is_complete_and_consistent(tiny: Config, report):
 
 @pytest.mark.parametrize("shape", ["4x2", "8x1"])
 def test_sharded_evaluation_agrees(tiny: Config, opened, open_run, params, report, shape: str):
-    x = open_run(opened.run.path, on=shape)
+    x = open_run(opened.folder.path, on=shape)
     table = parameters.table(tiny.model)
     table = table | {"nearest_centroid": table["router"]}
-    sharded = evaluate(x, parameters.place(params, table, x.mesh))
+    sharded = evaluate(x, parameters.put_on_mesh(params, table, x.mesh))
     for domain, row in report["bits_per_byte"].items():
         for name, value in row.items():
             assert sharded["bits_per_byte"][domain][name] == pytest.approx(value, rel=1e-5)

@@ -19,6 +19,7 @@ from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError
 from s7jax.train import checkpoint, loop, phase
 from s7jax.train.step import Stepper, trunk_loss
+from tests.train.training import train_trunk
 
 ROOT = Path(__file__).parent.parent.parent
 SIZE = """model.vocab=320 model.context=32 model.trunk.layers=1 model.trunk.hidden=32
@@ -51,8 +52,8 @@ def test_a_spoilt_step_is_skipped_logged_and_equals_a_replay_told_to_skip_it(
     tiny = override(tiny, ["trunk.microbatch=8"])
     x = new_run("spoilt", tiny)
     spoil(bad)
-    digest = loop.train_trunk(x)
-    lines = [json.loads(line) for line in x.run.metrics.read_text().splitlines()]
+    digest = train_trunk(x)
+    lines = [json.loads(line) for line in x.folder.metrics.read_text().splitlines()]
     skipped = [line["step"] for line in lines if line["skipped"]]
     assert 0 < len(skipped) < len(lines)
     assert f"trunk: step {skipped[-1]} skipped" in capsys.readouterr().out
@@ -61,14 +62,14 @@ def test_a_spoilt_step_is_skipped_logged_and_equals_a_replay_told_to_skip_it(
 
     monkeypatch.undo()
     told = override(tiny, [f"trunk.skip_steps={skipped}"])
-    assert loop.train_trunk(new_run("replay", told)) == digest
+    assert train_trunk(new_run("replay", told)) == digest
 
 
 def test_too_many_skipped_steps_stop_the_run(tiny: Config, new_run, spoil, monkeypatch):
     monkeypatch.setattr(loop, "MAX_SKIPPED", 1)
     spoil(float("nan"))
     with pytest.raises(InputError, match=r"2 steps skipped.*saved at step"):
-        loop.train_trunk(new_run("bad", override(tiny, ["trunk.microbatch=8"])))
+        train_trunk(new_run("bad", override(tiny, ["trunk.microbatch=8"])))
 
 
 def command(prepared: Prepared, *extra: str) -> list[str]:
@@ -226,16 +227,16 @@ def test_a_signal_at_any_moment_saves_first(new_run, monkeypatch, undisturbed_he
     x = new_run("signalled")
     signalled_while(where, name, monkeypatch)
     with pytest.raises(SystemExit) as stop:
-        loop.train_trunk(x)
+        train_trunk(x)
     assert stop.value.code == 128 + signal.SIGTERM
-    with checkpoint.manager(x.run.checkpoints / "trunk") as manager:
+    with checkpoint.manager(x.folder.checkpoints / "trunk") as manager:
         assert manager.latest_step() is not None
-    assert loop.train_trunk(x) == undisturbed_here
+    assert train_trunk(x) == undisturbed_here
 
 
 @pytest.fixture(scope="module")
 def undisturbed_here(tmp_path_factory, open_run) -> str:
-    return loop.train_trunk(open_run(tmp_path_factory.mktemp("runs") / "undisturbed"))
+    return train_trunk(open_run(tmp_path_factory.mktemp("runs") / "undisturbed"))
 
 
 LIMITED = """

@@ -17,44 +17,47 @@ from s7jax.config import Config, override
 from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError
 from s7jax.model import parameters
-from s7jax.train import checkpoint, evaluate, loop, phase, provenance
+from s7jax.train import checkpoint, evaluate, loop, provenance
 from s7jax.train.options import Every, Options
+from s7jax.train.phase import TRUNK
+from s7jax.train.run import Run, load_expert, load_trunk
 from s7jax.train.step import Stepper, initial_state
 from tests.train.stopping import Stopped, stop_at
+from tests.train.training import train_expert, train_trunk
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, open_run):
     """A run through both phases, and the digests it ended with."""
     x = open_run(tmp_path_factory.mktemp("runs") / "a")
-    digests = {"trunk": loop.train_trunk(x)}
-    trunk = phase.load_trunk(x)
+    digests = {"trunk": train_trunk(x)}
+    trunk = load_trunk(x)
     before = parameters.digest(trunk)
     for e in range(4):
-        digests[f"expert{e}"] = loop.train_expert(x, e, trunk)
+        digests[f"expert{e}"] = train_expert(x, e, trunk)
     assert parameters.digest(trunk) == before == digests["trunk"]
     return x, digests
 
 
 @pytest.fixture
-def copied(finished, tmp_path, open_run) -> phase.Experiment:
+def copied(finished, tmp_path, open_run) -> Run:
     """A copy of the finished run that may be spoilt."""
     x, _ = finished
-    shutil.copytree(x.run.path, tmp_path / "copy")
+    shutil.copytree(x.folder.path, tmp_path / "copy")
     return open_run(tmp_path / "copy")
 
 
 def test_equal_seeds_give_equal_bytes_and_other_seeds_others(finished, new_run, tiny: Config):
     _, digests = finished
-    assert loop.train_trunk(new_run("again")) == digests["trunk"]
-    assert loop.train_trunk(new_run("b", dataclasses.replace(tiny, seed=1))) != digests["trunk"]
+    assert train_trunk(new_run("again")) == digests["trunk"]
+    assert train_trunk(new_run("b", dataclasses.replace(tiny, seed=1))) != digests["trunk"]
 
 
 def test_an_expert_alone_is_the_expert_beside_the_others(finished, new_run):
     x, digests = finished
     alone = new_run("alone")
-    shutil.copytree(x.final_folder("trunk"), alone.final_folder("trunk"))
-    assert loop.train_expert(alone, 2, phase.load_trunk(alone)) == digests["expert2"]
+    shutil.copytree(x.folder.final("trunk"), alone.folder.final("trunk"))
+    assert train_expert(alone, 2, load_trunk(alone)) == digests["expert2"]
     assert len(set(digests.values())) == 5
 
 
@@ -62,15 +65,15 @@ def test_an_expert_alone_is_the_expert_beside_the_others(finished, new_run):
 def test_experts_at_once_on_pools_are_the_experts_one_by_one(finished, new_run, pools: str):
     x, digests = finished
     beside = new_run("pools", on=pools)
-    shutil.copytree(x.final_folder("trunk"), beside.final_folder("trunk"))
+    shutil.copytree(x.folder.final("trunk"), beside.folder.final("trunk"))
     found = loop.train_experts(beside, (3, 1, 0, 2))
     assert {f"expert{e}": digest for e, digest in found.items()} | {
         "trunk": digests["trunk"]
     } == digests
     for e in range(4):
-        record = checkpoint.read_record(beside.final_folder(f"expert{e}"))
-        assert record == checkpoint.read_record(x.final_folder(f"expert{e}"))
-    lines = [json.loads(line) for line in beside.run.metrics.read_text().splitlines()]
+        record = checkpoint.read_record(beside.folder.final(f"expert{e}"))
+        assert record == checkpoint.read_record(x.folder.final(f"expert{e}"))
+    lines = [json.loads(line) for line in beside.folder.metrics.read_text().splitlines()]
     assert len(lines) == 4 * 5
 
 
@@ -78,7 +81,7 @@ def test_pools_stop_together_and_go_on(finished, new_run, monkeypatch):
     """A signal in the middle: every expert saves, exit code 143, and the rest follows."""
     x, digests = finished
     stopped = new_run("stopped", on="2x1x1")
-    shutil.copytree(x.final_folder("trunk"), stopped.final_folder("trunk"))
+    shutil.copytree(x.folder.final("trunk"), stopped.folder.final("trunk"))
     step = Stepper.step
     counted = []
 
@@ -102,19 +105,19 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(finished, new_run, monkeypatch)
     stopped = new_run("stopped")
     with pytest.raises(Stopped):
         stop_at(7, monkeypatch, stopped)
-    assert not stopped.final_folder("trunk").exists()
-    assert loop.train_trunk(stopped) == digests["trunk"]
-    steps = [json.loads(line)["step"] for line in stopped.run.metrics.read_text().splitlines()]
+    assert not stopped.folder.final("trunk").exists()
+    assert train_trunk(stopped) == digests["trunk"]
+    steps = [json.loads(line)["step"] for line in stopped.folder.metrics.read_text().splitlines()]
     assert steps == [*range(7), *range(6, 10)]  # it went on from the checkpoint at step 6
-    records = [checkpoint.read_record(e.final_folder("trunk")) for e in (x, stopped)]
+    records = [checkpoint.read_record(e.folder.final("trunk")) for e in (x, stopped)]
     assert records[0] == records[1]  # the mixture receipt too
 
 
 def test_a_checkpoint_restores_on_any_mesh(finished, open_run):
     x, digests = finished
     for shape in ("1x1", "8x1", "1x2", "4x2"):
-        elsewhere = open_run(x.run.path, on=shape)
-        trunk = phase.load_trunk(elsewhere)
+        elsewhere = open_run(x.folder.path, on=shape)
+        trunk = load_trunk(elsewhere)
         assert parameters.digest(trunk) == digests["trunk"]
         assert trunk["embedding"]["weight"].sharding.mesh == elsewhere.mesh
 
@@ -126,7 +129,7 @@ def test_a_training_state_moves_between_any_two_meshes(tmp_path, tiny: Config, s
     def state_on(shape):
         made = mesh.make(mesh.parse(shape))
         with jax.set_mesh(made):
-            return initial_state(tiny.trunk, parameters.initial(tiny.model, 0, made, phase.TRUNK))
+            return initial_state(tiny.trunk, parameters.initial(tiny.model, 0, made, TRUNK))
 
     saved = jax.tree.map(lambda x: x + 1, state_on(saved_on))
     with checkpoint.manager(tmp_path / "c") as manager:
@@ -143,9 +146,9 @@ def test_a_training_state_moves_between_any_two_meshes(tmp_path, tiny: Config, s
 
 def test_going_on_with_other_versions_warns(finished, copied, monkeypatch, capsys):
     _, digests = finished
-    shutil.rmtree(copied.final_folder("trunk"))
+    shutil.rmtree(copied.folder.final("trunk"))
     monkeypatch.setattr(provenance, "version", lambda name: "0.0.1" if name == "jax" else "?")
-    assert loop.train_trunk(copied) == digests["trunk"]
+    assert train_trunk(copied) == digests["trunk"]
     out = capsys.readouterr().out
     assert "warning: jax was" in out
     assert "is 0.0.1" in out
@@ -156,8 +159,8 @@ def test_the_program_is_the_same_on_any_number_of_data_groups(tiny: Config, new_
 
     def program(on: str, *changes: str) -> str:
         x = new_run("p" + on + "".join(changes), override(tiny, list(changes)), on)
-        loop.train_trunk(x)
-        return checkpoint.read_record(x.final_folder("trunk"))["environment"]["stablehlo_sha256"]
+        train_trunk(x)
+        return checkpoint.read_record(x.folder.final("trunk"))["environment"]["stablehlo_sha256"]
 
     short = "trunk.tokens=256"
     assert program("1x1", short) == program("8x1", short)
@@ -166,30 +169,30 @@ def test_the_program_is_the_same_on_any_number_of_data_groups(tiny: Config, new_
 
 
 def test_training_on_a_mesh_is_repeatable(new_run):
-    assert len({loop.train_trunk(new_run(name, on="4x2")) for name in ("m", "n")}) == 1
+    assert len({train_trunk(new_run(name, on="4x2")) for name in ("m", "n")}) == 1
 
 
 def test_a_finished_phase_is_skipped_and_says_so(finished, capsys):
     x, digests = finished
-    before = x.run.metrics.read_bytes()
-    assert loop.train_trunk(x) == digests["trunk"]
+    before = x.folder.metrics.read_bytes()
+    assert train_trunk(x) == digests["trunk"]
     assert "already trained" in capsys.readouterr().out
-    assert x.run.metrics.read_bytes() == before
+    assert x.folder.metrics.read_bytes() == before
 
 
 def test_a_phase_of_other_inputs_is_refused(finished, tiny: Config, single):
     x, _ = finished
-    trunk = parameters.initial(tiny.model, 5, single, phase.TRUNK)
+    trunk = parameters.initial(tiny.model, 5, single, TRUNK)
     with pytest.raises(InputError, match="expert1_final was made with trunk_sha256"):
-        loop.train_expert(x, 1, trunk)
+        train_expert(x, 1, trunk)
 
 
 def test_a_damaged_checkpoint_is_named_and_refused(copied):
-    params = phase.load_trunk(copied)
+    params = load_trunk(copied)
     weight = np.array(params["embedding"]["weight"])
     weight[0, 0] += 1
     params["embedding"]["weight"] = jax.device_put(weight)
-    folder = copied.final_folder("trunk")
+    folder = copied.folder.final("trunk")
     record = checkpoint.read_record(folder)
     shutil.rmtree(folder)
     checkpoint.save_final(folder, params, record)
@@ -198,17 +201,17 @@ def test_a_damaged_checkpoint_is_named_and_refused(copied):
     tree["params_sha256"] = record["params_sha256"]
     forged.write_text(json.dumps(tree))
     with pytest.raises(InputError, match="trunk_final: parameters have SHA-256"):
-        phase.load_trunk(copied)
+        load_trunk(copied)
 
 
 def test_a_missing_phase_says_which_command_makes_it(new_run):
     with pytest.raises(InputError, match=r"experiments/trunk\.py"):
-        phase.load_trunk(new_run("empty"))
+        load_trunk(new_run("empty"))
 
 
 def test_metrics_have_one_line_a_step(finished, tiny: Config):
     x, _ = finished
-    lines = [json.loads(line) for line in x.run.metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in x.folder.metrics.read_text().splitlines()]
     trunk = [line for line in lines if line["phase"] == "trunk"]
     assert [line["step"] for line in trunk] == list(range(10))
     assert trunk[-1]["tokens"] == 2_560
@@ -223,9 +226,9 @@ def test_metrics_have_one_line_a_step(finished, tiny: Config):
 
 def test_held_out_figures_while_training_are_those_of_the_report(finished, tiny: Config):
     x, _ = finished
-    lines = [json.loads(line) for line in x.run.metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in x.folder.metrics.read_text().splitlines()]
     last = {line["phase"]: line["held_out"] for line in lines if "held_out" in line}
-    params = phase.load_trunk(x) | {f"expert{e}": phase.load_expert(x, e) for e in range(4)}
+    params = load_trunk(x) | {f"expert{e}": load_expert(x, e) for e in range(4)}
     width = tiny.model.trunk.hidden
     for name in ("router", "nearest_centroid"):
         params[name] = {"weight": np.zeros((width, 4), np.float32), "bias": np.zeros(4, np.float32)}
@@ -237,13 +240,13 @@ def test_held_out_figures_while_training_are_those_of_the_report(finished, tiny:
 
 def test_the_same_metrics_are_there_for_tensorboard(finished):
     x, _ = finished
-    (events,) = (x.run.tensorboard / "trunk").iterdir()
+    (events,) = (x.folder.tensorboard / "trunk").iterdir()
     tags = {
         (event.step, value.tag): value.simple_value
         for event in read_events(events)
         for value in event.summary.value
     }
-    lines = [json.loads(line) for line in x.run.metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in x.folder.metrics.read_text().splitlines()]
     for line in (line for line in lines if line["phase"] == "trunk"):
         for name in ("loss", "grad_norm", "learning_rate"):
             assert tags[line["step"], name] == pytest.approx(line[name], rel=1e-6)
@@ -266,16 +269,16 @@ def test_checkpoints_are_kept_as_asked(new_run):
     x = new_run("kept")
     options = Options(save_every=Every(steps=1), keep_last=2, keep_every=Every(tokens=1_024))
     x = dataclasses.replace(x, options=options)
-    loop.train_trunk(x)
-    with checkpoint.manager(x.run.checkpoints / "trunk") as manager:
+    train_trunk(x)
+    with checkpoint.manager(x.folder.checkpoints / "trunk") as manager:
         assert sorted(manager.all_steps()) == [4, 8, 9]
 
 
 def test_the_data_receipt_can_be_recomputed(finished, prepared: Prepared, tmp_path):
     x, _ = finished
     for name, sequences in (("trunk", (28, 20, 16, 16)), ("expert2", (0, 0, 40, 0))):
-        assert provenance.verify_data(x.final_folder(name)).sequences == sequences
-    other = shutil.copytree(x.run.path, tmp_path / "other")
+        assert provenance.verify_data(x.folder.final(name)).sequences == sequences
+    other = shutil.copytree(x.folder.path, tmp_path / "other")
     metadata = other / "checkpoints/trunk_final/record/metadata"
     record = json.loads(metadata.read_text())
     record["receipt"]["chain"] = "00" * 32
@@ -294,7 +297,7 @@ def test_the_record_chains_data_tokenizer_config_and_trunk(
     finished, tiny: Config, prepared: Prepared
 ):
     x, digests = finished
-    record = checkpoint.read_record(x.final_folder("expert3"))
+    record = checkpoint.read_record(x.folder.final("expert3"))
     assert record["inputs"] == {
         "config_sha256": tiny.digest(),
         "data_sha256": prepared.digest,
@@ -304,5 +307,5 @@ def test_the_record_chains_data_tokenizer_config_and_trunk(
     environment = record["environment"]
     assert set(environment) > {"stablehlo_sha256", "device", "model_axis", "jax", "jaxlib"}
     assert record["receipt"]["sequences"] == [0, 0, 0, 40]
-    trunk = checkpoint.read_record(x.final_folder("trunk"))
+    trunk = checkpoint.read_record(x.folder.final("trunk"))
     assert trunk["receipt"]["sequences"] == [28, 20, 16, 16]

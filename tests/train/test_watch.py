@@ -10,6 +10,7 @@ from s7jax.train import loop
 from s7jax.train.options import Every, Options, parse_tokens
 from s7jax.train.watch import metrics
 from s7jax.train.watch.metrics import Throughput
+from tests.train.training import train_trunk
 
 
 @pytest.fixture
@@ -74,8 +75,8 @@ def test_intervals_in_steps():
 
 def test_a_trace_of_some_steps(new_run):
     x = dataclasses.replace(new_run("traced"), options=Options(profile=2))
-    loop.train_trunk(x)
-    assert list((x.run.profile / "trunk").rglob("*.xplane.pb"))
+    train_trunk(x)
+    assert list((x.folder.profile / "trunk").rglob("*.xplane.pb"))
 
 
 def test_pools_in_several_processes_are_refused_with_the_way_out(new_run, monkeypatch):

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 from tensorboardX import SummaryWriter
@@ -24,10 +24,10 @@ class Throughput:
     """
 
     def __init__(
-        self, tokens_a_step: int, flops_a_token: int, device: Device | None, devices: int
+        self, tokens_per_step: int, flops_per_token: int, device: Device | None, devices: int
     ) -> None:
-        self._tokens, self._flops = tokens_a_step, flops_a_token
-        self._peak = device.peak_bf16 * devices if device and device.peak_bf16 else None
+        self._tokens, self._flops = tokens_per_step, flops_per_token
+        self._device, self._devices = device, devices
         self._last: float | None = None
         self._warned = False
 
@@ -38,9 +38,10 @@ class Throughput:
         if last is None:
             return {}
         rate = self._tokens / max(now - last, 1e-9)
-        if self._peak is None:
+        device, flops, devices = self._device, self._flops, self._devices
+        mfu = device.utilisation(rate, flops, devices) if device else None
+        if mfu is None:
             return {"tokens_per_second": round(rate, 1)}
-        mfu = rate * self._flops / self._peak
         if mfu > 1:
             if not self._warned:
                 say(f"warning: {mfu:.0%} of the devices' peak is impossible; no MFU is shown")
@@ -130,10 +131,8 @@ class Metrics:
         for name, value in scalars.items():
             self._events.add_scalar(name, value, line["step"])
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Write what is pending and close the files."""
         self.flush()
         self._file.close()
         if self._events:
