@@ -1,4 +1,4 @@
-"""Measure generation from a sealed model: first token from a cold process, then tokens a second.
+"""Measure generation from a sealed model: first token from a cold process, then tokens per second.
 
 Speculative drafts and batches against plain decoding of one row, medians of one run, measured in
 turns. Without a file a model with the preset's dimensions and initial weights is made; drafts

@@ -4,7 +4,7 @@ Examples:
   python experiments/pipeline.py                  s7-nano on the built-in corpus
   python experiments/pipeline.py --run mine --data code=src/ math=math.jsonl.zst \
       reason=reason.jsonl general=books/
-  python experiments/pipeline.py --run mine       go on where it was stopped
+  python experiments/pipeline.py --run mine       resume where it was stopped
 
 Each phase skips what is already done and valid. At the end: tables, and runs/NAME/report.json.
 """

@@ -7,7 +7,7 @@ Examples:
       --data code=src/ math=math.jsonl.zst reason=reason.jsonl general=books/
   python experiments/trunk.py --tokens 5M --save-every 500k --run longer
 
-Without an accelerator a mesh is made of virtual CPU devices. A run that was stopped goes on
+Without an accelerator a mesh is made of virtual CPU devices. A run that was stopped resumes
 from its newest checkpoint. Next: experiments/experts.py.
 """
 

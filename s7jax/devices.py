@@ -42,7 +42,7 @@ class Device:
     bandwidth: float | None  # of the memory
     link: float | None  # to neighbours in the node or slice: NVLink, ICI
     network: float | None  # between nodes, each device's share where the cluster is §3's
-    price: float | None  # dollars an hour; --price replaces it
+    price: float | None  # dollars per hour; --price replaces it
     source: str
     cuda: Cuda | None = None
 

@@ -28,7 +28,7 @@ class MeshShape:
 
     data: int
     model: int
-    pools: int = 1  # meshes of that shape beside one another, for what is independent (§4)
+    pools: int = 1  # independent meshes of that shape (§4)
 
     @property
     def devices(self) -> int:

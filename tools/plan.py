@@ -46,7 +46,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--target", default="a100-40gb", help=f"one of {', '.join(DEVICES)}")
     p.add_argument("--mfu", type=float, default=MFU, help="assumed utilisation (default: 0.5)")
     p.add_argument("--calibrate", type=Path, metavar="METRICS", help="a run's metrics.jsonl")
-    p.add_argument("--price", type=float, help="dollars an hour of one device")
+    p.add_argument("--price", type=float, help="dollars per hour of one device")
     p.add_argument("--sockets", type=int, default=2, help="NUMA sockets to place weights on (§8)")
     p.add_argument("--compile", action="store_true", help="compile the step for the target")
     p.add_argument("--fit", action="store_true", help="search for the fastest plan that fits")

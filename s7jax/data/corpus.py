@@ -61,7 +61,7 @@ def is_held_out(key: bytes, fraction: float) -> bool:
 
 
 def distinct(documents: Iterator[Document]) -> Iterator[tuple[bytes, Document]]:
-    """Documents with their keys, each text once. Holds 16 bytes a document."""
+    """Documents with their keys, each text once. Holds 16 bytes per document."""
     seen: set[bytes] = set()
     for document in documents:
         key = text_key(document.text)

@@ -1,6 +1,6 @@
 """Prepared rows as batches: exact in mixture, and a pure function of (seed, step, data).
 
-There is no iterator state: a run that stops after any step goes on at the next one.
+There is no iterator state: a run that stops after any step resumes at the next one.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ class Batch:
 
 
 class TrainingBatches:
-    """All batches of a run, for ever: each epoch of a domain is shuffled anew."""
+    """All batches of a run, without end: each epoch of a domain is shuffled anew."""
 
     def __init__(
         self,
@@ -185,7 +185,7 @@ class _ExactMixture(grain.transforms.DatasetSelectionMap):
         self._pattern = [(domain, j) for _, domain, j in places]
 
     def __len__(self) -> int:
-        return 2**62  # for ever
+        return 2**62  # without end
 
     def __getitem__(self, index: int) -> tuple[int, int]:
         cycle, place = divmod(index, len(self._pattern))

@@ -171,7 +171,7 @@ class Tokenizer:
         return [np.array(encoding.ids, np.int32) for encoding in batch]
 
     def decode(self, ids: Iterable[int]) -> bytes:
-        """The exact bytes behind ids; end-of-document tokens stand for none."""
+        """The exact bytes of ids; end-of-document tokens stand for none."""
         return b"".join(self.token_bytes[i] for i in ids)
 
     def _encode_piece(self, piece: str) -> NDArray[np.int32]:

@@ -124,7 +124,7 @@ def trunk_output(
 ) -> jax.Array:
     """int32 [B, T] → h [B, T, D], what the trunk hands to the experts.
 
-    Its dtype is that of ``compute.precision``; whatever reads h goes on in it.
+    Its dtype is that of ``compute.precision``; whatever reads h computes in it.
     """
     x_BTD = Embedding(cfg).apply({"params": params["embedding"]}, tokens_BT)
     x_BTD = x_BTD.astype(DTYPES[compute.precision])

@@ -36,7 +36,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_process_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of the scripts that train one phase: where to go on, as which of several processes."""
+    """Flags of the scripts that train one phase: where to resume, as which of several processes."""
     parser.add_argument(
         "--resume-from", type=int, metavar="STEP", help="an older checkpoint, not the newest"
     )
@@ -61,7 +61,7 @@ def add_watch_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="newest checkpoints that stay (default: 2)",
     )
-    group.add_argument("--keep-every", metavar="N", help="keep one of each such interval for ever")
+    group.add_argument("--keep-every", metavar="N", help="keep one of each such interval for good")
     group.add_argument(
         "--evaluate-every", metavar="N", help="held-out bits per byte (default: with every save)"
     )

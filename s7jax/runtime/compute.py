@@ -24,7 +24,7 @@ FOLD = COMPUTE_FOLD
 
 
 class Compute:
-    """The programs of one sealed model, behind gates.
+    """The programs of one sealed model; every call needs a gate.
 
     A batch may hold rows of several sessions; ``gates`` are those of all of them.
 

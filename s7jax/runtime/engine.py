@@ -107,7 +107,7 @@ class Engine:
     def submit(
         self, request: Request, watch: Callable[[Completion], None] = lambda _: None
     ) -> Completion:
-        """Queue a request; ``watch`` is called whenever it has gone on; raises as :meth:`check`."""
+        """Queue a request; ``watch`` is called whenever it has changed; raises as :meth:`check`."""
         self.check(request)
         completion = Completion(request, watch=watch)
         self._waiting.append(completion)

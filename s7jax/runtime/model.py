@@ -61,7 +61,7 @@ class Model:
         self._engines: dict[int, Engine] = {}
 
     def encode(self, text: str | bytes) -> tuple[int, ...]:
-        """Ids of a prompt: a document begins behind the end of the one before."""
+        """Ids of a prompt: a document begins after the end of the one before."""
         return (Tokenizer.eod, *self.tokenizer.encode(text).tolist())
 
     def policy(
@@ -211,7 +211,7 @@ def by_devices(model: Model) -> Forward:
     compute = model.compute
 
     def forward(tokens_T: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        # Padding behind the last token changes nothing, and few lengths are compiled.
+        # Padding after the last token changes nothing, and few lengths are compiled.
         length = min(-(-len(tokens_T) // SLOT_STEP) * SLOT_STEP, compute.cfg.context)
         padded = np.pad(tokens_T, (0, length - len(tokens_T)))
         rows, start = np.repeat(padded[None], compute.groups, axis=0), np.zeros(compute.groups)

@@ -267,7 +267,7 @@ def replay(proof: Proof, seal: Seal, forward: Forward) -> None:
 def ending(
     policy: Policy, prompt: Sequence[int], output: Sequence[int], context: int
 ) -> str | None:
-    """Why an answer ends here, or None if it goes on."""
+    """Why an answer ends here, or None if it continues."""
     if output and output[-1] in policy.stop:
         return "stop"
     if len(output) >= policy.max_new_tokens:

@@ -112,7 +112,7 @@ class Bundle(Field):
         last = claim.tensors[-1]
         if size != start + last.offset + last.stored:
             raise SealError("bundle", f"{size} bytes; expected {start + last.offset + last.stored}")
-        check_zero(memory.read(fd, size, end, start), "gap behind the bundle's description")
+        check_zero(memory.read(fd, size, end, start), "gap after the bundle's description")
         self.component, self.length, self.mode = claim.component, claim.length, mode
         self.root = claim.root()
         super().__init__(memory.load(fd, size, mode), start, size, claim.tensors)

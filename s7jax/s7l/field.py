@@ -17,7 +17,7 @@ class Field:
     """Tensors in read-only memory; alive as long as it or a view of it is referenced."""
 
     def __init__(self, memory: memoryview, start: int, end: int, tensors: Sequence[Tensor]) -> None:
-        """Tensors whose offsets count from ``start``; the first byte behind them is ``end``."""
+        """Tensors whose offsets count from ``start``; the first byte after them is ``end``."""
         self._bytes = memory
         self._start = start
         self._verified: set[str] = set()
@@ -76,7 +76,7 @@ class Field:
             raise SealError(f"FIELD tensor {name} chunk {index}", "bytes do not have their hash")
 
     def verify_tensor(self, name: str) -> None:
-        """Hashes, padding, the gap behind it, and values of one tensor.
+        """Hashes, padding, the gap after it, and values of one tensor.
 
         Raises:
             KeyError: no such tensor.
@@ -102,7 +102,7 @@ class Field:
         tensor = self._tensors[name]
         check_zero(self.stored(name)[tensor.spec.size :], f"FIELD tensor {name} padding")
         start = self._start + tensor.offset + tensor.stored
-        check_zero(self._bytes[start : self._next[name]], f"FIELD gap behind tensor {name}")
+        check_zero(self._bytes[start : self._next[name]], f"FIELD gap after tensor {name}")
 
     def verify_values(self, name: str) -> None:
         """No −128 in int8 and no negative scale.

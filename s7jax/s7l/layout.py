@@ -54,7 +54,7 @@ class Lane:
 
     @property
     def end(self) -> int:
-        """First byte of the file behind the payload."""
+        """First byte of the file after the payload."""
         return self.offset + self.length
 
     def record(self) -> bytes:

@@ -168,7 +168,7 @@ def _uncollected() -> Iterator[None]:
 
 
 def _payloads(head: Head, read: Callable[[int, int], bytes]) -> dict[str, bytes]:
-    """The small lanes by name, their hashes and the gaps behind them checked."""
+    """The small lanes by name, their hashes and the gaps after them checked."""
     payloads = {}
     for lane in head.lanes:
         if lane.name not in merkle.PAYLOAD:
@@ -177,7 +177,7 @@ def _payloads(head: Head, read: Callable[[int, int], bytes]) -> dict[str, bytes]
         if merkle.leaf(merkle.PAYLOAD[lane.name], payload) != lane.hash:
             raise SealError(lane.place, "the payload does not have the hash of its record")
         gap = read(lane.end, min(align(lane.end, PAGE), head.length))
-        check_zero(gap, f"gap behind {lane.place}")
+        check_zero(gap, f"gap after {lane.place}")
         payloads[lane.name] = payload
     return payloads
 

@@ -35,7 +35,7 @@ _METADATA: Final = ("manifest.json", "vocab.json")
 def export_safetensors(seal: Seal, out: Path) -> bool:
     """Write every tensor of a seal, each verified, with manifest and vocabulary.
 
-    Generation defaults, known answers and parent stay behind: they are no weights.
+    Generation defaults, known answers and parent are left out: they are not weights.
 
     Returns:
         Whether the file is new; False if the identical one was already there.

@@ -17,7 +17,7 @@ DIGEST_BYTES = 32
 class SealError(InputError):
     """A sealed file, or what was to be sealed, breaks the format.
 
-    Places of trees read ``PLACE .path``: callers pass the place with a space behind it.
+    Places of trees read ``PLACE .path``: callers pass the place with a space after it.
 
     Attributes:
         place: where, e.g. ``head[48:64]`` or ``lane 4 (EDGE) .tensors[3].offset``.

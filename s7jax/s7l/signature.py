@@ -69,7 +69,7 @@ class Note:
 
 
 def note_path(sealed: Path) -> Path:
-    """Where the note of a sealed file lies: beside it, with ``.sig`` behind its name."""
+    """Where the note of a sealed file lies: beside it, with ``.sig`` after its name."""
     return sealed.with_name(f"{sealed.name}.sig")
 
 

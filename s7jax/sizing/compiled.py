@@ -40,7 +40,7 @@ class Compiled:
     gradients: int
     batch: int
     temporaries: int  # activations and whatever XLA needs besides
-    collectives: dict[str, int]  # kind → bytes a microbatch, a scan's body counted once
+    collectives: dict[str, int]  # kind → bytes per microbatch, a scan's body counted once
     flash: int  # calls of an attention kernel
 
     @property

@@ -16,7 +16,7 @@ from s7jax.sizing.reconcile import rows
 from s7jax.sizing.schedule import MFU, Job, Time, jobs, roofline, total
 
 TOPOLOGIES = {"v5e": "v5e:2x4", "v5p": "v5p:2x2x2", "v6e": "v6e:2x4"}
-STORAGE = 1e9  # bytes a second that a checkpoint is assumed to be written at
+STORAGE = 1e9  # bytes per second that a checkpoint is assumed to be written at
 TILE = 32  # rows and columns of an AVX2 tile (§8)
 
 

@@ -95,7 +95,7 @@ def _training(config: Config, mfu: float) -> Iterator[Row]:
     wall = max(time.wall_hours for time in second)
     yield Row("§4", "Phase 2, wall time", 150, wall, "h", "the slowest expert")
     work = quantize(config, device, mfu, None)
-    why = "one forward pass over 4,096 samples a domain, trunk and four experts"
+    why = "one forward pass over 4,096 samples per domain, trunk and four experts"
     yield Row("§6", "calibration, GPU-hours", 200, work["device_hours"], "h", why)
     both, cost = total([times[trunk.label], *second])
     yield Row("§6", "training, GPU-hours", 13_770, both, "h", "as above")

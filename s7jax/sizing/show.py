@@ -130,7 +130,7 @@ def _jobs(tree: dict[str, Any]) -> list[Section]:
         "job",
         "tokens",
         "steps",
-        "tokens a step",
+        "tokens per step",
         "microbatches",
         "checkpoints",
     )
@@ -297,7 +297,7 @@ def _draw_meshes(axes: Any, others: dict[str, dict[str, Any]]) -> None:
             [x + 0.25 * (i - 1) for x in range(len(names))], seconds, 0.25, label=part, color=colour
         )
     axes.set_xticks(range(len(names)), names)
-    axes.set_ylabel("seconds a step")
+    axes.set_ylabel("seconds per step")
     axes.set_title("Where a step's time goes, by mesh")
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 

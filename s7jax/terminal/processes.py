@@ -1,4 +1,4 @@
-"""Working as several processes: who speaks, who goes first."""
+"""Working as several processes: print once, one after another."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -73,7 +73,7 @@ def _console() -> Console:
 
 
 def _quality(quality: dict[str, Any]) -> Table:
-    """Bits per byte: one row a domain, one column a model."""
+    """Bits per byte: one row per domain, one column per model."""
     domains, bits = quality["domains"], quality["bits_per_byte"]
     models = list(bits[domains[0]])
     headings = [f"{m} {domains[int(m[6:])]}" if m.startswith("expert") else m for m in models]

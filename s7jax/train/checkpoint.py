@@ -32,7 +32,7 @@ def manager(
 ) -> Iterator[ocp.CheckpointManager]:
     """Resumable checkpoints of one phase, by step.
 
-    The newest ``keep`` stay, and for ever those at multiples of ``keep_period`` steps.
+    The newest ``keep`` stay, and for good those at multiples of ``keep_period`` steps.
     """
     made = ocp.CheckpointManager(
         folder.resolve(),

@@ -15,7 +15,7 @@ def enforce() -> None:
     must not choose kernels by timing or add in the order threads finish. On CPUs the blocks in
     which a matrix product is summed depend on the size of XLA's thread pool, by default the
     number of cores or of virtual devices, whichever is larger: pinned, training gives the same
-    bits on any number of cores and on up to :data:`CPU_THREADS` virtual devices a process.
+    bits on any number of cores and on up to :data:`CPU_THREADS` virtual devices per process.
     """
     os.environ["PJRT_NPROC"] = str(CPU_THREADS)
     flags = os.environ.get("XLA_FLAGS", "")

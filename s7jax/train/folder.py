@@ -6,7 +6,7 @@
       config.json          preset, model, recipes, seed, data sources (what decided the bytes)
       data/                tokenised shards, manifest, tokenizer (or elsewhere: --prepared)
       metrics.jsonl        one line per training step
-      tensorboard/         the same as TensorBoard events, a folder a phase
+      tensorboard/         the same as TensorBoard events, one folder per phase
       profile/             traces made with --profile
       checkpoints/         trunk/ expert0/ … (resumable), trunk_final/ expert0_final/ router_final/
       model/               weights/ vocab.json moe.s7l
@@ -45,7 +45,7 @@ class RunFolder:
 
     @property
     def tensorboard(self) -> Path:
-        """The same as TensorBoard events, a folder a phase."""
+        """The same as TensorBoard events, one folder per phase."""
         return self.path / "tensorboard"
 
     @property

@@ -195,7 +195,7 @@ class Training:
         """One optimizer step."""
         recipe, step = self.phase.recipe, self.done
         rate = learning_rate(recipe, step, self.phase.steps)
-        metrics = self._stepper.step(batch.tokens, rate, apply=step not in recipe.skip_steps)
+        metrics = self._stepper.step(batch.tokens, rate, step not in recipe.skip_steps)
         self._receipt, self.done = self._receipt.extend(batch), step + 1
         tokens = self.done * self.phase.tokens_per_step
         self.log.put({"step": step, "tokens": tokens, "learning_rate": rate}, metrics)

@@ -57,7 +57,7 @@ class Options:
 
     save_every: Every | None = None  # None: as the recipe says
     keep_last: int = 2  # resumable checkpoints
-    keep_every: Every | None = None  # and for ever, one of each such interval
+    keep_every: Every | None = None  # and for good, one of each such interval
     evaluate_every: Every | None = None  # held-out text; None: with every save
     step_timeout: float = 1_800  # seconds after which a step counts as stuck; 0: never
     profile: int = 0  # steps to trace, after the first
@@ -68,7 +68,7 @@ class Options:
         return every.in_steps(phase.tokens_per_step)
 
     def keep_steps(self, phase: Phase) -> int | None:
-        """Steps between two checkpoints that stay for ever: a whole number of saves."""
+        """Steps between two checkpoints that are never removed: a whole number of saves."""
         if self.keep_every is None:
             return None
         saves = self.save_steps(phase)

@@ -124,7 +124,7 @@ LANES = [
     ("29 cut last", "head[40:48]", lambda d: d[:-1]),
     ("29 cut, claimed", "lane 5 (BATCH) length", lambda d: patch(d[:-1], 40, u64(len(d) - 1))),
     ("30 cut in FIELD", "head[40:48]", lambda d: d[: span(d, 2)[0] + 100]),
-    ("31 gap", "gap behind lane 1 (DICT)", nonzero_gap),
+    ("31 gap", "gap after lane 1 (DICT)", nonzero_gap),
     ("32 reserved in record", "head[65:72]", lambda d: patch(d, 66, b"\1")),
     ("32 reserved at its end", "head[120:128]", lambda d: patch(d, 127, b"\1")),
     ("33 lane hash", "lane 1 (DICT)", lambda d: patch(d, record_of(1, "hash"), bytes(32))),
@@ -388,7 +388,7 @@ DATA = [  # these open; whoever touches the tensor is told
     ("103 last byte", f"{LAST} chunk 0", set_byte(LAST, -1, 0x77)),
     ("104 negative scale", "router.scale: scale 0", rehashed(set_byte("router.scale", 3, 0x80))),
     ("106 padding", "router.bias padding", rehashed(set_byte("router.bias", -1, 1))),
-    ("107 gap", "gap behind tensor router.weight", rehashed(gap_byte)),
+    ("107 gap", "gap after tensor router.weight", rehashed(gap_byte)),
     ("108 experts swapped", "expert0.", swap_experts),
     ("111 -128", f"{Q}: value 5", rehashed(set_byte(Q, 5, 0x80))),
 ]

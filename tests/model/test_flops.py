@@ -21,7 +21,7 @@ CFG = preset("s7-140m").model
     [("trunk", False, 368), ("trunk", True, 311), ("experts", False, 416), ("experts", True, 347)],
 )
 def test_of_the_specified_model_in_millions(phase, causal, expected):
-    """The sizing arithmetic: 6 operations a trained parameter and 12·layers·hidden·context."""
+    """The sizing arithmetic: 6 operations per trained parameter and 12·layers·hidden·context."""
     assert round(flops_per_token(CFG, phase == "trunk", causal) / 1e6) == expected
 
 

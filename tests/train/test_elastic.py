@@ -127,7 +127,7 @@ def train_in_processes(processes: int, folder: Path, prepared: Prepared, *extra:
         )
     outputs = [process.communicate(timeout=300)[0] for process in running]
     assert [process.returncode for process in running] == [0] * processes, "\n".join(outputs)
-    assert not any("sha256" in output for output in outputs[1:]), "only process 0 speaks"
+    assert not any("sha256" in output for output in outputs[1:]), "only process 0 reports"
     return outputs[0].rsplit("parameters sha256 ", 1)[1].strip()
 
 

@@ -305,4 +305,4 @@ def test_a_step_that_never_ends_ends_the_process(prepared: Prepared, tmp_path: P
         running[1].communicate()
     assert running[0].returncode == 1, err
     assert "trunk: no step has ended for 4 seconds" in err
-    assert "the same command goes on from step 0" in err
+    assert "the same command resumes from step 0" in err

@@ -22,7 +22,7 @@ def clock(monkeypatch):
 
 
 def test_throughput_and_utilisation_by_hand(clock):
-    """1 M tokens a step of 368 MFLOP in two seconds on eight A100s."""
+    """1 M tokens per step of 368 MFLOP in two seconds on eight A100s."""
     watched = Throughput(10**6, 368 * 10**6, DEVICES["a100-40gb"], 8)
     assert watched.step() == {}
     clock[0] += 2

@@ -1,4 +1,4 @@
-"""Training metrics as JSON lines and TensorBoard events, one step behind the device."""
+"""Training metrics as JSON lines and TensorBoard events, read one step after the device made them."""
 
 import json
 import math
@@ -55,7 +55,7 @@ class Throughput:
 
 
 class Metrics:
-    """One line a step in ``metrics.jsonl``, and the same as scalars for TensorBoard.
+    """One line per step in ``metrics.jsonl``, and the same as scalars for TensorBoard.
 
     A step's metrics are read from the device only when the next step has been dispatched, so
     that the device never waits for the host. What is not finite is written as null.
@@ -65,10 +65,10 @@ class Metrics:
         self, path: Path, events: Path, phase: str, first: int, throughput: Throughput
     ) -> None:
         # Only process 0 writes reports.
-        speaks = jax.process_index() == 0
-        self._file = (path if speaks else Path(os.devnull)).open("a", buffering=1)
+        reports = jax.process_index() == 0
+        self._file = (path if reports else Path(os.devnull)).open("a", buffering=1)
         # What an earlier attempt wrote from this step on is dropped from the plots.
-        self._events = SummaryWriter(str(events), purge_step=first) if speaks else None
+        self._events = SummaryWriter(str(events), purge_step=first) if reports else None
         self._phase, self._throughput = phase, throughput
         self._pending: tuple[dict[str, Any], dict[str, jax.Array]] | None = None
         self._line: dict[str, Any] | None = None

@@ -15,7 +15,7 @@ class Watchdog:
     """Watches that :meth:`beat` is called often enough; use as a context manager.
 
     A thread stuck inside a collective cannot be interrupted, so the whole process goes, with
-    exit code 1, the stack of every thread and where to go on from: the scheduler can start the
+    exit code 1, the stack of every thread and where to resume from: the scheduler can start the
     job again. Nothing is watched before the first beat (compilation may take its time).
     """
 
