@@ -19,7 +19,8 @@ from s7jax.architecture import Architecture, Parameter, Split, TensorSpec, divis
 from s7jax.config import Recipe
 from s7jax.errors import UsageError
 
-DATA, MODEL = "data", "model"
+DATA, MODEL = AXES = "data", "model"
+EXPLICIT = (AxisType.Explicit, AxisType.Explicit)
 
 
 @dataclass(frozen=True)
@@ -168,27 +169,27 @@ def pools(shape: MeshShape) -> list[Mesh]:
     size = shape.data * shape.model
     devices = jax.devices()
     count = min(shape.pools, len(devices) // size)
-    return [_mesh(shape, devices[i * size : (i + 1) * size]) for i in range(count)]
+    return [of(shape, devices[i * size : (i + 1) * size]) for i in range(count)]
 
 
 def joined(made: Sequence[Mesh]) -> Mesh:
     """Pools as one mesh, their data groups side by side."""
-    devices = np.concatenate([pool.devices for pool in made])
-    return Mesh(devices, made[0].axis_names, axis_types=made[0].axis_types)
+    return on_devices(np.concatenate([pool.devices for pool in made]))
 
 
 def single() -> Mesh:
     """A 1 × 1 mesh on this process's first device."""
-    return _mesh(SINGLE, jax.local_devices()[:1])
+    return of(SINGLE, jax.local_devices()[:1])
 
 
-def _mesh(shape: MeshShape, devices: list[jax.Device]) -> Mesh:
-    return jax.make_mesh(
-        (shape.data, shape.model),
-        (DATA, MODEL),
-        axis_types=(AxisType.Explicit, AxisType.Explicit),
-        devices=devices,
-    )
+def of(shape: MeshShape, devices: Sequence[jax.Device]) -> Mesh:
+    """One pool's mesh on devices in the order that suits their connections."""
+    return jax.make_mesh((shape.data, shape.model), AXES, axis_types=EXPLICIT, devices=devices)
+
+
+def on_devices(devices_DM: np.ndarray) -> Mesh:
+    """The mesh on devices that already have their places, [data, model]."""
+    return Mesh(devices_DM, AXES, axis_types=EXPLICIT)
 
 
 SINGLE = MeshShape(data=1, model=1)

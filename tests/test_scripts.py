@@ -224,6 +224,57 @@ def test_the_commands_of_the_specification_work_as_written(work: Path, tmp_path:
     assert (here / "model/moe.s7l").read_bytes() == (tmp_path / "before/moe.s7l").read_bytes()
 
 
+def tensor_digests(path: Path, *flags: str, cwd: Path) -> dict[str, str]:
+    """SHA-256 of every tensor of a checkpoint or, with ``--weights``, of a sealed file."""
+    rows = json.loads(good("tools/inspect_checkpoint.py", path, *flags, "--json", cwd=cwd))
+    return {row["name"]: row["sha256"] for row in rows}
+
+
+def test_a_fifth_domain_is_added_to_a_finished_run(work: Path, tmp_path: Path):
+    """BUILD.md's recipe: one expert more; trunk and other experts keep their bytes."""
+    shutil.copytree(work / "runs/tiny", tmp_path / "runs/tiny")
+    run, rng = tmp_path / "runs/tiny", np.random.default_rng(5)
+    words = "court shall party herein statute appeal judge ruling".split()
+    lines = [json.dumps({"text": " ".join(rng.choice(words, 60))}) for _ in range(120)]
+    (tmp_path / "law.jsonl").write_text("\n".join(lines) + "\n")
+    kept = [f"{name}_final" for name in ("trunk", *(f"expert{e}" for e in range(4)))]
+    checkpoints = run / "checkpoints"
+    before = {name: tensor_digests(checkpoints / name, cwd=tmp_path) for name in kept}
+    sealed_before = tensor_digests(run / "model/moe.s7l", "--weights", cwd=tmp_path)
+    add = ("--run", "tiny", "--add-domain", "law", "--data", "law=law.jsonl")
+    out = good("experiments/pipeline.py", *add, "--expert-tokens", 2560, cwd=tmp_path)
+    assert out.count("already trained") == 5
+    assert "expert4: 10 steps" in out
+    assert "it is fitted again" in out
+
+    assert {name: tensor_digests(checkpoints / name, cwd=tmp_path) for name in kept} == before
+    second = s7l.open(run / "model/moe-2.s7l")
+    assert second.manifest.parent == s7l.open(run / "model/moe.s7l").root
+    assert [row["domain"] for row in second.manifest.routing()] == [*DOMAINS, "law"]
+    sealed = tensor_digests(run / "model/moe-2.s7l", "--weights", cwd=tmp_path)
+    changed = {name for name in sealed_before if sealed[name] != sealed_before[name]}
+    assert {name.partition(".")[0] for name in changed} == {"router"}
+    assert {n.partition(".")[0] for n in sealed.keys() - sealed_before.keys()} == {"expert4"}
+    bits = json.loads((run / "evaluation.json").read_text())["quality"]["bits_per_byte"]
+    assert bits["law"]["expert4"] < bits["law"]["trunk"]
+    quality = json.loads((run / "evaluation.json").read_text())["quality"]
+    assert quality["routers"]["router"]["accuracy"] > 0.9
+
+    again = good("experiments/pipeline.py", "--run", "tiny", cwd=tmp_path)
+    assert again.count("already trained") == 6
+    assert "moe-2.s7l, already there" in again
+    assert "PASS" in good("tools/verify.py", run / "model/moe-2.s7l", cwd=tmp_path)
+    for flags, message in (
+        (("--add-domain", "law", "--data", "law=other.jsonl"), "domain 'law' of this run is made"),
+        (("--add-domain", "tax"), "give --data tax=PATH"),
+        (("--add-domain", "tax", "--data", "code=x"), "only the domain that is added"),
+        (("--add-domain", "Tax", "--data", "Tax=x"), "lower-case"),
+        (("--add-domain", "tax", "--data", "tax=law.jsonl", "--seed", "3"), "--add-domain with"),
+    ):
+        refused = script("experiments/pipeline.py", "--run", "tiny", *flags, cwd=tmp_path)
+        assert (refused.returncode, message in refused.stderr) == (2, True), refused.stderr
+
+
 def test_pack_again_says_so_and_other_weights_are_refused(work: Path, tmp_path: Path):
     assert "already sealed, identical" in good("tools/pack.py", cwd=work)
     (tmp_path / "moe.s7l").write_bytes(b"something else")

@@ -19,6 +19,7 @@ from s7jax.architecture import Architecture, Stack
 from s7jax.integer import layers as model
 from s7jax.integer.layers import SPLIT, Cache
 from s7jax.integer.loading import Params, check_bounds, load, specs
+from s7jax.integer.routing import route
 from s7jax.mesh import DATA, MODEL
 from s7jax.s7l import Seal
 
@@ -118,7 +119,7 @@ class Program:
         for e in range(len(self.cfg.domains)):
             outputs.append(self.expert(e, h, start, self.expert_cache(e, B, T))[0])
         logits = np.stack([np.asarray(self.head(x)) for x in outputs])
-        return logits, route(self.cfg, np.asarray(evidence))
+        return logits, route(np.asarray(evidence), self.cfg.routing_window)
 
     def lowered(self, rows: int, length: int, slots: int) -> dict[str, jax.stages.Lowered]:
         """Every program, lowered for a shape: what is to be inspected is what runs."""
@@ -220,12 +221,3 @@ def _specs(cfg: Architecture, params: Params) -> Any:
         return specs(cfg)[".".join(keys)] if leaf.ndim and "rope" not in keys else P()
 
     return jax.tree_util.tree_map_with_path(at, params)
-
-
-def route(cfg: Architecture, logits_BTE: np.ndarray) -> np.ndarray:
-    """Expert of every position int32 [B, T], from the router logits of whole sequences."""
-    # The running sum may wrap; the difference of two of its values is exact all the same.
-    evidence = np.cumsum(logits_BTE, axis=1, dtype=np.int32)
-    window = cfg.routing_window
-    evidence[:, window:] -= evidence[:, :-window].copy()
-    return evidence.argmax(axis=-1).astype(np.int32)

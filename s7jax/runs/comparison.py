@@ -11,10 +11,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from s7jax.architecture import Architecture
+from s7jax.data.batching import filled_batches
 from s7jax.data.mixture import held_out
 from s7jax.errors import InputError
 from s7jax.integer.loading import LOGIT_BITS
-from s7jax.integer.program import route
+from s7jax.integer.routing import route
 from s7jax.mesh import DATA
 from s7jax.model.language_model import Params, expert_output, head, router_logits, trunk_output
 from s7jax.terminal.progress import Progress
@@ -81,7 +82,7 @@ def compare(run: Run, params: Params, seal: Seal) -> dict[str, Any]:
     with Progress("compare", sum(map(len, rows.values())), "sequences") as progress:
         for index, domain in enumerate(cfg.domains):
             tallies = {name: Tally() for name in MODELS}
-            for batch, used in _batches(rows[domain], ROWS * run.mesh.shape[DATA]):
+            for batch, used in filled_batches(rows[domain], ROWS * run.mesh.shape[DATA]):
                 inputs, labels = batch[:, :-1], batch[:used, 1:].ravel()
                 answers = _float(run, params, inputs, used), _sealed(compute, inputs, used)
                 _tally(tallies, answers, index, labels)
@@ -120,7 +121,7 @@ def _float(run: Run, params: Params, inputs: np.ndarray, used: int) -> Answer:
                 logits = np.asarray(_float_head(cfg, params, refined))
             yield _log_softmax(logits[:used].astype(np.float64))
 
-    return route(cfg, _fixed(np.asarray(evidence)))[:used].ravel(), models()
+    return route(_fixed(np.asarray(evidence)), cfg.routing_window)[:used].ravel(), models()
 
 
 def _sealed(compute: Compute, inputs: np.ndarray, used: int) -> Answer:
@@ -137,7 +138,7 @@ def _sealed(compute: Compute, inputs: np.ndarray, used: int) -> Answer:
                 logits = compute.head(gates, refined)
                 yield _log_softmax(logits[:used] / float(1 << LOGIT_BITS))
 
-    return route(cfg, evidence)[:used].ravel(), models()
+    return route(evidence, cfg.routing_window)[:used].ravel(), models()
 
 
 @partial(jax.jit, static_argnums=0)
@@ -162,11 +163,3 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     flat = logits.reshape(-1, logits.shape[-1])
     flat = flat - flat.max(axis=-1, keepdims=True)
     return flat - np.log(np.exp(flat).sum(axis=-1, keepdims=True))
-
-
-def _batches(rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Batches of exactly ``size`` rows, the last filled up with copies; and how many are real."""
-    for start in range(0, len(rows), size):
-        batch = rows[start : start + size]
-        filled = np.concatenate([batch, np.repeat(batch[:1], size - len(batch), axis=0)])
-        yield filled, len(batch)

@@ -1,6 +1,5 @@
 """What is in a checkpoint or a sealed file: every tensor with its numbers, and differences."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import orbax.checkpoint as ocp
 
 from s7jax.s7l.dimensions import architecture_tree
 from s7jax import s7l
+from s7jax.digests import tensor_digest
 from s7jax.errors import InputError
 from s7jax.train.checkpoint import readable
 
@@ -27,8 +27,7 @@ class Entry:
     @property
     def sha256(self) -> str:
         """SHA-256 of the raw little-endian bytes."""
-        little = self.array.astype(self.array.dtype.newbyteorder("<"), copy=False)
-        return hashlib.sha256(np.ascontiguousarray(little).tobytes()).hexdigest()
+        return tensor_digest(self.array)
 
     def to_json(self) -> dict[str, Any]:
         """Shape, dtype, sharding, Euclidean norm of the stored values, bytes, SHA-256."""

@@ -20,6 +20,7 @@ import numpy as np
 
 from s7jax.errors import UsageError
 from s7jax.integer.layers import Cache
+from s7jax.integer.routing import route_last
 from s7jax.integer.sampling import choose
 from s7jax.runtime.cm1 import Phase
 from s7jax.runtime.compute import Compute
@@ -67,9 +68,8 @@ class _Row:
         return len(self.tokens) - 1
 
     def route(self, position: int, window: int) -> int:
-        """The expert of a position: largest sum over the window, ties to the lowest."""
-        recent = self.router[max(0, position + 1 - window) : position + 1]
-        return int(np.sum(recent, axis=0, dtype=np.int32).argmax())
+        """The expert of a position."""
+        return route_last(self.router[max(0, position + 1 - window) : position + 1], window)
 
     def forget(self) -> None:
         """Drop what the trunk and experts saw beyond the row's own tokens."""

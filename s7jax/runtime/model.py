@@ -12,7 +12,7 @@ from s7jax import mesh as meshes
 from s7jax import s7l
 from s7jax.data.tokenizer import Tokenizer
 from s7jax.errors import UsageError
-from s7jax.integer.program import route
+from s7jax.integer.routing import route
 from s7jax.integer.sampling import ONE, Sampling
 from s7jax.runtime import proof as proofs
 from s7jax.runtime.compute import Compute
@@ -220,7 +220,7 @@ def by_devices(model: Model) -> Forward:
             cache = compute.trunk_cache(*rows.shape)
             h, router, _ = compute.trunk(gates, rows, start, cache)
             wanted = slice(first, len(tokens_T))
-            chosen = route(compute.cfg, router)[0, wanted]
+            chosen = route(router, compute.cfg.routing_window)[0, wanted]
             logits = np.empty((len(chosen), compute.cfg.vocab), np.int32)
             for e in np.unique(chosen):
                 cache = compute.expert_cache(int(e), *rows.shape)

@@ -191,7 +191,8 @@ def _compile(request: dict[str, Any]) -> Compiled:
 def _mesh(request: dict[str, Any], count: int) -> Any:
     import jax  # noqa: PLC0415
     from jax.experimental import topologies  # noqa: PLC0415
-    from jax.sharding import AxisType  # noqa: PLC0415
+
+    from s7jax import mesh as meshes  # noqa: PLC0415
 
     platform = request["platform"]
     if platform == "cpu":
@@ -203,8 +204,7 @@ def _mesh(request: dict[str, Any], count: int) -> Any:
         if platform == "cuda":
             options = {"topology": f"1x1x{count}", "target_config": request["target"]}
         devices = topologies.get_topology_desc(platform=platform, **options).devices[:count]
-    explicit = (AxisType.Explicit, AxisType.Explicit)
-    return jax.make_mesh((1, count), ("data", "model"), axis_types=explicit, devices=devices)
+    return meshes.of(meshes.MeshShape(data=1, model=count), devices)
 
 
 def _local(tree: Any) -> int:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from s7jax.architecture import Architecture
 from s7jax.config import ComputeConfig
+from s7jax.data.batching import filled_batches
 from s7jax.data.mixture import held_out
 from s7jax.mesh import DATA
 from s7jax.model.language_model import EXACT, Params, expert_output, router_logits, trunk_output
@@ -62,7 +63,7 @@ def score(
         evidence float32 [N, T, E], and ``…_route`` int32 [N, T].
     """
     exact, batches = dataclasses.replace(compute, precision="fp32"), []
-    for count, filled in _batches(tokens, mesh):
+    for filled, count in _batches(tokens, mesh):
         result = jax.tree.map(np.asarray, _score(cfg, exact, params, place(filled, mesh)))
         batches.append({k: _rows(k, v, count) for k, v in result.items()})
     return {
@@ -71,15 +72,9 @@ def score(
     }
 
 
-def _batches(tokens: np.ndarray, mesh: Mesh) -> Iterator[tuple[int, np.ndarray]]:
-    """Batches of :data:`ROWS` a group, and how many of their rows count.
-
-    The last is filled up with copies of its first row.
-    """
-    rows = ROWS * mesh.shape[DATA]
-    for start in range(0, len(tokens), rows):
-        batch = tokens[start : start + rows]
-        yield len(batch), np.concatenate([batch, np.repeat(batch[:1], rows - len(batch), axis=0)])
+def _batches(tokens: np.ndarray, mesh: Mesh) -> Iterator[tuple[np.ndarray, int]]:
+    """Batches of :data:`ROWS` per group, and how many of their rows count."""
+    return filled_batches(tokens, ROWS * mesh.shape[DATA])
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -111,7 +106,7 @@ def bits_per_byte(run: Run, phase: Phase, params: Params, frozen: Params) -> dic
     with jax.set_mesh(run.mesh):
         for domain in cfg.domains if phase.expert is None else phase.shares:
             tokens, nats = held_out(run.prepared, domain, run.config.eval_sequences), 0.0
-            for count, filled in _batches(tokens, run.mesh):
+            for filled, count in _batches(tokens, run.mesh):
                 counted = (np.arange(len(filled)) < count).astype(np.float32)
                 placed = place(filled, run.mesh), place(counted, run.mesh)
                 nats += float(

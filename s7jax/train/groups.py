@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from s7jax.mesh import DATA
+from s7jax.mesh import DATA, on_devices
 
 
 @cache
@@ -20,9 +20,7 @@ def submeshes(mesh: Mesh) -> tuple[Mesh, ...]:
     here = jax.process_index()
     rows = [mesh.devices[g : g + 1] for g in range(mesh.shape[DATA])]
     return tuple(
-        Mesh(row, mesh.axis_names, axis_types=mesh.axis_types)
-        for row in rows
-        if any(device.process_index == here for device in row.flat)
+        on_devices(row) for row in rows if any(device.process_index == here for device in row.flat)
     )
 
 

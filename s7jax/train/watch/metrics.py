@@ -1,4 +1,4 @@
-"""Training metrics as JSON lines and TensorBoard events, read one step after the device made them."""
+"""Training metrics as JSON lines and TensorBoard events, read a step after the device made them."""
 
 import json
 import math
