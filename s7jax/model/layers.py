@@ -24,6 +24,8 @@ from s7jax.model.attention import HEADS, causal_attention
 NORM_EPSILON = 1e-6
 ROPE_BASE = 10_000.0
 
+RANGES = "ranges"  # Flax collection of what calibration measures; training never has it
+
 ACTIVATIONS = P(DATA, None, None)
 SPLIT_ACTIVATIONS = P(DATA, None, MODEL)
 
@@ -87,6 +89,14 @@ def _row(features: int, scale: float, name: str) -> Linear:
     return Linear(features, spec=P(MODEL, None), out=ACTIVATIONS, scale=scale, name=name)
 
 
+class Probe(nn.Module):
+    """The identity, on an activation that calibration measures at this point and by this name."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Any array, as it is."""
+        return x
+
+
 class Attention(nn.Module):
     """Multi-head causal self-attention with rotary positions and RMS-normalised q and k."""
 
@@ -103,6 +113,7 @@ class Attention(nn.Module):
             for name in "qkv"
         )
         q, k = (rope(rms_normalize(x)).astype(v.dtype) for x in (q, k))
+        k, v = Probe(name="k")(k), Probe(name="v")(v)
         y_BTHK = causal_attention(q, k, v)
         y_BTD = jnp.reshape(y_BTHK, (B, T, D), out_sharding=SPLIT_ACTIVATIONS)
         return _row(D, self.out_scale, "o_proj")(y_BTD)
@@ -149,7 +160,7 @@ def stack(cfg: StackConfig, name: str, remat: bool = False) -> nn.Module:
         block = nn.remat(Block, prevent_cse=False, policy=keep)
     scanned = nn.scan(
         block,
-        variable_axes={"params": 0, "intermediates": 0},  # captured by calibration alone
+        variable_axes={"params": 0, RANGES: 0},
         split_rngs={"params": True},
         length=cfg.layers,
     )
