@@ -43,7 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cfg = preset(args.preset).model
-        path = args.file or make_seal(Path(folder), cfg, host(initial(cfg, 0, single())))
+        path = args.file or make_seal(Path(folder), cfg, initial(cfg, 0, single()))
         rows = measure(path, args.tokens, args.repeat)
     if args.json:
         print(json.dumps(rows, indent=1))

@@ -9,6 +9,7 @@ Examples:
   python benchmarks/integer.py --preset s7-nano --repeat 51 --json
 """
 
+import dataclasses
 import json
 import random
 import statistics
@@ -31,8 +32,8 @@ from s7jax.integer.program import Program
 from s7jax.mesh import single
 from s7jax.model.layers import rms_normalize, rope
 from s7jax.model.parameters import host, initial, named_tensors
-from s7jax.quantize import weights
 from s7jax.quantize.calibrate import calibrate
+from s7jax.quantize.export import integer_tensors
 from s7jax.terminal import cli
 
 Cache = list[tuple[jax.Array, jax.Array]]
@@ -48,12 +49,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="JSON on standard output")
     args = parser.parse_args()
     cfg = preset(args.preset).model
-    params = host(initial(cfg, 0, single()))
+    params = initial(cfg, 0, single())
     with tempfile.TemporaryDirectory() as folder:
         sealed = make_seal(Path(folder), cfg, params)
         steps = {
             "int8": integer_step(Program(s7l.open(sealed), [single()]), args.prompt),
-            "fp32": float_step(cfg, params, args.prompt),
+            "fp32": float_step(cfg, host(params), args.prompt),
         }
         rows = measure(steps, cfg, args.prompt, args.repeat)
     if args.json:
@@ -102,7 +103,8 @@ def make_seal(root: Path, cfg: Architecture, params: Any) -> Path:
     tokens = np.random.default_rng(0).integers(0, cfg.vocab, (1, 33)).astype(np.int32)
     ranges = calibrate(cfg, params, {domain: tokens for domain in cfg.domains})
     (root / "vocab.json").write_text(json.dumps(vocabulary(cfg.vocab, random.Random(0))))
-    weights.write(root / "weights", cfg, params, ranges, {})
+    tensors = integer_tensors(params, ranges)
+    s7l.write_weights(root / "weights", dataclasses.asdict(cfg), tensors, {})
     s7l.seal(root / "weights", root / "vocab.json", root / "model.s7l")
     return root / "model.s7l"
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from s7jax.config import Config
 from s7jax.errors import UsageError
 from s7jax.quantize.export import export
-from s7jax.quantize.rounding import METHOD
+from s7jax.s7l.manifest import METHOD
 from s7jax.terminal import cli
 from s7jax.train import determinism
 from s7jax.train.checkpoint import read_record

@@ -1,15 +1,20 @@
-"""Rows in batches of one size, so that one compiled program serves all of them."""
+"""Rows in batches of one size, the last one filled up."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def filled_batches(rows: NDArray[Any], size: int) -> Iterator[tuple[NDArray[Any], int]]:
-    """Batches of exactly ``size`` rows, the last filled up with copies; and how many are real."""
+def full_batches(rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, NDArray[np.bool_]]]:
+    """Batches of exactly ``size`` rows, in order, and which of their rows count: bool [size].
+
+    The last batch is filled up with copies of its first row, which do not count.
+    """
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
-        copies = np.repeat(batch[:1], size - len(batch), axis=0)
-        yield np.concatenate([batch, copies]), len(batch)
+        missing = size - len(batch)
+        yield (
+            np.concatenate([batch, np.repeat(batch[:1], missing, axis=0)]),
+            (np.arange(size) < len(batch)),
+        )

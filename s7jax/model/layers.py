@@ -24,6 +24,8 @@ from s7jax.model.attention import HEADS, causal_attention
 NORM_EPSILON = 1e-6
 ROPE_BASE = 10_000.0
 
+RANGES = "ranges"  # Flax collection of what calibration measures; training never has it
+
 ACTIVATIONS = P(DATA, None, None)
 SPLIT_ACTIVATIONS = P(DATA, None, MODEL)
 
@@ -91,6 +93,14 @@ class Linear(nn.Module):
         return jnp.einsum("BTD,DF->BTF", x_BTD, weight, out_sharding=out)
 
 
+class Probe(nn.Module):
+    """The identity, on an activation that calibration measures at this point and by this name."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Any array, as it is."""
+        return x
+
+
 class Attention(nn.Module):
     """Multi-head causal self-attention with rotary positions and RMS-normalised q and k."""
 
@@ -108,6 +118,7 @@ class Attention(nn.Module):
 
         q, k, v = (jnp.reshape(project(n, x_BTD), heads, out_sharding=HEADS) for n in "qkv")
         q, k = (rope(rms_normalize(x)).astype(v.dtype) for x in (q, k))
+        k, v = Probe(name="k")(k), Probe(name="v")(v)
         y_BTHK = causal_attention(q, k, v)
         y_BTD = jnp.reshape(y_BTHK, (B, T, D), out_sharding=SPLIT_ACTIVATIONS)
         return project("o", y_BTD)
@@ -156,7 +167,7 @@ def stack(cfg: Stack, name: str, remat: bool = False) -> nn.Module:
         block = nn.remat(Block, prevent_cse=False, policy=keep)
     scanned = nn.scan(
         block,
-        variable_axes={"params": 0, "intermediates": 0},  # captured by calibration alone
+        variable_axes={"params": 0, RANGES: 0},
         split_rngs={"params": True},
         length=cfg.layers,
     )

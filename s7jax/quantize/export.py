@@ -1,22 +1,32 @@
 """Phase 3, first half: final checkpoints in, integer weights and sealed vocabulary out."""
 
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 from numpy.typing import NDArray
 
+from s7jax import s7l
 from s7jax.config import Config
 from s7jax.data.mixture import held_out
 from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError, UsageError
+from s7jax.fields import plain
 from s7jax.mesh import single
 from s7jax.model import parameters
-from s7jax.quantize import weights
-from s7jax.quantize.calibrate import calibrate
+from s7jax.model.language_model import Params
+from s7jax.quantize.calibrate import Ranges, calibrate
+from s7jax.quantize.rounding import round_tensor
+from s7jax.quantize.smoothing import group_of, smoothed
 from s7jax.storage import write_json
+from s7jax.terminal.progress import Progress
 from s7jax.train import checkpoint
 from s7jax.train.phase import TRUNK
+
+IntegerTensor = tuple[str, NDArray[Any], dict[str, Any]]  # sealed name, values, attributes
 
 
 def export(
@@ -26,6 +36,7 @@ def export(
     prepared: Path,
     out: Path,
     quality: dict[str, Any] | None = None,
+    mesh: Mesh | None = None,
 ) -> int:
     """Quantise a trained model: writes ``out`` (the weights folder) and ``out/../vocab.json``.
 
@@ -37,6 +48,10 @@ def export(
             held-out text calibrates.
         out: weights folder; replaced if it is there.
         quality: held-out report to be sealed with the weights, if there is one.
+        mesh: the devices that calibrate; default: the first one alone.
+
+    An export that was stopped while it calibrated resumes there: until the folder is written, the
+    state of the calibration is kept in a hidden file beside it.
 
     Returns:
         The number of tensors written.
@@ -58,7 +73,7 @@ def export(
     if data.tokenizer.digest != records["trunk"]["inputs"]["tokenizer_sha256"]:
         raise InputError(f"{prepared}: not the tokenizer that {trunk} was trained with")
 
-    mesh, table = single(), parameters.table(config.model)
+    mesh, table = mesh or single(), parameters.table(config.model)
     params = checkpoint.restore_final(
         trunk, checkpoint.abstract({name: table[name] for name in TRUNK}, mesh)
     )
@@ -71,9 +86,39 @@ def export(
     )
     params["router"] = routers["router"]
     out.parent.mkdir(parents=True, exist_ok=True)
-    ranges = calibrate(config.model, params, calibration_rows(config, data))
+    saved = out.with_name(f".{out.name}.calibration.npz")
+    added = [domain.name for domain in config.domains if not domain.share]
+    ranges = calibrate(config.model, params, calibration_rows(config, data), saved, added)
     write_json(out.parent / "vocab.json", data.tokenizer.to_vocabulary())
-    return weights.write(out, config.model, params, ranges, _provenance(config, records, quality))
+    provenance = _provenance(config, records, quality)
+    provenance |= {"calibration": {"sequences": ranges.sequences}}
+    model = plain(config.model)
+    with Progress("quantize", None, "tensors") as progress:
+        tensors = _counted(integer_tensors(params, ranges), progress)
+        count = s7l.write_weights(out, model, tensors, provenance)
+    saved.unlink(missing_ok=True)
+    return count
+
+
+def integer_tensors(params: Params, ranges: Ranges) -> Iterator[IntegerTensor]:
+    """Every parameter smoothed and rounded: sealed name, integers, attributes.
+
+    A layer's tensors, or those of a component outside of layers, exist in float64 at a time.
+    """
+    for component in sorted(params):
+        whole = parameters.host({component: params[component]})
+        named = sorted(parameters.named_tensors(whole), key=lambda item: group_of(item[0]))
+        for group, members in groupby(named, lambda item: group_of(item[0])):
+            tensors = smoothed(group, members, ranges)
+            for name, tensor in tensors.items():
+                for rounded, (array, attributes) in round_tensor(name, tensor).items():
+                    yield rounded, array, attributes
+
+
+def _counted(tensors: Iterator[IntegerTensor], progress: Progress) -> Iterator[IntegerTensor]:
+    for tensor in tensors:
+        yield tensor
+        progress.advance(1)
 
 
 def calibration_rows(config: Config, data: Prepared) -> dict[str, NDArray[np.int32]]:

@@ -2,7 +2,7 @@
 
 ``scale[j] = max|W[:, j]| / 127``, ``W_int8[:, j] = round(W[:, j] / scale[j])``: one scale per
 output channel. What the specification leaves open: rounding is half to even, arithmetic is
-float64 on the float32 weights, a zero column has scale 1. −128 never occurs.
+float64 on the float32 weights, a zero column has scale 0. −128 never occurs.
 """
 
 from typing import Any
@@ -10,7 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-METHOD = "per_row_int8"
+from s7jax.errors import InputError
+
+
+def check_finite(name: str, tensor: np.ndarray) -> None:
+    """Refuse a tensor with NaN or infinity in it.
+
+    Raises:
+        InputError: with its name, and how many values are not finite.
+    """
+    if wrong := np.count_nonzero(~np.isfinite(tensor)):
+        raise InputError(
+            f"{name}: {wrong} of {tensor.size} values are NaN or infinite; expected finite ones. "
+            "Training has diverged or the checkpoint is damaged: quantise an earlier one"
+        )
 
 
 def per_row_int8(weight: np.ndarray, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
@@ -21,8 +34,9 @@ def per_row_int8(weight: np.ndarray, axis: int) -> tuple[NDArray[np.int8], NDArr
     """
     wide = weight.astype(np.float64)
     largest = np.abs(wide).max(axis=1 - axis, keepdims=True)
-    scale = np.where(largest > 0, largest / 127.0, 1.0)
-    quantised = np.clip(np.round(wide / scale), -128, 127).astype(np.int8)
+    scale = largest / 127.0
+    # A zero column's scale of 0 leaves the shared exponent of all scales to the others.
+    quantised = np.clip(np.round(wide / np.where(scale > 0, scale, 1.0)), -128, 127).astype(np.int8)
     return quantised, scale.ravel()
 
 
@@ -39,8 +53,8 @@ def fixed_point(values: np.ndarray) -> tuple[NDArray[np.int32], int]:
     return np.clip(mantissa, -top, top).astype(np.int32), int(exponent)
 
 
-def quantize_tensor(name: str, tensor: np.ndarray) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
-    """One folded tensor as the integer tensors that are sealed for it.
+def round_tensor(name: str, tensor: np.ndarray) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
+    """One smoothed tensor as the integer tensors that are sealed for it.
 
     A matrix ``X.weight`` becomes int8 ``X.weight`` and int32 ``X.scale``; a vector (gain, bias)
     becomes int32 fixed point under its own name; ``X.residual`` stays the integer it is.
@@ -48,7 +62,11 @@ def quantize_tensor(name: str, tensor: np.ndarray) -> dict[str, tuple[np.ndarray
     Returns:
         Name → (array, attributes): ``axis`` and ``scale`` of a matrix, ``exponent`` of fixed
         point.
+
+    Raises:
+        InputError: it holds NaN or infinity.
     """
+    check_finite(name, tensor)
     if name.endswith(".residual"):
         return {name: (tensor.astype(np.int32), {"exponent": 31})}
     if tensor.ndim == 1:

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from s7jax.architecture import Architecture
-from s7jax.data.batching import filled_batches
+from s7jax.data.batching import full_batches
 from s7jax.data.mixture import held_out
 from s7jax.errors import InputError
 from s7jax.integer.loading import LOGIT_BITS
@@ -82,7 +82,8 @@ def compare(run: Run, params: Params, seal: Seal) -> dict[str, Any]:
     with Progress("compare", sum(map(len, rows.values())), "sequences") as progress:
         for index, domain in enumerate(cfg.domains):
             tallies = {name: Tally() for name in MODELS}
-            for batch, used in filled_batches(rows[domain], ROWS * run.mesh.shape[DATA]):
+            for batch, counted in full_batches(rows[domain], ROWS * run.mesh.shape[DATA]):
+                used = int(counted.sum())
                 inputs, labels = batch[:, :-1], batch[:used, 1:].ravel()
                 answers = _float(run, params, inputs, used), _sealed(compute, inputs, used)
                 _tally(tallies, answers, index, labels)

@@ -13,7 +13,7 @@ from s7jax.s7l.safetensors import export_safetensors, import_safetensors
 from s7jax.s7l.schema import SealError
 from s7jax.s7l.version2 import extract_version2, is_version2, read_version2
 from s7jax.s7l.vocabulary import Vocabulary
-from s7jax.s7l.weights_folder import Weights, read_weights
+from s7jax.s7l.weights_folder import Weights, read_weights, write_weights
 from s7jax.s7l.writer import Sealed, seal
 
 __all__ = [
@@ -42,4 +42,5 @@ __all__ = [
     "read_version2",
     "read_weights",
     "seal",
+    "write_weights",
 ]

@@ -1,10 +1,13 @@
-"""The weights folder: what a quantiser leaves and the writer seals.
+"""The weights folder: what a quantiser leaves and the writer seals. Both ends of it.
 
-``manifest.json`` beside one ``<tensor name>.npy`` per tensor.
+One ``<tensor name>.npy`` per tensor and a ``manifest.json`` with each tensor's dtype, shape,
+SHA-256 and quantisation attributes, the model's dimensions and the provenance of the weights.
 """
 
 import hashlib
-from collections.abc import Mapping
+import json
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,57 @@ from s7jax.s7l.dimensions import parse_architecture, tensor_entry
 from s7jax.s7l.manifest import METHOD, check_exponent, check_provenance
 from s7jax.s7l.schema import SealError, equal, mapping, read_json, show, text
 from s7jax.s7l.values import check_values, little_endian
+
+FORMAT, VERSION = "s7-weights", 1
+
+
+def write_weights(
+    folder: Path,
+    model: Mapping[str, Any],
+    tensors: Iterable[tuple[str, np.ndarray[Any, Any], Mapping[str, Any]]],
+    provenance: Mapping[str, Any],
+) -> int:
+    """Write a weights folder, replacing one that is there; it appears complete or not at all.
+
+    Its bytes are a pure function of the arguments, whatever the order of the tensors.
+
+    Args:
+        folder: where it is to be.
+        model: the dimensions, as JSON.
+        tensors: name, integer array and attributes (``axis`` and ``scale``, or ``exponent``), one
+            at a time, so that all of them need never be in memory together.
+        provenance: where the weights come from, as JSON.
+
+    Returns:
+        The number of tensors written.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for name, array, attributes in tensors:
+        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        np.save(unfinished / f"{name}.npy", little, allow_pickle=False)
+        entries[name] = {
+            "dtype": array.dtype.name,
+            "shape": list(array.shape),
+            "sha256": hashlib.sha256(little.tobytes()).hexdigest(),
+            **attributes,
+        }
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "method": METHOD,
+        "model": model,
+        "tensors": {name: entries[name] for name in sorted(entries)},
+        "provenance": provenance,
+    }
+    text = json.dumps(manifest, indent=1, allow_nan=False)
+    (unfinished / "manifest.json").write_text(f"{text}\n")
+    if folder.exists():
+        shutil.rmtree(folder)
+    unfinished.rename(folder)
+    return len(entries)
 
 
 @dataclass(frozen=True)
@@ -69,8 +123,8 @@ def read_weights(folder: Path) -> Weights:
     path = folder / "manifest.json"
     place, tree = f"{path} ", read_json(path)
     mapping(tree, ("format", "version", "method", "model", "tensors", "provenance"), place)
-    equal(tree["format"], "s7-weights", f"{place}.format")
-    equal(tree["version"], 1, f"{place}.version")
+    equal(tree["format"], FORMAT, f"{place}.format")
+    equal(tree["version"], VERSION, f"{place}.version")
     equal(tree["method"], METHOD, f"{place}.method")
     dimensions = parse_architecture(tree["model"], f"{place}.model")
     encode(check_provenance(tree["provenance"], f"{place}.provenance"), f"{place}.provenance")

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from numpy.typing import NDArray
 
 from s7jax.architecture import Architecture
 from s7jax.config import ComputeConfig
-from s7jax.data.batching import filled_batches
+from s7jax.data.batching import full_batches
 from s7jax.data.mixture import held_out
 from s7jax.mesh import DATA
 from s7jax.model.language_model import EXACT, Params, expert_output, router_logits, trunk_output
@@ -63,18 +64,18 @@ def score(
         evidence float32 [N, T, E], and ``…_route`` int32 [N, T].
     """
     exact, batches = dataclasses.replace(compute, precision="fp32"), []
-    for filled, count in _batches(tokens, mesh):
+    for filled, counted in _batches(tokens, mesh):
         result = jax.tree.map(np.asarray, _score(cfg, exact, params, place(filled, mesh)))
-        batches.append({k: _rows(k, v, count) for k, v in result.items()})
+        batches.append({k: _rows(k, v, int(counted.sum())) for k, v in result.items()})
     return {
         name: np.concatenate([b[name] for b in batches], axis=1 if name == "nll" else 0)
         for name in batches[0]
     }
 
 
-def _batches(tokens: np.ndarray, mesh: Mesh) -> Iterator[tuple[np.ndarray, int]]:
-    """Batches of :data:`ROWS` per group, and how many of their rows count."""
-    return filled_batches(tokens, ROWS * mesh.shape[DATA])
+def _batches(tokens: np.ndarray, mesh: Mesh) -> Iterator[tuple[np.ndarray, NDArray[np.bool_]]]:
+    """Batches of :data:`ROWS` per group, and which of their rows count."""
+    return full_batches(tokens, ROWS * mesh.shape[DATA])
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -99,16 +100,16 @@ def _total_loss(
 def bits_per_byte(run: Run, phase: Phase, params: Params, frozen: Params) -> dict[str, float]:
     """Held-out bits per byte while training: of the trunk in every domain, of an expert in its own.
 
-    Computed as training computes, on all of the experiment's mesh, whatever its processes.
+    Computed as training computes, on all of the run's mesh, whatever its processes.
     """
     cfg, found = run.config.model, {}
     lengths = run.prepared.tokenizer.token_lengths
     with jax.set_mesh(run.mesh):
         for domain in cfg.domains if phase.expert is None else phase.shares:
             tokens, nats = held_out(run.prepared, domain, run.config.eval_sequences), 0.0
-            for filled, count in _batches(tokens, run.mesh):
-                counted = (np.arange(len(filled)) < count).astype(np.float32)
-                placed = place(filled, run.mesh), place(counted, run.mesh)
+            for filled, counted in _batches(tokens, run.mesh):
+                weights = counted.astype(np.float32)
+                placed = place(filled, run.mesh), place(weights, run.mesh)
                 nats += float(
                     _total_loss(
                         cfg, run.config.compute, phase.expert is not None, params, frozen, *placed
