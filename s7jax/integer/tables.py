@@ -1,4 +1,4 @@
-"""The constant tables of numeric scheme ``s7-int8-1``, made with integers alone.
+"""The constant tables of numeric scheme ``s7-int8-2``, made with integers alone.
 
 ``decimal`` is exact integer arithmetic with correct rounding, so these are the same numbers on
 every machine; the SHA-256 of those that no model changes stand in the compute contract that
@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable
 from decimal import Context, Decimal, localcontext
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,9 @@ GELU_STEP = 32  # intervals in one unit
 GELU_BITS = 14  # fraction bits of the result
 ROPE_BITS = 14  # fraction bits of sine and cosine
 ROPE_BASE = 10_000
-GUMBEL_BITS = 12  # the sampling table has 2^12 entries
+LN_INTERVALS = 4_096
+LN_BITS = 31  # fraction bits of the logarithm table
+EXP_COARSE, EXP_FINE = 40 * 32 + 1, 2_048
 NOISE_BITS = 16  # fraction bits of the sampling noise, as of the logits
 
 _CONTEXT = Context(prec=50)
@@ -61,14 +64,30 @@ def gelu() -> Table:
 
 
 @cache
-def gumbel() -> Table:
-    """``−ln(−ln u)`` at 4,096 midpoints u of (0, 1), 16 fraction bits: int32[4096]."""
-    count = 1 << GUMBEL_BITS
+def ln() -> Table:
+    """``ln(1 + j/4096)``, 31 fraction bits: int32[4097]."""
     with localcontext(_CONTEXT):
         return _table(
-            -(-(Decimal(2 * j + 1) / (2 * count)).ln()).ln() * (1 << NOISE_BITS)
-            for j in range(count)
+            (1 + Decimal(j) / LN_INTERVALS).ln() * (1 << LN_BITS) for j in range(LN_INTERVALS + 1)
         )
+
+
+@cache
+def exp() -> Table:
+    """Factors of ``e^-x`` for x up to 40: int32[1281 + 2048].
+
+    First ``e^(-i/32)`` for i = 0 … 1280 with :func:`exp_bits` fraction bits, then
+    ``e^(-j/65536)`` for j = 0 … 2047 with 30.
+    """
+    with localcontext(_CONTEXT):
+        coarse = [(-Decimal(i) / 32).exp() * (1 << exp_bits(i)) for i in range(EXP_COARSE)]
+        fine = [(-Decimal(j) / (1 << 16)).exp() * (1 << 30) for j in range(EXP_FINE)]
+        return _table([*coarse, *fine])
+
+
+def exp_bits(i: Any) -> Any:
+    """Fraction bits of ``e^(-i/32)`` in :func:`exp`: 30 and about i/32 · log2(e), so 30 are used."""
+    return 30 + ((i * 1_477) >> 15)
 
 
 @cache
@@ -91,7 +110,7 @@ def rope(context: int, width: int) -> tuple[Table, Table]:
 
 def digests() -> dict[str, str]:
     """SHA-256 of the little-endian bytes of the tables that no model changes, hexadecimal."""
-    named = {"exp2": exp2(), "gelu": gelu(), "gumbel": gumbel(), "rsqrt": rsqrt()}
+    named = {"exp": exp(), "exp2": exp2(), "gelu": gelu(), "ln": ln(), "rsqrt": rsqrt()}
     return {
         name: hashlib.sha256(t.astype("<i4").tobytes()).hexdigest() for name, t in named.items()
     }

@@ -135,7 +135,7 @@ def _jobs(tree: dict[str, Any]) -> list[Section]:
         "checkpoints",
     )
     found: list[Section] = [
-        ("Work", (*columns, "each", "s at 1 GB/s", "operations", "a token", "causal"), work)
+        ("Work", (*columns, "each", "s at 1 GB/s", "operations", "per token", "causal"), work)
     ]
     held = [
         [

@@ -12,7 +12,7 @@ import pytest
 from tiny import MODEL, write_inputs
 
 from s7jax import s7l
-from s7jax.architecture import Architecture, Stack
+from s7jax.architecture import Architecture, Stack, counts
 from s7jax.config import override, preset
 from s7jax.devices import DEVICES, of_kind
 from s7jax.errors import InputError, UsageError
@@ -35,7 +35,7 @@ def tool(*args, cwd=ROOT):
 
 
 def test_parameters_by_hand():
-    sizes = budget.parameters(BIG.model)
+    sizes = counts(BIG.model)
     assert sizes["embedding"] == 24_576 * 768
     # Six layers: four square matrices, two of the FFN, two gains; the final norm.
     layer = 4 * 768**2 + 2 * 768 * 1_024 + 2 * 768
@@ -170,7 +170,7 @@ def test_fit_takes_the_fastest_plan_that_fits():
 
     def rule(job, device):
         asked.append(job)
-        size = 10**9 * job.recipe.microbatch // (4 if job.config.compute.remat else 1)
+        size = 10**9 * job.phase.recipe.microbatch // (4 if job.phase.config.compute.remat else 1)
         return Compiled(0, 0, 0, 0, 0, size, {}, 0)
 
     small = dataclasses.replace(A100, memory=5 * 10**9)

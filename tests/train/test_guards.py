@@ -16,8 +16,8 @@ import pytest
 
 from s7jax.config import Config, override
 from s7jax.data.prepared import Prepared
-from s7jax.errors import InputError
-from s7jax.train import checkpoint, loop, phase
+from s7jax.errors import InputError, Stopped
+from s7jax.train import checkpoint, loop, step
 from s7jax.train.step import Stepper, trunk_loss
 from tests.train.training import train_trunk
 
@@ -40,7 +40,7 @@ def spoiled_loss(bad: float):
 @pytest.fixture
 def spoil(monkeypatch):
     def patch(bad: float) -> None:
-        monkeypatch.setattr(phase, "trunk_loss", spoiled_loss(bad))
+        monkeypatch.setattr(step, "trunk_loss", spoiled_loss(bad))
 
     return patch
 
@@ -121,7 +121,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     saved = int(out.rsplit("saved at step ", 1)[1].split(";")[0])
     assert (tmp_path / f"runs/r/checkpoints/trunk/{saved}").is_dir()
     result = finish(prepared, tmp_path)
-    assert f"going on from step {saved}" in result.stdout
+    assert f"resumes from step {saved}" in result.stdout
     assert result.stdout.rsplit("sha256 ", 1)[1].strip() == digest
 
 
@@ -226,9 +226,9 @@ def signalled_while(patched, name: str, monkeypatch) -> None:
 def test_a_signal_at_any_moment_saves_first(new_run, monkeypatch, undisturbed_here, where, name):
     x = new_run("signalled")
     signalled_while(where, name, monkeypatch)
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(Stopped) as stop:
         train_trunk(x)
-    assert stop.value.code == 128 + signal.SIGTERM
+    assert stop.value.number == signal.SIGTERM
     with checkpoint.manager(x.folder.checkpoints / "trunk") as manager:
         assert manager.latest_step() is not None
     assert train_trunk(x) == undisturbed_here
@@ -271,7 +271,7 @@ def test_a_full_disk_loses_nothing(undisturbed, prepared: Prepared, tmp_path: Pa
     assert f'File "{ROOT}/s7jax' not in full.stderr  # no traceback through our code
     assert {path: path.read_bytes() for path in before} == before
     result = finish(prepared, tmp_path)
-    assert f"going on from step {saved}" in result.stdout
+    assert f"resumes from step {saved}" in result.stdout
     assert result.stdout.rsplit("sha256 ", 1)[1].strip() == digest
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from s7jax import mesh
+from s7jax import errors, mesh
 from s7jax.config import Config, override
 from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError
@@ -93,9 +93,9 @@ def test_pools_stop_together_and_go_on(finished, new_run, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Stepper, "step", stepping)
-        with pytest.raises(SystemExit) as stop:
+        with pytest.raises(errors.Stopped) as stop:
             loop.train_experts(stopped, range(4))
-    assert stop.value.code == 143
+    assert stop.value.number == signal.SIGTERM
     found = loop.train_experts(stopped, range(4))
     assert [found[e] for e in range(4)] == [digests[f"expert{e}"] for e in range(4)]
 
@@ -299,8 +299,8 @@ def test_the_record_chains_data_tokenizer_config_and_trunk(
     x, digests = finished
     record = checkpoint.read_record(x.folder.final("expert3"))
     assert record["inputs"] == {
-        "config_sha256": tiny.digest(),
-        "data_sha256": prepared.digest,
+        "config_sha256": tiny.phase_digest("expert3"),
+        "data_sha256": prepared.digest_of(["general"]),
         "tokenizer_sha256": prepared.tokenizer.digest,
         "trunk_sha256": digests["trunk"],
     }
