@@ -19,14 +19,12 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from s7jax.errors import InputError, UsageError
+from s7jax.s7l.contract import PATTERNS
 
 EOD = "<|eod|>"
 """The end-of-document token, id 0. It stands for a boundary, never for text."""
 
-PATTERN = (
-    r"'(?:[sdmt]|ll|ve|re)|\p{N}{1,2}| ?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+PATTERN = PATTERNS[0]
 """Pieces no token crosses. Digits stand alone, at most two together: arithmetic needs that."""
 
 # Bytes that are no UTF-8, as Python's "surrogateescape" shows them.

@@ -1,32 +1,48 @@
 """⟁COMPUTE_FOLD⟁, the sole execution authority: the only way to run a sealed model.
 
-Every method that computes takes gates first and checks them before anything else; no other
-module of the package holds a :class:`s7jax.integer.program.Program`
-(``tests/test_architecture.py``).
+Every method that computes takes gates first and checks them before anything else, and computes
+the tokens of their sessions alone. No other module of the package holds the compiled program or
+the specification (a test checks it on the syntax tree). One thread computes at a time; others
+wait.
 """
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from numpy.typing import NDArray
 
 from s7jax.architecture import Architecture
 from s7jax.errors import InputError
 from s7jax.integer.layers import Cache
 from s7jax.integer.program import Program
-from s7jax.runtime import gate
-from s7jax.runtime.gate import Gate
+from s7jax.integer.specification import Specification
+from s7jax.runtime import gate as gates_
+from s7jax.runtime.gate import Gate, GateError
+from s7jax.runtime.session import Session
 from s7jax.s7l import Seal
 from s7jax.s7l.contract import COMPUTE_FOLD
 
 FOLD = COMPUTE_FOLD
 
+Forward = Callable[
+    [NDArray[np.int32], int],
+    tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]],
+]
+"""Some implementation of the model on a whole sequence [T]: of every position from a first one
+on, router logits [N, E], route [N], logits [N, V]."""
+
+Watch = Callable[[str, NDArray[np.int64]], None]
+"""Told the name and the output [T, …] of every operator, in order."""
+
 
 class Compute:
-    """The programs of one sealed model; every call needs a gate.
+    """The programs of one sealed model on devices, each call with its gates.
 
-    A batch may hold rows of several sessions; ``gates`` are those of all of them.
+    A batch may hold rows of several sessions: ``gates`` has one for each row, or None for a row
+    that is parked (it starts beyond the last cache slot and keeps nothing).
 
     Raises:
         InputError: the seal's compute contract is not this module's, or its values are beyond
@@ -34,10 +50,15 @@ class Compute:
     """
 
     def __init__(self, seal: Seal, pools: Sequence[Mesh]) -> None:
-        if seal.contract["fold"] != FOLD:
-            raise InputError(f"the seal wants {seal.contract['fold']}; this is {FOLD}")
-        self.seal = seal
+        _check_fold(seal)
+        self._seal = seal
         self._program = Program(seal, pools)
+        self._turn = threading.RLock()
+
+    @property
+    def seal(self) -> Seal:
+        """The open sealed file."""
+        return self._seal
 
     @property
     def cfg(self) -> Architecture:
@@ -50,28 +71,49 @@ class Compute:
         return self._program.mesh.shape["data"]
 
     def trunk(
-        self, gates: Iterable[Gate], tokens_BT: np.ndarray, start_B: np.ndarray, cache: Cache
-    ) -> tuple[jax.Array, np.ndarray, Cache]:
+        self,
+        gates: Sequence[Gate | None],
+        tokens_BT: NDArray[np.int32],
+        start_B: NDArray[np.int32],
+        cache: Cache,
+    ) -> tuple[jax.Array, NDArray[np.int32], Cache]:
         """As :meth:`s7jax.integer.program.Program.trunk`; router logits as a NumPy array.
 
         Raises:
-            GateError: a gate is missing, forged, foreign or spent.
+            GateError: a gate is missing, forged, foreign or spent, or a row holds other tokens
+                than its session's.
         """
-        self._check(gates)
-        h, logits, cache = self._program.trunk(tokens_BT, start_B, cache)
-        return h, np.asarray(logits), cache
+        sessions = self._check(gates)
+        if len(sessions) != len(tokens_BT):
+            raise GateError(f"{len(sessions)} gates for {len(tokens_BT)} rows")
+        slots = cache[0][0].shape[2]
+        for session, row, start in zip(sessions, tokens_BT, start_B, strict=True):
+            if session is not None:
+                _check_tokens(session, row, int(start))
+            elif start < slots:
+                raise GateError(f"a row at position {start} has no gate")
+        with self._turn:
+            h, logits, cache = self._program.trunk(tokens_BT, start_B, cache)
+            return h, np.asarray(logits), cache
 
     def expert(
-        self, gates: Iterable[Gate], e: int, h_BTD: jax.Array, start_B: np.ndarray, cache: Cache
+        self,
+        gates: Sequence[Gate | None],
+        e: int,
+        h_BTD: jax.Array,
+        start_B: NDArray[np.int32],
+        cache: Cache,
     ) -> tuple[jax.Array, Cache]:
         """As :meth:`s7jax.integer.program.Program.expert`; raises like :meth:`trunk`."""
         self._check(gates)
-        return self._program.expert(e, h_BTD, start_B, cache)
+        with self._turn:
+            return self._program.expert(e, h_BTD, start_B, cache)
 
-    def head(self, gates: Iterable[Gate], h_BTD: jax.Array) -> np.ndarray:
+    def head(self, gates: Sequence[Gate | None], h_BTD: jax.Array) -> NDArray[np.int32]:
         """Logits int32 [B, T, V]; raises like :meth:`trunk`."""
         self._check(gates)
-        return np.asarray(self._program.head(h_BTD))
+        with self._turn:
+            return np.asarray(self._program.head(h_BTD))
 
     def compiled(self, length: int) -> dict[str, str]:
         """Every program compiled for chunks of ``length`` tokens, as text; nothing is run."""
@@ -92,16 +134,66 @@ class Compute:
         """Room for the trunk's outputs."""
         return self._program.history(rows, slots)
 
-    def remember(self, history: jax.Array, h_BTD: jax.Array, start_B: np.ndarray) -> jax.Array:
+    def remember(
+        self, history: jax.Array, h_BTD: jax.Array, start_B: NDArray[np.int32]
+    ) -> jax.Array:
         """The history with a chunk of h; the old one is used up."""
         return self._program.remember(history, h_BTD, start_B)
 
-    def recall(self, x_BTD: jax.Array, start_B: np.ndarray, length: int) -> jax.Array:
+    def recall(self, x_BTD: jax.Array, start_B: NDArray[np.int32], length: int) -> jax.Array:
         """``length`` positions of x from ``start_B`` on."""
         return self._program.recall(x_BTD, start_B, length)
 
-    def _check(self, gates: Iterable[Gate]) -> None:
-        held = list(gates)
-        gate.check(held[0] if held else None, self)
-        for other in held[1:]:
-            gate.check(other, self)
+    def _check(self, gates: Sequence[Gate | None]) -> list[Session | None]:
+        if not any(held is not None for held in gates):
+            gates_.check(None, self)
+        return [None if held is None else gates_.check(held, self) for held in gates]
+
+
+class Reference:
+    """The executable specification in NumPy, with the same gate: for replay and known answers.
+
+    Raises:
+        InputError: the seal's compute contract is not this module's.
+    """
+
+    def __init__(self, seal: Seal) -> None:
+        _check_fold(seal)
+        self._seal = seal
+        self._model = Specification(seal)
+
+    @property
+    def seal(self) -> Seal:
+        """The open sealed file."""
+        return self._seal
+
+    def answer(
+        self, gate: Gate, first: int, watch: Watch | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+        """The session's own tokens: what :data:`Forward` gives, from position ``first`` on.
+
+        Raises:
+            GateError: the gate is missing, forged, foreign or spent.
+        """
+        session = gates_.check(gate, self)
+        tokens = np.array(session.tokens(0, 1 << 62), np.int64)
+        model, vocab = self._model, self._seal.manifest.dimensions.vocab
+        h = model.trunk(tokens, watch)
+        route, router = model.route(h)[first:], model.router(h, watch)[first:]
+        logits = np.empty((len(route), vocab), np.int32)
+        for e in np.unique(route):
+            refined = model.expert(int(e), h, watch)
+            logits[route == e] = model.head(refined[first:][route == e], watch)
+        return router, route, logits
+
+
+def _check_fold(seal: Seal) -> None:
+    if seal.contract["fold"] != FOLD:
+        raise InputError(f"the seal wants {seal.contract['fold']}; this is {FOLD}")
+
+
+def _check_tokens(session: Session, row: NDArray[np.int32], start: int) -> None:
+    """A row holds its session's tokens, and zeros after them."""
+    own = session.tokens(start, start + len(row))
+    if row.tolist() != own + [0] * (len(row) - len(own)):
+        raise GateError(f"the row at position {start} does not hold the tokens of its session")

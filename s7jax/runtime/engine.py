@@ -11,8 +11,9 @@ chunk. What comes out is what the expert would have said one by one: integers le
 possibility. Only greedy rows draft.
 """
 
+import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -22,10 +23,11 @@ from s7jax.errors import UsageError
 from s7jax.integer.layers import Cache
 from s7jax.integer.routing import route_last
 from s7jax.integer.sampling import choose
-from s7jax.runtime.cm1 import Phase
 from s7jax.runtime.compute import Compute
 from s7jax.runtime.gate import Gate
-from s7jax.runtime.proof import Policy, Proof, Step, ending, hashed
+from s7jax.runtime.policy import Policy
+from s7jax.runtime.prompt import Prompt
+from s7jax.runtime.proof import Proof, Step, hashed
 from s7jax.runtime.session import Session
 
 CHUNKS = (1, 16, 128)  # lengths that are compiled; what is shorter is padded
@@ -35,7 +37,7 @@ CHUNKS = (1, 16, 128)  # lengths that are compiled; what is shorter is padded
 class Request:
     """A prompt (at least one id) and how to continue it."""
 
-    prompt: tuple[int, ...]
+    prompt: Prompt
     policy: Policy
 
 
@@ -46,8 +48,9 @@ class Completion:
     request: Request
     output: list[int] = field(default_factory=list)
     experts: list[int] = field(default_factory=list)  # which one gave each token
-    reason: str | None = None  # "stop", "length", "context" or "abandoned" when it has ended
+    reason: str | None = None  # why it has ended: see :mod:`s7jax.runtime.policy`
     proof: Proof | None = None  # when it has ended
+    dropped: bool = False  # nobody wants it any more; may be set by any thread at any time
     watch: Callable[["Completion"], None] = lambda _: None  # called after every change
 
 
@@ -56,8 +59,8 @@ class _Row:
 
     def __init__(self, completion: Completion, session: Session, gate: Gate) -> None:
         self.completion, self.session, self.gate = completion, session, gate
-        self.policy = completion.request.policy
-        self.tokens = list(completion.request.prompt)
+        self.policy = session.policy
+        self.tokens = session.tokens(0, 1 << 62)
         self.done = 0  # positions that the trunk has seen
         self.router: list[np.ndarray] = []  # logits int32 [E] of each
         self.seen: dict[int, int] = {}  # positions that each expert has seen
@@ -73,6 +76,7 @@ class _Row:
 
     def forget(self) -> None:
         """Drop what the trunk and experts saw beyond the row's own tokens."""
+        self.session.settle()
         self.done = min(self.done, len(self.tokens))
         del self.router[self.done :]
         self.seen = {e: min(n, self.done) for e, n in self.seen.items()}
@@ -103,6 +107,7 @@ class Engine:
         self._cache = compute.trunk_cache(rows, self.slots)
         self._history = compute.history(rows, self.slots)
         self._experts: dict[int, Cache] = {}
+        self._turn = threading.RLock()  # one thread at a time; others wait
 
     def submit(
         self, request: Request, watch: Callable[[Completion], None] = lambda _: None
@@ -110,7 +115,8 @@ class Engine:
         """Queue a request; ``watch`` is called whenever it has changed; raises as :meth:`check`."""
         self.check(request)
         completion = Completion(request, watch=watch)
-        self._waiting.append(completion)
+        with self._turn:
+            self._waiting.append(completion)
         return completion
 
     def check(self, request: Request) -> None:
@@ -119,13 +125,14 @@ class Engine:
         Raises:
             UsageError: the prompt is empty, too long, or not of this vocabulary.
         """
-        count, vocab = len(request.prompt), self._cfg.vocab
+        count, vocab = len(request.prompt.ids), self._cfg.vocab
         if not 1 <= count < self.slots:
             raise UsageError(f"a prompt of {count} tokens; expected 1 to {self.slots - 1}")
-        most = count + request.policy.max_new_tokens
-        if most > self.slots < self._cfg.context:
+        policy = request.policy.canonical(vocab, self._cfg.context - count)
+        most = count + (policy.max_new_tokens or self._cfg.context - count)
+        if most > self.slots:
             raise UsageError(f"{most} tokens with the answer; this engine holds {self.slots}")
-        if not all(0 <= token < vocab for token in request.prompt):
+        if not all(0 <= token < vocab for token in request.prompt.ids):
             raise UsageError(f"a prompt holds an id outside 0..{vocab - 1}")
 
     @property
@@ -133,14 +140,15 @@ class Engine:
         """Whether there is anything to do."""
         return bool(self._waiting) or any(self._rows)
 
-    def abandon(self, completion: Completion) -> None:
-        """End a request early; what came so far stands, and is proven."""
-        if completion in self._waiting:
-            self._waiting.remove(completion)
-            self._leave(None, self._enter(completion), "abandoned")
-        for index, row in enumerate(self._rows):
-            if row is not None and row.completion is completion:
-                self._leave(index, row, "abandoned")
+    def cut(self, completion: Completion, end: str) -> None:
+        """End a request early, as ``client`` or ``time``; what came so far stands, and is proven."""
+        with self._turn:
+            if completion in self._waiting:
+                self._waiting.remove(completion)
+                self._leave(None, self._enter(completion), end)
+            for index, row in self._active():
+                if row.completion is completion:
+                    self._leave(index, row, end)
 
     def run(self) -> None:
         """Until everything submitted has ended."""
@@ -149,6 +157,13 @@ class Engine:
 
     def step(self) -> None:
         """One iteration: at most one chunk of every row."""
+        with self._turn:
+            self._step()
+
+    def _step(self) -> None:
+        held = (row.completion for _, row in self._active())
+        for completion in [c for c in (*self._waiting, *held) if c.dropped]:
+            self.cut(completion, "client")
         self._admit()
         self._feed({b: row.tokens[row.done :] for b, row in self._active()})
         ready = {b: row for b, row in self._active() if row.done == len(row.tokens)}
@@ -179,8 +194,13 @@ class Engine:
         gate = session.begin(completion.request.prompt, completion.request.policy)
         return _Row(completion, session, gate)
 
-    def _gates(self) -> list[Gate]:
-        return [row.gate for _, row in self._active()]
+    def _gates(self) -> list[Gate | None]:
+        return [None if row is None else row.gate for row in self._rows]
+
+    def _gates_of(self, rows: Iterable[int]) -> list[Gate | None]:
+        """Those of some rows; the others are parked."""
+        some = set(rows)
+        return [gate if b in some else None for b, gate in enumerate(self._gates())]
 
     def _feed(self, pending: dict[int, list[int]]) -> None:
         """Give the trunk the first chunk of what each row has for it, and remember its h."""
@@ -195,7 +215,8 @@ class Engine:
             if row is not None and ids:
                 tokens[b, : len(ids[:T])] = ids[:T]
                 start[b] = row.done
-        h, router, self._cache = self._compute.trunk(self._gates(), tokens, start, self._cache)
+        gates = self._gates_of(b for b, ids in pending.items() if ids)
+        h, router, self._cache = self._compute.trunk(gates, tokens, start, self._cache)
         self._history = self._compute.remember(self._history, h, start)
         for b, ids in pending.items():
             row = self._rows[b]
@@ -218,6 +239,7 @@ class Engine:
             mine = {b: [int(logits[b].argmax())] for b, most in room.items() if d < most}
             for b, ids in mine.items():
                 drafted[b] += ids
+                ready[b].session.propose(ids[0])
             self._feed(mine)
         return drafted
 
@@ -272,9 +294,7 @@ class Engine:
             row.tokens.append(token)
             row.completion.output.append(token)
             row.completion.experts.append(e)
-            prompt = row.completion.request.prompt
-            reason = ending(row.policy, prompt, row.completion.output, self._cfg.context)
-            if reason:
+            if reason := row.session.ending():
                 self._leave(b, row, reason)
                 return
             if i == len(drafted) or token != drafted[i]:
@@ -291,7 +311,6 @@ class Engine:
         row.completion.reason = reason
         if b is not None:
             self._rows[b] = None
-        assert row.session.phase is Phase.COLLAPSED
         row.completion.watch(row.completion)
 
     def _starts(self, at: dict[int, int]) -> np.ndarray:

@@ -2,11 +2,14 @@
 
 import codecs
 import itertools
+import math
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from s7jax import mesh as meshes
 from s7jax import s7l
@@ -14,10 +17,11 @@ from s7jax.data.tokenizer import Tokenizer
 from s7jax.errors import UsageError
 from s7jax.integer.routing import route
 from s7jax.integer.sampling import ONE, Sampling
-from s7jax.runtime import proof as proofs
-from s7jax.runtime.compute import Compute
+from s7jax.runtime.compute import Compute, Forward
 from s7jax.runtime.engine import Completion, Engine, Request
-from s7jax.runtime.proof import Forward, Policy, Proof
+from s7jax.runtime.policy import Policy, cut
+from s7jax.runtime.prompt import Prompt, of_ids, of_text
+from s7jax.runtime.proof import Proof
 from s7jax.runtime.session import Session
 
 MOST_ROWS = 8  # of a batch that nobody sized
@@ -25,7 +29,12 @@ SLOT_STEP = 256  # positions are reserved in multiples of it, so that few shapes
 
 
 def open(
-    path: Path | str, *, mesh: str = "1x1", root: bytes | None = None, drafts: int = 0
+    path: Path | str,
+    *,
+    mesh: str = "1x1",
+    root: bytes | None = None,
+    trust: Sequence[Path] = (),
+    drafts: int = 0,
 ) -> "Model":
     """Open a sealed model for generation; use as a context manager.
 
@@ -33,17 +42,18 @@ def open(
         path: the sealed file.
         mesh: ``"DATAxMODEL"`` or ``"POOLSxDATAxMODEL"``; virtual devices on CPUs.
         root: the 32-byte root it must have; without it any honest seal is accepted.
+        trust: public keys, PEM; one of them must have signed it (``FILE.sig``).
         drafts: tokens the trunk proposes at a time in greedy decoding; the answer is the same.
 
     Raises:
-        SealError: no seal, or another root.
+        SealError: no seal, another root, or no signature by a trusted key.
         UsageError: a mesh that does not fit the model or the machine.
     """
-    return Model(s7l.open(path, root=root), mesh, drafts)
+    return Model(s7l.open_trusted(path, root=root, trust=trust), mesh, drafts)
 
 
 class Model:
-    """An open sealed model.
+    """An open sealed model; any number of threads may use it, one computes at a time.
 
     Attributes:
         seal: the sealed file: root, manifest, tensors.
@@ -59,10 +69,16 @@ class Model:
         self.compute = Compute(seal, meshes.pools(shape))
         self._drafts = drafts
         self._engines: dict[int, Engine] = {}
+        self._turn = threading.Lock()
 
-    def encode(self, text: str | bytes) -> tuple[int, ...]:
-        """Ids of a prompt: a document begins after the end of the one before."""
-        return (Tokenizer.eod, *self.tokenizer.encode(text).tolist())
+    def prompt(self, text: str | bytes | Sequence[int], start: bool = True) -> Prompt:
+        """A prompt of text, after the end-of-document id unless ``start`` is false; or of ids.
+
+        Ids are taken as they are: nothing is put before them.
+        """
+        if isinstance(text, str | bytes):
+            return of_text(self.tokenizer, text, start)
+        return of_ids(self.tokenizer, tuple(text))
 
     def policy(
         self,
@@ -73,6 +89,7 @@ class Model:
         top_p: float = 1.0,
         seed: int | None = None,
         stop: Sequence[int] | None = None,
+        stop_texts: Sequence[str | bytes] = (),
     ) -> Policy:
         """A decoding policy; what is not given is as sealed. 0 ≤ temperature ≤ 256 (0: greedy).
 
@@ -80,28 +97,37 @@ class Model:
             UsageError: a value is out of range.
         """
         sealed = self.seal.stream["defaults"]
-        most = sealed["max_new_tokens"] if max_new_tokens is None else max_new_tokens
-        if not most >= 1:
-            raise UsageError(f"max_new_tokens is {most}; expected at least 1")
+        for name, value in (("temperature", temperature), ("top_p", top_p)):
+            if not math.isfinite(value):
+                raise UsageError(f"{name} is {value}; expected a finite number")
         sampling = Sampling(
             temperature_q16=round(temperature * ONE),
             top_k=top_k,
             top_p_q16=round(top_p * ONE),
             seed=sealed["seed"] if seed is None else seed,
         )
-        stops = sealed["stop"] if stop is None else stop
-        return Policy(sampling=sampling, max_new_tokens=most, stop=tuple(stops))
+        return Policy(
+            sampling=sampling,
+            max_new_tokens=sealed["max_new_tokens"] if max_new_tokens is None else max_new_tokens,
+            stop=tuple(sealed["stop"] if stop is None else stop),
+            stop_texts=tuple(t.encode() if isinstance(t, str) else t for t in stop_texts),
+        )
 
-    def generate(self, prompt: str | bytes, **options: Any) -> "Answer":
-        """The continuation of a prompt, as it comes; ``options`` as of :meth:`policy`."""
-        return Answer(self, Request(self.encode(prompt), self.policy(**options)))
+    def generate(
+        self, prompt: str | bytes | Sequence[int], *, start: bool = True, **options: Any
+    ) -> "Answer":
+        """The continuation of a prompt, as it comes; ``options`` as of :meth:`policy`.
+
+        An answer that nobody holds any more is computed no further.
+        """
+        return Answer(self, Request(self.prompt(prompt, start), self.policy(**options)))
 
     def generate_all(self, prompts: Sequence[str | bytes], **options: Any) -> list["Answer"]:
         """The continuations of several prompts, made in one batch; all have ended.
 
         Each is what :meth:`generate` would have given, token for token and proof for proof.
         """
-        requests = [Request(self.encode(p), self.policy(**options)) for p in prompts]
+        requests = [Request(self.prompt(p), self.policy(**options)) for p in prompts]
         groups = self.compute.groups
         rows = -(-max(1, min(len(requests), MOST_ROWS)) // groups) * groups
         engine = Engine(self.compute, rows, drafts=self._drafts)
@@ -112,12 +138,13 @@ class Model:
     def engine(self, request: Request) -> Engine:
         """An engine of one row with room for a request; engines are kept, and hold caches."""
         context = self.compute.cfg.context
-        wanted = len(request.prompt) + request.policy.max_new_tokens
+        wanted = len(request.prompt.ids) + (request.policy.max_new_tokens or context)
         slots = min(context, -(-wanted // SLOT_STEP) * SLOT_STEP)
-        if slots not in self._engines:
-            rows = self.compute.groups
-            self._engines[slots] = Engine(self.compute, rows, slots, self._drafts)
-        return self._engines[slots]
+        with self._turn:
+            if slots not in self._engines:
+                rows = self.compute.groups
+                self._engines[slots] = Engine(self.compute, rows, slots, self._drafts)
+            return self._engines[slots]
 
     def __enter__(self) -> Self:
         return self
@@ -127,18 +154,23 @@ class Model:
 
 
 class TextDecoder:
-    """Ids to text as they come; no piece ends inside a character, stop tokens are no text."""
+    """Ids to text as they come; no piece ends inside a character, or where a stop text may be."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[int]) -> None:
-        self._tokenizer, self._stops = tokenizer, frozenset(stops)
+    def __init__(self, tokenizer: Tokenizer, policy: Policy) -> None:
+        self._tokenizer, self._policy = tokenizer, policy
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._fed = 0
+        self._held = max((len(text) - 1 for text in policy.stop_texts), default=0)
+        self._fed = self._told = 0
+        self._bytes = b""
 
     def feed(self, ids: Sequence[int], final: bool) -> str:
         """The text of those ``ids`` (all there are so far) that are new."""
         new, self._fed = ids[self._fed :], len(ids)
-        data = self._tokenizer.decode(token for token in new if token not in self._stops)
-        return self._decoder.decode(data, final)
+        self._bytes += self._tokenizer.decode(i for i in new if i not in self._policy.stop)
+        text = cut(self._policy, self._bytes)
+        end = len(text) if final else max(self._told, len(text) - self._held)
+        piece, self._told = text[self._told : end], end
+        return self._decoder.decode(piece, final)
 
 
 class Answer:
@@ -150,21 +182,38 @@ class Answer:
         self.completion: Completion = self._engine.submit(request)
         self._pieces: list[str] = []
         self._shown = 0
-        self._decoder = TextDecoder(model.tokenizer, request.policy.stop)
+        self._turn = threading.RLock()
+        self._decoder = TextDecoder(model.tokenizer, request.policy)
+
+    def __del__(self) -> None:
+        """Nobody can ask for the rest any more."""
+        if hasattr(self, "completion"):
+            self.completion.dropped = True
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of text; none ends inside a character."""
-        yield from list(self._pieces)
-        while self.completion.reason is None or self._shown < len(self.completion.output):
-            if self._shown == len(self.completion.output):
-                self._engine.step()
-                continue
-            self._shown = len(self.completion.output)
-            ended = self.completion.reason is not None
-            piece = self._decoder.feed(self.completion.output, ended)
-            if piece:
+        told = 0
+        while True:
+            with self._turn:
+                if told == len(self._pieces) and not self._advance():
+                    return
+                fresh = self._pieces[told:]
+            told += len(fresh)
+            yield from fresh
+
+    def _advance(self) -> bool:
+        """One step further; whether there was one."""
+        completion = self.completion
+        if self._shown == len(completion.output):
+            if completion.reason is not None:
+                return False
+            self._engine.step()
+        ended, count = completion.reason is not None, len(completion.output)
+        if count > self._shown or ended:
+            self._shown = count
+            if piece := self._decoder.feed(completion.output[:count], ended):
                 self._pieces.append(piece)
-                yield piece
+        return True
 
     @property
     def text(self) -> str:
@@ -180,7 +229,7 @@ class Answer:
         runs = [(domains[e], len(list(run))) for e, run in itertools.groupby(experts)]
         return {
             "text": text,
-            "prompt_tokens": len(self.completion.request.prompt),
+            "prompt_tokens": len(self.completion.request.prompt.ids),
             "tokens": len(self.completion.output),
             "ids": list(self.completion.output),
             "reason": self.completion.reason,
@@ -210,13 +259,17 @@ def by_devices(model: Model) -> Forward:
     """The integer model on its mesh as an implementation to replay with."""
     compute = model.compute
 
-    def forward(tokens_T: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def forward(
+        tokens_T: NDArray[np.int32], first: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
         # Padding after the last token changes nothing, and few lengths are compiled.
         length = min(-(-len(tokens_T) // SLOT_STEP) * SLOT_STEP, compute.cfg.context)
         padded = np.pad(tokens_T, (0, length - len(tokens_T)))
-        rows, start = np.repeat(padded[None], compute.groups, axis=0), np.zeros(compute.groups)
+        rows = np.repeat(padded[None], compute.groups, axis=0)
+        start = np.zeros(compute.groups, np.int32)
         with Session(compute) as session:
-            gates = [session.begin(tokens_T.tolist(), model.policy())]
+            gate = session.begin(Prompt(tuple(tokens_T.tolist())), Policy())
+            gates = [gate] * compute.groups
             cache = compute.trunk_cache(*rows.shape)
             h, router, _ = compute.trunk(gates, rows, start, cache)
             wanted = slice(first, len(tokens_T))
@@ -229,17 +282,3 @@ def by_devices(model: Model) -> Forward:
         return router[0, wanted], chosen, logits
 
     return forward
-
-
-def replay(path: Path, seal: s7l.Seal | s7l.Bundle, mesh: str | None = None) -> dict[str, Any]:
-    """Compute a proof again, in NumPy or on a mesh; what it holds, as JSON types.
-
-    Raises:
-        InputError: the file is no proof, or not of this seal, or a step differs (it is named).
-    """
-    if isinstance(seal, s7l.Bundle):
-        raise UsageError("a proof is replayed with the whole sealed model, not with a bundle")
-    found = proofs.load(path)
-    forward = by_devices(Model(seal, mesh)) if mesh else proofs.by_specification(seal)
-    proofs.replay(found, seal, forward)
-    return {"steps": len(found.steps), "end": found.end, "chain": found.chain.hex()}

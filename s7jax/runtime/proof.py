@@ -1,49 +1,38 @@
 """Proofs: what a sealed model answered, step by step, in a form anyone can compute again.
 
-A proof names the root, the abi, policy and meta hashes, every expert's root, the prompt and how
-tokens were chosen; then a step for each token: its position, the token that went in, the expert,
-hashes of the router logits and of the logits, the token that came out. A hash chain runs over
-head, steps and the reason for the end. Replaying computes every step again, here in NumPy or in
-JAX, and names the first that differs.
+A proof names the root, the abi, policy and meta hashes, every expert's root, the prompt's bytes
+and how they became ids, and the canonical policy; then a step for each token: its position, the
+token that went in, the expert, hashes of the router logits and of the logits, the token that came
+out; then the answer's bytes and why it ended. A hash chain runs over all of it. docs/proofs.md
+says what that proves, and what not.
 """
 
 import dataclasses
 import hashlib
+import os
+import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import msgpack
 import numpy as np
 
-from s7jax.errors import InputError, UsageError
-from s7jax.integer.sampling import Sampling, choose
-from s7jax.integer.specification import Specification
+from s7jax.data.tokenizer import Tokenizer
+from s7jax.errors import InputError
+from s7jax.runtime import prompt as prompts
+from s7jax.runtime.policy import CUT, NATURAL, Policy
+from s7jax.runtime.prompt import Prompt
 from s7jax.s7l import Seal, SealError, merkle
 from s7jax.s7l.canonical import decode, encode
 from s7jax.s7l.schema import digest, equal, integer, mapping, sequence, text
 from s7jax.storage import write_bytes
 
-_HEAD, _STEP, _TAIL = b"S7L3PRFH", b"S7L3PRFS", b"S7L3PRFT"
-STOPS = ("stop", "length", "context", "abandoned")
+_HEAD, _STEP, _TAIL, _OPERATOR = b"S7L3PRFH", b"S7L3PRFS", b"S7L3PRFT", b"S7L3PRFO"
+MOST_STEPS = 1 << 16  # no sealed context is longer
 _MOST_BYTES = 64 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """How a prompt is continued: sampling, and where it ends."""
-
-    sampling: Sampling = dataclasses.field(default_factory=Sampling)
-    max_new_tokens: int = 256
-    stop: tuple[int, ...] = ()
-
-    def tree(self) -> dict[str, Any]:
-        """As it stands in a proof."""
-        return {
-            **dataclasses.asdict(self.sampling),
-            "max_new_tokens": self.max_new_tokens,
-            "stop": list(self.stop),
-        }
+_MOST_OPERATORS = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -56,90 +45,113 @@ class Step:
     router: bytes  # hash of the router's logits at this position, int32 little-endian
     logits: bytes  # of the logits
     token_out: int
+    trace: bytes | None = None  # Merkle root over the step's operator outputs, with a trace
 
     def tree(self) -> list[Any]:
         """As it stands in a proof."""
-        return list(dataclasses.astuple(self))
+        values = [getattr(self, name) for name in _FIELDS]
+        return values if self.trace is None else [*values, self.trace]
+
+
+_FIELDS = [f.name for f in dataclasses.fields(Step) if f.name != "trace"]
 
 
 @dataclass(frozen=True)
 class Proof:
-    """A finished or growing proof."""
+    """A finished proof."""
 
     head: dict[str, Any]
     steps: tuple[Step, ...]
-    end: str | None
-    chain: bytes  # over head, steps and end so far
+    answer: bytes
+    end: str
+    chain: bytes  # over all of the above
+    operators: tuple[tuple[bytes, ...], ...] = ()  # digests of each step's, with a trace
 
     @property
-    def prompt(self) -> list[int]:
-        """Token ids that were given."""
-        return list(self.head["prompt"])
+    def policy(self) -> Policy:
+        """How tokens were chosen."""
+        return Policy.parse(self.head["policy"], "proof .head.policy")
+
+    def prompt(self, tokenizer: Tokenizer) -> Prompt:
+        """What was asked, with its ids."""
+        return prompts.resolve(tokenizer, self.head["prompt"], "proof .head.prompt")
 
     @property
     def output(self) -> list[int]:
         """Token ids that came out."""
         return [step.token_out for step in self.steps]
 
-    @property
-    def policy(self) -> Policy:
-        """How tokens were chosen."""
-        tree = dict(self.head["decoding"])
-        most, stop = tree.pop("max_new_tokens"), tuple(tree.pop("stop"))
-        return Policy(sampling=Sampling(**tree), max_new_tokens=most, stop=stop)
-
-    def extend(self, step: Step) -> "Proof":
-        """With one more step."""
-        chain = merkle.leaf(_STEP, self.chain + encode(step.tree()))
-        return dataclasses.replace(self, steps=(*self.steps, step), chain=chain)
-
-    def close(self, end: str) -> "Proof":
-        """With the reason for its end."""
-        return dataclasses.replace(
-            self, end=end, chain=merkle.leaf(_TAIL, self.chain + end.encode())
-        )
-
     def tree(self) -> dict[str, Any]:
         """The content of a ``.s7p``."""
-        return {
+        tree = {
             "format": "s7-proof",
-            "version": 1,
+            "version": 2,
             "head": self.head,
             "steps": [step.tree() for step in self.steps],
+            "answer": self.answer,
             "end": self.end,
             "chain": self.chain,
         }
+        if self.head["trace"]:
+            tree["operators"] = [list(digests) for digests in self.operators]
+        return tree
+
+    def chains(self) -> list[bytes]:
+        """The chain after the head and after each step: equal prefixes, equal chains."""
+        growing, found = Growing(self.head), []
+        for step in (None, *self.steps):
+            if step is not None:
+                growing.extend(step)
+            found.append(growing.chain)
+        return found
 
     def save(self, path: Path) -> None:
         """Write the proof, whole or not at all."""
         write_bytes(path, encode(self.tree()))
 
 
-class Forward(Protocol):
-    """Whole sequences by some implementation of the model."""
+@dataclass
+class Growing:
+    """A proof under way."""
 
-    def __call__(
-        self, tokens_T: np.ndarray, first: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of every position from ``first`` on: router logits [N, E], route [N], logits [N, V]."""
+    head: dict[str, Any]
+    steps: list[Step] = field(default_factory=list)
+    chain: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.chain = merkle.leaf(_HEAD, encode(self.head))
+
+    def extend(self, step: Step) -> None:
+        """One more step."""
+        self.steps.append(step)
+        # A list of integers and bytes has one encoding: this is the canonical one.
+        self.chain = merkle.leaf(_STEP, self.chain + msgpack.packb(step.tree()))
+
+    def close(
+        self, answer: bytes, end: str, operators: Sequence[Sequence[bytes]] = ()
+    ) -> Proof:
+        """The finished proof."""
+        chain = merkle.leaf(_TAIL, self.chain + encode({"answer": answer, "end": end}))
+        told = tuple(tuple(digests) for digests in operators)
+        return Proof(self.head, tuple(self.steps), answer, end, chain, told)
 
 
-def begin(seal: Seal, prompt: Sequence[int], policy: Policy) -> Proof:
-    """The proof of nothing yet: everything that the answer will depend on is bound."""
+def begin(seal: Seal, prompt: Prompt, policy: Policy, trace: bool = False) -> Growing:
+    """The proof of nothing yet: everything that the answer will depend on is bound.
+
+    ``policy`` is canonical already.
+    """
     names = [name for name in seal.manifest.components if name.startswith("expert")]
-    return _start(
+    return Growing(
         {
             "root": seal.root,
             "hashes": seal.manifest.hashes(),
             "experts": {name: seal.manifest.component_root(name) for name in names},
-            "prompt": [int(token) for token in prompt],
-            "decoding": policy.tree(),
+            "prompt": prompt.tree(),
+            "policy": policy.tree(),
+            "trace": trace,
         }
     )
-
-
-def _start(head: dict[str, Any]) -> Proof:
-    return Proof(head, (), None, merkle.leaf(_HEAD, encode(head)))
 
 
 def hashed(values: np.ndarray) -> bytes:
@@ -147,148 +159,127 @@ def hashed(values: np.ndarray) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(values, "<i4").tobytes()).digest()
 
 
+def trace_root(digests: Sequence[bytes]) -> bytes:
+    """Merkle root over the digests of a step's operator outputs, in order."""
+    return merkle.tree([merkle.leaf(_OPERATOR, value) for value in digests])
+
+
 def load(path: Path) -> Proof:
     """A proof from a file; its form and its own chain are checked, the model is not.
 
     Raises:
-        InputError: the file is no proof, or its chain does not hold.
+        InputError: the file is no proof of this version, or its chain does not hold.
     """
-    with path.open("rb") as file:
-        data = file.read(_MOST_BYTES + 1)
+    return parse(read(path), str(path))
+
+
+def read(path: Path) -> Any:
+    """The decoded tree of a proof's file, of any version.
+
+    Raises:
+        InputError: no regular file, too large, or no canonical msgpack.
+    """
     try:
-        if len(data) > _MOST_BYTES:
-            raise SealError("proof", f"more than {_MOST_BYTES} bytes")
-        return parse(decode(data, "proof"))
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as e:
+        raise InputError(f"{path}: cannot be opened: {e.strerror}") from e
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise InputError(f"{path}: not a regular file")
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise InputError(f"{path}: more than {_MOST_BYTES:,} bytes: no proof")
+    try:
+        return decode(data, "proof")
     except SealError as e:
         raise InputError(f"{path}: {e}") from e
 
 
-def parse(tree: Any) -> Proof:
-    """A proof from its decoded tree, its own chain checked.
+def parse(tree: Any, place: str = "proof") -> Proof:
+    """A proof from its decoded tree: its form, what follows from itself, and its own chain.
 
     Raises:
-        SealError: a value does not fit, or the chain does not hold.
+        SealError: a value does not fit; the field is named.
     """
-    place = "proof "
-    mapping(tree, ("format", "version", "head", "steps", "end", "chain"), place)
+    place = f"{place} "
+    if type(tree) is dict and tree.get("format") == "s7-proof" and tree.get("version") == 1:
+        raise SealError(f"{place}.version", f"1: {VERSION_1}")
+    traced = type(tree) is dict and "operators" in tree
+    keys = ("format", "version", "head", "steps", "answer", "end", "chain")
+    mapping(tree, (*keys, "operators") if traced else keys, place)
     equal(tree["format"], "s7-proof", f"{place}.format")
-    equal(tree["version"], 1, f"{place}.version")
-    proof = _start(_parse_head(tree["head"], f"{place}.head"))
-    for i, item in enumerate(sequence(tree["steps"], f"{place}.steps")):
-        proof = proof.extend(_parse_step(item, f"{place}.steps[{i}]"))
-    if tree["end"] is not None:
-        proof = proof.close(text(tree["end"], "|".join(STOPS), f"{place}.end"))
+    equal(tree["version"], 2, f"{place}.version")
+    growing = Growing(_parse_head(tree["head"], f"{place}.head"))
+    equal(tree["head"]["trace"], traced, f"{place}.head.trace")
+    steps = sequence(tree["steps"], f"{place}.steps", 0, MOST_STEPS)
+    for i, item in enumerate(steps):
+        growing.extend(_parse_step(item, traced, f"{place}.steps[{i}]"))
+    _check_order(growing.steps, f"{place}.steps")
+    operators = _parse_operators(tree["operators"], growing.steps, place) if traced else []
+    if type(tree["answer"]) is not bytes:
+        raise SealError(f"{place}.answer", "expected bytes")
+    end = text(tree["end"], "|".join((*NATURAL, *CUT)), f"{place}.end")
+    if end in NATURAL and not steps:
+        raise SealError(f"{place}.end", f"{end!r} cannot follow from no step")
+    proof = growing.close(tree["answer"], end, operators)
     equal(tree["chain"], proof.chain, f"{place}.chain")
     return proof
 
 
+VERSION_1 = (
+    "a proof of version 1 shows that its steps form one chain. It does not bind the text of "
+    "prompt and answer, its end need not follow from its steps, and drawn tokens follow the "
+    "unfair draws of scheme s7-int8-1; it cannot be replayed here. Ask for the answer again"
+)
+
+
 def _parse_head(tree: Any, place: str) -> dict[str, Any]:
-    mapping(tree, ("root", "hashes", "experts", "prompt", "decoding"), place)
+    mapping(tree, ("root", "hashes", "experts", "prompt", "policy", "trace"), place)
     digest(tree["root"], f"{place}.root")
     hashes = mapping(tree["hashes"], ("abi", "policy", "meta"), f"{place}.hashes")
-    if type(tree["experts"]) is not dict:
-        raise SealError(f"{place}.experts", "expected a map")
+    if type(tree["experts"]) is not dict or len(tree["experts"]) > 16:
+        raise SealError(f"{place}.experts", "expected a map of at most 16 experts")
     for name, value in (*hashes.items(), *tree["experts"].items()):
         digest(value, f"{place}: {name!a}")
-    for i, token in enumerate(sequence(tree["prompt"], f"{place}.prompt", 1)):
-        integer(token, 0, (1 << 20) - 1, f"{place}.prompt[{i}]")
-    keys = [field.name for field in dataclasses.fields(Sampling)]
-    where = f"{place}.decoding"
-    decoding = mapping(tree["decoding"], (*keys, "max_new_tokens", "stop"), where)
-    try:
-        Sampling(**{key: decoding[key] for key in keys})
-    except UsageError as e:
-        raise SealError(where, str(e)) from e
-    integer(decoding["max_new_tokens"], 1, 1 << 24, f"{where}.max_new_tokens")
-    for i, token in enumerate(sequence(decoding["stop"], f"{where}.stop", 0, 64)):
-        integer(token, 0, (1 << 20) - 1, f"{where}.stop[{i}]")
+    prompts.parse(tree["prompt"], f"{place}.prompt")
+    Policy.parse(tree["policy"], f"{place}.policy")
+    if type(tree["trace"]) is not bool:
+        raise SealError(f"{place}.trace", "expected true or false")
     return dict(tree)
 
 
-def _parse_step(tree: Any, place: str) -> Step:
-    sequence(tree, place, 6, 6)
-    position, token_in, expert, router, logits, token_out = tree
-    for name, value in (("position", position), ("token in", token_in), ("token out", token_out)):
-        integer(value, 0, (1 << 24) - 1, f"{place} {name}")
-    integer(expert, 0, 15, f"{place} expert")
-    return Step(
-        position,
-        token_in,
-        expert,
-        digest(router, f"{place} router"),
-        digest(logits, f"{place} logits"),
-        token_out,
-    )
+def _parse_step(tree: Any, traced: bool, place: str) -> Step:
+    length = 7 if traced else 6
+    sequence(tree, place, length, length)
+    for i, most in ((0, MOST_STEPS), (1, 1 << 20), (2, 16), (5, 1 << 20)):
+        if type(tree[i]) is not int or not 0 <= tree[i] < most:
+            integer(tree[i], 0, most - 1, f"{place} {_FIELDS[i]}")
+    hashes = {3: "router", 4: "logits"} | ({6: "trace"} if traced else {})
+    for i, name in hashes.items():
+        digest(tree[i], f"{place} {name}")
+    return Step(*tree)
 
 
-def replay(proof: Proof, seal: Seal, forward: Forward) -> None:
-    """Compute a proof again, step by step.
-
-    Raises:
-        InputError: naming what differs first: a field of the head, or a step and its field.
-    """
-    policy = proof.policy
-    head = begin(seal, proof.prompt, policy).head
-    for key, value in head.items():
-        if proof.head[key] != value:
-            raise InputError(f"the proof is not of this seal: its {key} differs")
-    if not proof.steps:
-        return
-    vocab, context = seal.manifest.dimensions.vocab, seal.manifest.dimensions.context
-    tokens = np.array([*proof.prompt, *proof.output[:-1]], np.int32)
-    if len(tokens) > context or tokens.max() >= vocab:
-        raise InputError(f"the proof has tokens beyond {context} positions or {vocab} ids")
-    first = len(proof.prompt) - 1
-    router, route, logits = forward(tokens, first)
-    for i, step in enumerate(proof.steps):
-        wanted = Step(
-            first + i,
-            int(tokens[first + i]),
-            int(route[i]),
-            hashed(router[i]),
-            hashed(logits[i]),
-            choose(logits[i], first + i, policy.sampling),
-        )
-        for field in dataclasses.fields(Step):
-            found, right = getattr(step, field.name), getattr(wanted, field.name)
-            if found != right:
-                raise InputError(
-                    f"step {i} (position {first + i}): {field.name} is {_show(found)} in the "
-                    f"proof, {_show(right)} when computed again"
-                )
-        ended = ending(policy, proof.prompt, proof.output[: i + 1], context)
-        last = i + 1 == len(proof.steps)
-        if ended and not last:
-            raise InputError(f"step {i + 1}: the answer had ended ({ended}) before it")
-        if last and proof.end not in (ended, "abandoned", None):
-            raise InputError(f"the end is {proof.end!r} in the proof; expected {ended!r}")
+def _check_order(steps: list[Step], place: str) -> None:
+    """Each step goes on where the one before ended."""
+    for i in range(1, len(steps)):
+        before, step = steps[i - 1], steps[i]
+        if step.position != before.position + 1:
+            wanted = before.position + 1
+            raise SealError(f"{place}[{i}] position", f"{step.position}; expected {wanted}")
+        if step.token_in != before.token_out:
+            raise SealError(
+                f"{place}[{i}] token_in", f"{step.token_in}; the step before gave {before.token_out}"
+            )
 
 
-def ending(
-    policy: Policy, prompt: Sequence[int], output: Sequence[int], context: int
-) -> str | None:
-    """Why an answer ends here, or None if it continues."""
-    if output and output[-1] in policy.stop:
-        return "stop"
-    if len(output) >= policy.max_new_tokens:
-        return "length"
-    return "context" if len(prompt) + len(output) >= context else None
-
-
-def by_specification(seal: Seal) -> Forward:
-    """The NumPy specification as an implementation to replay with."""
-    model = Specification(seal)
-
-    def forward(tokens_T: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        h = model.trunk(tokens_T.astype(np.int64))
-        route = model.route(h)[first:]
-        logits = np.empty((len(route), seal.manifest.dimensions.vocab), np.int32)
-        for e in np.unique(route):
-            logits[route == e] = model.head(model.expert(int(e), h)[first:][route == e])
-        return model.router(h)[first:], route, logits
-
-    return forward
-
-
-def _show(value: Any) -> str:
-    return value.hex()[:16] + "…" if isinstance(value, bytes) else str(value)
+def _parse_operators(tree: Any, steps: list[Step], place: str) -> list[list[bytes]]:
+    """Digests of every step's operator outputs, whose root each step carries."""
+    lists = sequence(tree, f"{place}.operators", len(steps), len(steps))
+    for i, (item, step) in enumerate(zip(lists, steps, strict=True)):
+        where = f"{place}.operators[{i}]"
+        for j, value in enumerate(sequence(item, where, 1, _MOST_OPERATORS)):
+            digest(value, f"{where}[{j}]")
+        if trace_root(item) != step.trace:
+            raise SealError(where, "do not have the root that the step carries")
+    return lists

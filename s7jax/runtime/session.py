@@ -1,31 +1,75 @@
-"""One prompt's life: the phases it goes through, and what its proof will say."""
+"""One prompt's life: the phases it goes through, the tokens it may compute, what it proves."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Protocol, Self
 
-from s7jax.runtime import cm1 as phases
+from s7jax.runtime import cm1, policy
 from s7jax.runtime.cm1 import Control, Phase
-from s7jax.runtime.compute import Compute
 from s7jax.runtime.gate import Gate, GateError, issue
-from s7jax.runtime.proof import Policy, Proof, Step, begin
+from s7jax.runtime.policy import Policy
+from s7jax.runtime.prompt import Prompt
+from s7jax.runtime.proof import Growing, Proof, Step, begin
+from s7jax.s7l import Seal
+
+
+class Fold(Protocol):
+    """What computes; a session only knows of which seal."""
+
+    @property
+    def seal(self) -> Seal:
+        """The open sealed file."""
 
 
 class Session:
-    """A state machine with a gate; use as a context manager, or through an engine.
+    """A state machine with a gate; use as a context manager, or through an engine."""
 
-    Attributes:
-        phase: where it stands.
-        gate: the right to compute, from STX on; None before.
-        proof: what happened so far; complete after EOT.
-    """
-
-    def __init__(self, compute: Compute) -> None:
-        self.compute = compute
-        self.phase = Phase.VOID
-        self.gate: Gate | None = None
-        self.proof: Proof | None = None
+    def __init__(self, compute: Fold) -> None:
+        self._compute = compute
+        self._phase = Phase.VOID
+        self._gate: Gate | None = None
+        self._growing: Growing | None = None
+        self._proof: Proof | None = None
+        self._policy = Policy()
+        self._prompt: Prompt = Prompt(())
+        self._output: list[int] = []
+        self._proposed: list[int] = []
+        self._text = b""
         self._expert: int | None = None
         self.control(Control.SOH)  # opening the seal verified it
+
+    @property
+    def compute(self) -> Fold:
+        """What its gate opens."""
+        return self._compute
+
+    @property
+    def phase(self) -> Phase:
+        """Where it stands; only control events move it."""
+        return self._phase
+
+    @property
+    def gate(self) -> Gate | None:
+        """The right to compute, from STX on; None before."""
+        return self._gate
+
+    @property
+    def policy(self) -> Policy:
+        """The canonical policy that is bound, after STX."""
+        return self._policy
+
+    @property
+    def output(self) -> Sequence[int]:
+        """Ids of the answer so far."""
+        return tuple(self._output)
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """The ids that its gate may compute: prompt, answer, and what was proposed after it."""
+        return [*self._prompt.ids, *self._output, *self._proposed][start:stop]
+
+    @property
+    def proof(self) -> Proof | None:
+        """The whole proof, after ETX."""
+        return self._proof
 
     def control(self, code: Control) -> None:
         """Let a control event move the phase.
@@ -33,16 +77,20 @@ class Session:
         Raises:
             GateError: it leads to ILLEGAL, where the session now is for good.
         """
-        before, self.phase = self.phase, phases.after(self.phase, code)
-        if self.phase is Phase.ILLEGAL:
+        before, self._phase = self._phase, cm1.after(self._phase, code)
+        if self._phase is Phase.ILLEGAL:
             raise GateError(f"{code.name} in {before}: the session is ILLEGAL now")
 
-    def begin(self, prompt: Sequence[int], policy: Policy) -> Gate:
-        """STX: bind prompt, decoding policy and limits; returns the gate."""
+    def begin(self, prompt: Prompt, how: Policy, trace: bool = False) -> Gate:
+        """STX: bind prompt and decoding policy; returns the gate."""
         self.control(Control.STX)
-        self.proof = begin(self.compute.seal, prompt, policy)
-        self.gate = issue(self)
-        return self.gate
+        dimensions = self._compute.seal.manifest.dimensions
+        self._room = dimensions.context - len(prompt.ids)
+        self._policy = how.canonical(dimensions.vocab, self._room)
+        self._prompt = prompt
+        self._growing = begin(self._compute.seal, prompt, self._policy, trace)
+        self._gate = issue(self)
+        return self._gate
 
     def enter(self, expert: int) -> None:
         """SO, after SI if another expert was in: from here on this one answers."""
@@ -53,28 +101,49 @@ class Session:
         self.control(Control.SO)
         self._expert = expert
 
-    def record(self, step: Step) -> None:
-        """One more token in the proof."""
-        assert self.proof is not None
-        self.proof = self.proof.extend(step)
+    def propose(self, token: int) -> None:
+        """A draft that may be computed, to be confirmed or forgotten."""
+        self._proposed.append(token)
 
-    def close(self, reason: str) -> None:
-        """ETX: no further forward pass; ``reason`` says why."""
+    def settle(self) -> None:
+        """Forget what was proposed and not confirmed."""
+        self._proposed.clear()
+
+    def record(self, step: Step) -> None:
+        """One more token in the answer and its proof."""
+        assert self._growing is not None
+        self._growing.extend(step)
+        if self._proposed and self._proposed[0] == step.token_out:
+            del self._proposed[0]
+        else:
+            self._proposed.clear()
+        self._output.append(step.token_out)
+        words = self._compute.seal.vocabulary
+        if step.token_out not in (*self._policy.stop, *words.specials.values()):
+            self._text += words.tokens[step.token_out]
+
+    def ending(self) -> str | None:
+        """Why the answer ends here, or None if it continues."""
+        return policy.ending(self._policy, self._room, self._output, self._text)
+
+    def close(self, end: str, operators: Sequence[Sequence[bytes]] = ()) -> None:
+        """ETX: no further forward pass; ``end`` says why."""
         self.control(Control.ETX)
-        assert self.proof is not None
-        self.proof = self.proof.close(reason)
+        assert self._growing is not None
+        answer = policy.cut(self._policy, self._text)
+        self._proof = self._growing.close(answer, end, operators)
 
     def collapse(self) -> Proof:
         """EOT: caches are discarded, the proof is final."""
         self.control(Control.EOT)
-        assert self.proof is not None
-        return self.proof
+        assert self._proof is not None
+        return self._proof
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.phase is Phase.BODY:
-            self.close("abandoned")
-        if self.phase is Phase.CLOSED:
+        if self._phase is Phase.BODY:
+            self.close("client")
+        if self._phase is Phase.CLOSED:
             self.collapse()

@@ -44,6 +44,15 @@ TRANSITIONS: Final = (
 )
 """(phase, control, next phase); every other pair leads to ILLEGAL, which absorbs."""
 
+SCHEME: Final = "s7-int8-2"
+"""The numeric scheme. ``s7-int8-1`` differed in how tokens are drawn, and drew unfairly."""
+
+PATTERNS: Final = (
+    r"'(?:[sdmt]|ll|ve|re)|\p{N}{1,2}| ?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+"""Regular expressions that may split text before merging: no file brings one of its own."""
+
 OPERATORS: Final = (
     "argmax",
     "attention_exp2",
@@ -68,9 +77,10 @@ OPERATORS: Final = (
 
 
 TABLES: Final = {
+    "exp": "7ca54f79023dcda5c9fc1598e97471a54223a36152bf9e7be46c466f6ff91131",
     "exp2": "c8092381bc18188e17108ddccd791b8c269adbd89e9841b412caec4d8aa843e7",
     "gelu": "003b249e754b8abb013006416a1d1d4bf98e2421982c444908964ad9c68e25ac",
-    "gumbel": "a889e57916f8c35c05a6cfaeba01c62323c73f353e27cdcd985c8000229d0c1a",
+    "ln": "1af0362beb46051f4e625513c4f05ed769227d5737e841c73cde392289f69a66",
     "rsqrt": "567aa80d74773ab848a58a0c0410291bb89a7d725e9f3791f9acd8b500d92b0a",
 }
 """Constant table of the numeric scheme → SHA-256 of its int32 little-endian entries."""
@@ -92,7 +102,7 @@ def compute_contract() -> dict[str, Any]:
     return {
         "format": "s7-compute",
         "version": 1,
-        "scheme": "s7-int8-1",
+        "scheme": SCHEME,
         "fold": COMPUTE_FOLD,
         "endianness": "little",
         "types": ["int8", "int16", "int32"],

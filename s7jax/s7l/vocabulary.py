@@ -7,7 +7,7 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
-from s7jax.s7l.contract import LANE_FOLDS
+from s7jax.s7l.contract import LANE_FOLDS, PATTERNS
 from s7jax.s7l.schema import SealError, equal, integer, mapping, read_json, sequence, show, text
 
 _MAX_TOKENS = 1 << 20
@@ -85,7 +85,11 @@ def _parse(tree: dict[str, Any], place: str) -> Vocabulary:
     specials = _specials(tree["specials"], tokens, f"{place}.specials")
     ids = _regular_ids(tokens, frozenset(specials.values()), f"{place}.tokens")
     merges = _merges(tree["merges"], tokens, ids, f"{place}.merges")
-    pattern = text(tree["pattern"], r".{1,4096}", f"{place}.pattern")
+    pattern = tree["pattern"]
+    if pattern not in PATTERNS:
+        raise SealError(
+            f"{place}.pattern", f"{show(pattern)} is not one of the {len(PATTERNS)} of the format"
+        )
     return Vocabulary(tuple(tokens), merges, specials, pattern)
 
 

@@ -276,7 +276,7 @@ WRONG = {
     "vocab special": (".specials", in_vocab(specials={"<|eot|>": 256})),
     "vocab id": (".specials", in_vocab(specials={"<|eod|>": 256.0})),
     "vocab merge of special": (".merges[0]", in_vocab(merges=[[256, 97]])),
-    "vocab pattern": (".pattern", in_vocab(pattern="")),
+    "vocab pattern": (".pattern", in_vocab(pattern="x")),
     "vocab twice": (".tokens[260]", in_tokens(260, "6161")),
     "vocab no hex": (".tokens[5]", in_tokens(5, "0G")),
     "vocab empty": (".tokens[5]", in_tokens(5, "")),

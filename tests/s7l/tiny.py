@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from s7jax.architecture import sealed_tensors
+from s7jax.s7l.contract import PATTERNS
 from s7jax.s7l.dimensions import parse_architecture, tensor_entry
 
 STACK = {"layers": 1, "hidden": 32, "heads": 2, "ffn": 64}
@@ -60,7 +61,7 @@ def vocab_tree(size: int) -> dict:
         "tokens": [token.hex() for token in tokens],
         "merges": [list(pair) for pair in pairs],
         "specials": {"<|eod|>": 256},
-        "pattern": r"\d{1,2}|\s+|\S+",
+        "pattern": PATTERNS[0],
     }
 
 
