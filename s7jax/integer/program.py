@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from s7jax.config import ModelConfig, StackConfig
 from s7jax.integer import layers as model
+from s7jax.integer.fixed import Fixed
 from s7jax.integer.layers import SPLIT, Cache
 from s7jax.integer.loading import Params, check_bounds, load, spec
 from s7jax.mesh import DATA, MODEL
@@ -167,14 +168,19 @@ class Program:
     def _trunk(self) -> Any:
         def run(params: Params, tokens: jax.Array, start: jax.Array, cache: Cache) -> Any:
             h, kept = model.trunk(self.cfg, params, tokens, start, cache, SPLIT)
-            return h, model.router(self.cfg, params, h), kept
+            return h.m, model.router(self.cfg, params, h.m).m, kept
 
         specs = (_specs(self.shared), _ROWS, P(DATA), _SLOTS)
         return _compile(run, self.mesh, specs, (_TOKENS, _TOKENS, _SLOTS), donated=3)
 
     def _expert(self, mesh: Mesh) -> Any:
+        def run(
+            params: Params, bits: jax.Array, h: jax.Array, start: jax.Array, cache: Cache
+        ) -> Any:
+            y, kept = model.expert(self.cfg, params, Fixed(h, bits), start, cache, SPLIT)
+            return y.m, kept
+
         if mesh not in self._compiled:
-            run = partial(model.expert, self.cfg, shards=SPLIT)
             some = next(iter(self._experts.values()))
             specs = (_specs({"expert": some})["expert"], P(), _TOKENS, P(DATA), _SLOTS)
             self._compiled[mesh] = _compile(run, mesh, specs, (_TOKENS, _SLOTS), donated=4)
@@ -202,8 +208,11 @@ class Program:
 
     @cached_property
     def _head(self) -> Any:
+        def run(params: Params, h: jax.Array) -> jax.Array:
+            return model.head(params, h).m
+
         specs = (_specs(self.shared), _TOKENS)
-        return _compile(model.head, self.mesh, specs, P(DATA, None, MODEL))
+        return _compile(run, self.mesh, specs, P(DATA, None, MODEL))
 
 
 def _compile(run: Any, mesh: Mesh, ins: Any, outs: Any, donated: int | None = None) -> Any:

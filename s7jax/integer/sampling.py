@@ -13,6 +13,7 @@ import numpy as np
 from s7jax.errors import UsageError
 from s7jax.integer import operators as op
 from s7jax.integer import tables
+from s7jax.integer.fixed import LIMIT, Fixed, as_fixed, constant, product, rescale
 from s7jax.integer.loading import LOGIT_BITS
 
 ONE = 1 << 16  # temperature and top-p count in 1/65,536
@@ -61,9 +62,7 @@ def noise(seed: int, position: int, count: int) -> np.ndarray:
     """−ln(−ln u) for tokens 0 … count − 1, 16 fraction bits: int32 [count]."""
     x, _ = threefry((seed, 0), np.full(count, position, np.uint32), np.arange(count))
     u = (x >> np.uint32(8)).astype(np.int32)  # 24 bits: 12 choose an entry, 12 lie between two
-    hidden = 24 - tables.GUMBEL_BITS
-    result: np.ndarray = op.interpolate(tables.gumbel(), u, hidden)
-    return result
+    return op.interpolate(tables.gumbel(), u, 24 - tables.GUMBEL_BITS)
 
 
 def threefry(key: tuple[int, int], x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -84,18 +83,18 @@ def threefry(key: tuple[int, int], x: np.ndarray, y: np.ndarray) -> tuple[np.nda
 
 def _below(logits_V: np.ndarray, temperature_q16: int) -> np.ndarray:
     """How far each logit is below the largest, over the temperature; 16 bits, saturating."""
-    down_V = np.minimum(logits_V.max() - logits_V, op.LIMIT)
-    m, e = op.constant((1 << 60) // temperature_q16, 44, down_V)
-    return op.shift(op.mulhi(down_V, m << 1), e + 31)
+    down = Fixed(np.minimum(logits_V.max() - logits_V, LIMIT), LOGIT_BITS)
+    inverse = constant((1 << 60) // temperature_q16, 44, down.m)  # 60 − 16 fraction bits
+    return rescale(product(down, as_fixed(inverse)), LOGIT_BITS).m
 
 
 def _likely(logits_V: np.ndarray, below_V: np.ndarray, how: Sampling) -> np.ndarray:
     """Mask of the top-k and of the top-p tokens, in order of logits, then ids: bool [V]."""
     order = np.argsort(-logits_V, kind="stable")
     count = min(how.top_k or len(order), len(order))
-    log2 = op.constant(op.LOG2_E, 60, below_V)
-    powers_V = op.shift(op.mulhi(below_V, log2[0] << 1), log2[1] + 31)
-    share_V = op.exp2(powers_V)[order[:count]]
+    log2 = constant(op.LOG2_E, 60, below_V)
+    powers = rescale(product(Fixed(below_V, LOGIT_BITS), as_fixed(log2)), op.SCORE_BITS)
+    share_V = op.exp2(powers)[order[:count]]
     wanted = -(-int(share_V.sum()) * how.top_p_q16 // ONE)
     reached = int(np.searchsorted(np.cumsum(share_V), wanted)) + 1
     mask = np.zeros(len(logits_V), np.bool_)

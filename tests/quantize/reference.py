@@ -28,7 +28,7 @@ def lively(cfg=CFG, seed=0, change=lambda named: None):
 
     ``change`` may alter the tensors by name, in place.
     """
-    params = jax.tree.map(lambda x: np.array(x), initial(cfg, seed, single()))
+    params = jax.tree.map(np.array, initial(cfg, seed, single()))
     rng = np.random.default_rng(seed)
     named = dict(named_tensors(params))  # views: layers are slices of the stacked arrays
     for name, tensor in named.items():

@@ -1,4 +1,4 @@
-"""Calibration: exact maxima, percentiles within a bin, and nothing that depends on the way there."""
+"""Calibration: exact maxima, percentiles within a bin, the same whatever way they are found."""
 
 import jax
 import numpy as np
