@@ -86,7 +86,7 @@ def exp() -> Table:
 
 
 def exp_bits(i: Any) -> Any:
-    """Fraction bits of ``e^(-i/32)`` in :func:`exp`: 30 and about i/32 · log2(e), so 30 are used."""
+    """Fraction bits of ``e^(-i/32)`` in :func:`exp`: 30 and about i/32 · log2(e)."""
     return 30 + ((i * 1_477) >> 15)
 
 

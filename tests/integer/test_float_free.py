@@ -86,11 +86,11 @@ def test_sums_of_extremes_are_exact(width):
     ):
         w = rng.choice([-127, 127], (width, 4)).astype(np.int8)
         w[:, 0] = 127
-        acc, bound, spare = model.accumulate(jnp.asarray(a, jnp.int32), jnp.asarray(w), width)
+        sums = model.accumulate(jnp.asarray(a, jnp.int32), jnp.asarray(w), width)
         exact = a.astype(object) @ w.astype(object)
-        wanted = [(x * 2**spare + 64) // 128 for x in exact.ravel()]
-        assert np.asarray(acc).ravel().tolist() == wanted
-        assert max(map(abs, wanted)) <= bound < 2**30
+        wanted = [(x * 2**sums.bits + 64) // 128 for x in exact.ravel()]
+        assert np.asarray(sums.m).ravel().tolist() == wanted
+        assert max(map(abs, wanted)) <= sums.bound < 2**30
 
 
 def test_dimensions_beyond_the_bounds_are_refused(seal):
