@@ -13,6 +13,9 @@ from s7jax.config import ComputeConfig, Config, ModelConfig, RecipeConfig, Stack
 from s7jax.train import determinism
 
 jax.config.update("jax_num_cpu_devices", 8)
+# What is broadcast or converted is said in the code, never guessed.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 determinism.enforce()
 
 # Tests are as deterministic as the code; machines are too noisy for deadlines.

@@ -116,7 +116,7 @@ class Router(nn.Module):
         D, E = self.cfg.trunk.hidden, len(self.cfg.domains)
         weight = self.param("weight", initializers.zeros, (D, E), jnp.float32, P(None, None))
         bias = self.param("bias", initializers.zeros, (E,), jnp.float32, P(None))
-        return jnp.einsum("BTD,DE->BTE", x_BTD, weight, out_sharding=ACTIVATIONS) + bias
+        return jnp.einsum("BTD,DE->BTE", x_BTD, weight, out_sharding=ACTIVATIONS) + bias[None, None]
 
 
 def trunk_output(

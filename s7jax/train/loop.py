@@ -264,9 +264,12 @@ def _loop(
             profile.before(step)
             rate = learning_rate(phase.recipe, step, phase.steps)
             apply = step not in phase.recipe.skip_steps
-            metrics = stepper.step(batch.tokens, rate, apply)
             receipt, done = receipt.extend(batch), step + 1
-            log.put({"step": step, "tokens": done * tokens_a_step, "learning_rate": rate}, metrics)
+            line = {"step": step, "tokens": done * tokens_a_step, "learning_rate": rate}
+            # A step moves its batch and three scalars, and says so: anything else that crossed
+            # between host and device each step would be slow, and nobody would see why.
+            with jax.transfer_guard("disallow"):
+                log.put(line, stepper.step(batch.tokens, rate, apply))
             if step == first:
                 log.start_clock()
                 progress.restart_clock()
