@@ -1,110 +1,172 @@
 """Imports go one way: which room may use which."""
 
 import ast
-import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "s7jax"
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Room → what it may import. A room may always import itself.
+# Room → the others it imports; every grant is used, and whoever is granted stands further up.
 ALLOWED = {
-    "__init__": {"runtime"},
     "errors": set(),
-    "progress": set(),
-    "storage": {"errors"},
-    "config": {"errors"},
-    "cli": {"errors"},
-    "processes": set(),
-    "run": {"config", "errors", "storage"},
-    "mesh": {"config", "errors"},
-    "data": {"config", "errors", "progress", "storage"},
-    "model": {"config", "errors", "mesh"},
-    "train": {
-        "config",
-        "data",
-        "devices",
-        "errors",
-        "mesh",
-        "model",
-        "processes",
-        "progress",
-        "run",
-        "storage",
-    },
-    "integer": {"config", "errors", "mesh", "model", "progress", "s7l", "storage"},
-    "s7l": {"errors"},
-    "experiment": {"config", "data", "errors", "mesh", "model", "processes", "run", "train"},
-    "export": {"config", "data", "errors", "integer", "mesh", "model", "storage", "train"},
-    "inspection": {"config", "errors", "mesh", "model", "s7l", "train"},
     "devices": set(),
-    "sizing": {"config", "devices", "errors", "mesh", "model", "s7l", "train"},
+    "storage": {"errors"},
+    "terminal": {"errors"},
+    "config": {"errors"},
+    "mesh": {"config", "errors"},
+    "s7l": {"errors"},
+    "data": {"config", "errors", "storage", "terminal"},
+    "model": {"config", "mesh"},
+    "integer": {"config", "errors", "mesh", "s7l"},
+    "train": {"config", "data", "devices", "errors", "mesh", "model", "storage", "terminal"},
+    "quantize": {
+        *("config", "data", "errors", "integer", "mesh", "model", "storage", "terminal", "train"),
+    },
     "runtime": {"config", "data", "errors", "integer", "mesh", "s7l", "storage"},
-    "comparison": {
-        "config",
-        "data",
-        "errors",
-        "integer",
-        "mesh",
-        "model",
-        "progress",
-        "runtime",
-        "s7l",
-        "train",
+    "sizing": {"config", "devices", "errors", "mesh", "model", "s7l", "train"},
+    "runs": {
+        *("config", "data", "errors", "integer", "mesh", "model", "quantize", "runtime", "s7l"),
+        *("storage", "terminal", "train"),
     },
-    "pipeline": {
-        "comparison",
-        "errors",
-        "experiment",
-        "export",
-        "mesh",
-        "model",
-        "runtime",
-        "s7l",
-        "storage",
-        "train",
-    },
-    "report": set(),
+    "__init__": {"runtime"},
 }
 
 
-def imported_rooms(path: Path) -> set[str]:
-    rooms = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of all that a module imports, ``module.name`` where it takes a name."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            modules = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for module in modules:
-            first, *rest = module.split(".")
-            assert first not in {"experiments", "tools", "tests"}, f"{path} imports {module}"
-            if first == "s7jax" and rest:
-                rooms.add(rest[0])
-    return rooms
+            assert node.level == 0, "relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=str)
+def imported_rooms(path: Path) -> set[str]:
+    """The other rooms that a module of the package imports."""
+    found = {name.split(".")[0]: name for name in imported(ast.parse(path.read_text()))}
+    assert not found.keys() & {"experiments", "tools", "tests"}, f"{path} imports {found}"
+    names = [name.split(".") for name in imported(ast.parse(path.read_text()))]
+    return {name[1] for name in names if name[0] == "s7jax" and name[1:]} - {room_of(path)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
 def test_imports_go_one_way(path: Path):
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    assert room in ALLOWED, f"{room} is not in the table: say what it may import"
-    assert imported_rooms(path) - {room} <= ALLOWED[room]
+    assert room_of(path) in ALLOWED, f"{room_of(path)} is not in the table: say what it may import"
+    assert imported_rooms(path) <= ALLOWED[room_of(path)]
+
+
+@pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_every_grant_is_used(room: str):
+    used = set().union(*(imported_rooms(path) for path in MODULES if room_of(path) == room))
+    assert used == ALLOWED[room]
+
+
+def test_the_rooms_stand_in_an_order():
+    """The table is one: nobody is granted what stands below, so there is no circle."""
+    order = list(ALLOWED)
+    for room, granted in ALLOWED.items():
+        assert granted <= set(order[: order.index(room)]), room
+    TopologicalSorter(ALLOWED).prepare()
+
+
+# What of the compute programs may be had outside their room: it computes nothing.
+PROGRAMS = {"s7jax.integer.program": {"route"}, "s7jax.integer.layers": {"Cache"}}
+PACKAGES = {"s7jax.integer", *PROGRAMS}  # as objects they give everything in them
+
+
+def dotted(node: ast.AST) -> str:
+    """``a.b.c`` of nested attributes; what stands before them, if no name, is left out."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def ways_to_compute(source: str) -> set[str]:
+    """How a module gets hold of a compute program, in whatever spelling; literal strings too."""
+    tree, found = ast.parse(source), set()
+    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                found |= {alias.name for alias in names if alias.name in PACKAGES}
+            case ast.ImportFrom(module=module, names=names):
+                for alias in names:
+                    name = f"{module}.{alias.name}"
+                    harmless = alias.name in PROGRAMS.get(module, {alias.name})
+                    if not harmless or name in PACKAGES or alias.name == "Program":
+                        found.add(name)
+            case ast.Attribute(attr=attr):
+                if attr in {"Program", "_program"} or dotted(node) in PACKAGES:
+                    found.add(dotted(node))
+            case ast.Constant(value=str(text)) if id(node) not in said:
+                if text in {"Program", "_program", *PACKAGES} or text.startswith(tuple(PROGRAMS)):
+                    found.add(text)
+    return found
 
 
 def test_only_the_compute_fold_holds_the_program():
     """FOLD authority: whoever else wants to compute has to ask for it with a gate."""
-    holders = {
-        str(path.relative_to(PACKAGE))
-        for path in PACKAGE.rglob("*.py")
-        if re.search(r"import .*\bProgram\b|program\.Program\(", path.read_text())
-    }
-    assert holders == {"runtime/compute.py"}
+    outside = [path for path in MODULES if room_of(path) != "integer"]
+    holders = {path.relative_to(PACKAGE): ways_to_compute(path.read_text()) for path in outside}
+    holders = {str(path): found for path, found in holders.items() if found}
+    assert set(holders) == {"runtime/compute.py"}
+    assert holders["runtime/compute.py"] > {"s7jax.integer.program.Program"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from s7jax.integer.program import Program",
+        "from s7jax.integer.program import Program as P",
+        "from s7jax.integer.program import (\n    Program as _Ungated,\n)",
+        "from s7jax.integer.program import *",
+        "from s7jax.integer.layers import trunk",
+        "from s7jax.runtime.compute import Program",
+        "from s7jax.integer import program",
+        "from s7jax.integer import layers as arithmetic",
+        "from s7jax import integer",
+        "import s7jax.integer.program",
+        "import s7jax.integer.program as p\np.Program",
+        "import s7jax.integer",
+        "import s7jax\ns7jax.integer.program.Program(seal, pools)",
+        "import s7jax\nx = s7jax.integer",
+        "def late():\n    from s7jax.integer.program import Program\n    return Program",
+        "import s7jax.runtime.compute as c\nc.Program(seal, pools)",
+        "answer = compute._program.trunk(tokens, start, cache)",
+        "getattr(compute, '_program')",
+        "getattr(module, 'Program')",
+        "importlib.import_module('s7jax.integer.program')",
+        "__import__('s7jax.integer.layers', fromlist=['trunk'])",
+        "sys.modules['s7jax.integer.program']",
+    ],
+)
+def test_no_spelling_gets_through_the_wall(source: str):
+    assert ways_to_compute(source)
+
+
+def test_what_computes_nothing_is_no_matter():
+    assert not ways_to_compute(
+        '''"""As s7jax.integer.program.Program does."""
+from s7jax.integer.layers import Cache
+from s7jax.integer.program import route
+from s7jax.integer.sampling import choose
+from s7jax.runtime import Compute
+
+program = "a Program in a sentence"
+'''
+    )
 
 
 def test_the_sealed_file_room_works_without_jax():

@@ -137,8 +137,8 @@ class Positions:
     @classmethod
     def at(cls, start_B: Array, length: int, slots: int, rope: tuple[Array, Array]) -> "Positions":
         """``length`` tokens from ``start_B`` on, in a cache of ``slots``."""
-        rows_BT = start_B[:, None] + jnp.arange(length, dtype=jnp.int32)
-        visible_BTS = jnp.arange(slots, dtype=jnp.int32) <= rows_BT[..., None]
+        rows_BT = start_B[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
+        visible_BTS = jnp.arange(slots, dtype=jnp.int32)[None, None] <= rows_BT[..., None]
         turns = (jnp.take(table, rows_BT, axis=0, mode="clip")[:, :, None] for table in rope)
         return cls(rows_BT, visible_BTS, *turns)
 
@@ -284,4 +284,4 @@ def router(cfg: ModelConfig, params: Params, h_BTD: Array) -> Array:
     logits = linear(a, unit, params["router"], LOGIT_BITS, h_BTD.shape[-1])
     bias = op.shift(m >> 1, exponent - 30 + LOGIT_BITS)
     bound = op.LIMIT // cfg.routing_window
-    return jnp.clip(op.saturating_add(logits, bias), -bound, bound)
+    return jnp.clip(op.saturating_add(logits, bias[None, None]), -bound, bound)

@@ -32,6 +32,11 @@ def _keep(x: Array) -> Array:
     return x
 
 
+def _along(m: Array, x: Array) -> Array:
+    """``m`` of the last axes of ``x`` with as many axes as ``x``."""
+    return m.reshape((1,) * (x.ndim - m.ndim) + m.shape)
+
+
 def rsr(x: Array, k: Array | int) -> Array:
     """The one rounding rule: ``(x + (1 << (k − 1))) >> k`` for k in 1..30, x itself for k = 0."""
     return (x + ((1 << k) >> 1)) >> k
@@ -121,7 +126,7 @@ def quantize(
     """
     xp = x.__array_namespace__()
     y, _, e = normalize(x, across)
-    y, largest, e2 = normalize(y * gain, across)
+    y, largest, e2 = normalize(y * _along(gain, y), across)
     # The same quotient serves both: 127 << 23 = (127 · 128) << 16.
     inverse = (NARROW << 23) // xp.maximum(largest, 1)
     a = rsr(y * inverse, 23 if top == NARROW else 16)
@@ -169,7 +174,7 @@ def direction(acc: Array, bound: int, m: Array) -> Array:
 
     |acc| ≤ bound < 2^30; m int32[n]. Error ≤ 2^-28 of the largest product there can be.
     """
-    return mulhi(acc << (30 - bound.bit_length()), m)
+    return mulhi(acc << (30 - bound.bit_length()), _along(m, acc))
 
 
 def requantize(acc: Array, bound: int, m: Array, exponent: Array, unit: Scale, to: Array) -> Array:
@@ -219,7 +224,7 @@ def static_quantize(x: Array, gain: Array, exponent: Array | int) -> Array:
     |x| and gain below 2^15. Error ≤ ½ unit; saturating at ±127.
     """
     xp = x.__array_namespace__()
-    return xp.clip(shift(x * gain, xp.asarray(exponent, dtype=xp.int32)), -NARROW, NARROW)
+    return xp.clip(shift(x * _along(gain, x), xp.asarray(exponent, dtype=xp.int32)), -NARROW, NARROW)
 
 
 def score_scale(unit: Scale, width: int) -> Scale:
