@@ -224,7 +224,8 @@ def static_quantize(x: Array, gain: Array, exponent: Array | int) -> Array:
     |x| and gain below 2^15. Error ≤ ½ unit; saturating at ±127.
     """
     xp = x.__array_namespace__()
-    return xp.clip(shift(x * _along(gain, x), xp.asarray(exponent, dtype=xp.int32)), -NARROW, NARROW)
+    product = x * _along(gain, x)
+    return xp.clip(shift(product, xp.asarray(exponent, dtype=xp.int32)), -NARROW, NARROW)
 
 
 def score_scale(unit: Scale, width: int) -> Scale:
