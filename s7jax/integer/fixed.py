@@ -80,6 +80,11 @@ def bit_length(x: Array) -> Array:
     return count + x
 
 
+def along(m: Array, x: Array) -> Array:
+    """``m`` of the last axes of ``x`` with as many axes as ``x``."""
+    return m.reshape((1,) * (x.ndim - m.ndim) + m.shape)
+
+
 def product(a: Fixed[Array], b: Fixed[Array]) -> Fixed[Array]:
     """a · b, of which the high 32 of 64 bits are kept: so many fraction bits are lost."""
     return Fixed(mulhi(a.m, b.m), a.bits + b.bits - 32)

@@ -142,8 +142,8 @@ class Positions:
     @classmethod
     def at(cls, start_B: Array, length: int, slots: int, rope: tuple[Array, Array]) -> "Positions":
         """``length`` tokens from ``start_B`` on, in a cache of ``slots``."""
-        positions_BT = start_B[:, None] + jnp.arange(length, dtype=jnp.int32)
-        visible_BTS = jnp.arange(slots, dtype=jnp.int32) <= positions_BT[..., None]
+        positions_BT = start_B[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
+        visible_BTS = jnp.arange(slots, dtype=jnp.int32)[None, None] <= positions_BT[..., None]
         turns = (jnp.take(table, positions_BT, axis=0, mode="clip")[:, :, None] for table in rope)
         return cls(positions_BT, visible_BTS, *turns)
 
@@ -286,7 +286,9 @@ def router(cfg: Architecture, params: Params, h_BTD: Array) -> Real:
     x = normalized(params, h_BTD)
     logits = linear(x, params["router"], LOGIT_BITS, h_BTD.shape[-1])
     bias: Real = params["router"]["bias"]
-    halved = Fixed(bias.m >> 1, bias.bits - 1)  # 30 bits are what a shift takes
+    halved = Fixed(
+        fixed.along(bias.m >> 1, logits.m), bias.bits - 1
+    )  # 30 bits are what a shift takes
     sums = saturating_add(logits, fixed.rescale(halved, LOGIT_BITS))
     bound = LIMIT // cfg.routing_window
     return Fixed(jnp.clip(sums.m, -bound, bound), LOGIT_BITS)

@@ -17,6 +17,7 @@ from s7jax.integer.fixed import (
     Fixed,
     Scale,
     Sums,
+    along,
     as_fixed,
     bit_length,
     constant,
@@ -74,7 +75,7 @@ def quantize(
     """
     xp = x.m.__array_namespace__()
     y, _, e = normalize(x.m, across)
-    y, largest, e2 = normalize(y * gain.m, across)
+    y, largest, e2 = normalize(y * along(gain.m, y), across)
     # a = y · 127 · 128 / largest as y · inverse >> 16; the same quotient serves 127 with >> 23.
     inverse = (NARROW << 23) // xp.maximum(largest, 1)
     a = rsr(y * inverse, 23 if top == NARROW else 16)
@@ -122,7 +123,7 @@ def direction(acc: Sums[Array], m: Array) -> Array:
 
     m int32[n]. Error ≤ 2^-28 of the largest product there can be.
     """
-    return mulhi(widened(acc).m, m)
+    return mulhi(widened(acc).m, along(m, acc.m))
 
 
 def requantize(
@@ -133,7 +134,8 @@ def requantize(
     channels int32[n], one mantissa per output channel. Relative error ≤ 2^-20 of the bound, then
     one rounding; saturating.
     """
-    return rescale(product(product(widened(acc), channels), as_fixed(unit)), out_bits)
+    per_channel = Fixed(along(channels.m, acc.m), channels.bits)
+    return rescale(product(product(widened(acc), per_channel), as_fixed(unit)), out_bits)
 
 
 def rms_heads(x: Array) -> Fixed[Array]:
@@ -175,7 +177,7 @@ def static_quantize(x: Fixed[Array], gain: Fixed[Array]) -> Array:
     """
     xp = x.m.__array_namespace__()
     k = xp.asarray(-x.bits - gain.bits, dtype=xp.int32)  # to whole numbers: no fraction bits
-    return xp.clip(shift(x.m * gain.m, k), -NARROW, NARROW)
+    return xp.clip(shift(x.m * along(gain.m, x.m), k), -NARROW, NARROW)
 
 
 def score_scale(unit: Scale[Array], width: int) -> Scale[Array]:

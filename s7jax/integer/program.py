@@ -196,7 +196,7 @@ class Program:
     def _remember(self) -> Any:
         def run(history: jax.Array, h: jax.Array, start: jax.Array) -> jax.Array:
             rows = jnp.arange(h.shape[0], dtype=jnp.int32)[:, None]
-            at = start[:, None] + jnp.arange(h.shape[1], dtype=jnp.int32)
+            at = start[:, None] + jnp.arange(h.shape[1], dtype=jnp.int32)[None]
             return history.at[rows, at].set(h, mode="drop")
 
         return _compile(run, self.mesh, (_TOKENS, _TOKENS, P(DATA)), _TOKENS, donated=0)

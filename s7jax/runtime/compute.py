@@ -2,7 +2,7 @@
 
 Every method that computes takes gates first and checks them before anything else; no other
 module of the package holds a :class:`s7jax.integer.program.Program`
-(``tests/test_architecture.py``).
+(``tests/test_imports.py``).
 """
 
 from collections.abc import Iterable, Sequence

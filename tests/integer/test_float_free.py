@@ -13,7 +13,7 @@ from s7jax.errors import InputError
 from s7jax.integer import layers as model
 from s7jax.integer import operators as op
 from s7jax.integer.loading import check_bounds
-from s7jax.integer.program import Program, config
+from s7jax.integer.program import Program
 
 INTEGERS = {"int8", "int16", "int32", "uint32", "bool"}
 # Every element type that XLA knows, as it is written in HLO: s8[4,2], f32[], pred[1].
@@ -94,7 +94,7 @@ def test_sums_of_extremes_are_exact(width):
 
 
 def test_dimensions_beyond_the_bounds_are_refused(seal):
-    cfg = config(seal)
+    cfg = seal.manifest.dimensions
     check_bounds(cfg)
     with pytest.raises(InputError, match="probabilities of a row"):
         check_bounds(dataclasses.replace(cfg, context=1 << 17))

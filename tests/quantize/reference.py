@@ -11,7 +11,7 @@ import numpy as np
 
 from s7jax.architecture import Architecture, Stack
 from s7jax.mesh import single
-from s7jax.model.parameters import initial, named_tensors, place, table
+from s7jax.model.parameters import initial, named_tensors, put_on_mesh, table
 
 CFG = Architecture(
     vocab=96,
@@ -37,12 +37,12 @@ def lively(cfg=CFG, seed=0, change=lambda named: None):
         elif name.endswith("out_proj.weight") or name == "router.weight":
             tensor[:] = rng.normal(size=tensor.shape) / np.sqrt(len(tensor))
     change(named)
-    return place(params, table(cfg), single())
+    return put_on_mesh(params, table(cfg), single())
 
 
 def on(params, cfg, mesh):
     """The same parameters on another mesh."""
-    return place(params, table(cfg), mesh)
+    return put_on_mesh(params, table(cfg), mesh)
 
 
 def tokens(count, cfg=CFG, seed=1):
