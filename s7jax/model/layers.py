@@ -44,9 +44,7 @@ def rope(x_BTHK: jax.Array) -> jax.Array:
     angle_T1K = (jnp.arange(T, dtype=jnp.float32)[:, None] * frequency_K[None])[:, None, :]
     sin, cos = jnp.sin(angle_T1K), jnp.cos(angle_T1K)
     a, b = jnp.split(x_BTHK, 2, axis=-1)
-    return jnp.concatenate(
-        [a * cos[None] - b * sin[None], b * cos[None] + a * sin[None]], axis=-1
-    )
+    return jnp.concatenate([a * cos[None] - b * sin[None], b * cos[None] + a * sin[None]], axis=-1)
 
 
 class RMSNorm(nn.Module):
