@@ -27,12 +27,23 @@ from s7jax import s7l
 from s7jax.architecture import Architecture, Stack
 from s7jax.config import ComputeConfig, Config, Domain, Recipe, TrunkRecipe
 from s7jax.train import determinism
+from tests.budget import Budget
 
 jax.config.update("jax_num_cpu_devices", 8)
 # What is broadcast or converted is said in the code, never guessed.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 determinism.enforce()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--budget", type=float, metavar="SECONDS", help="for the long tests, in all")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--budget") is not None:
+        config.pluginmanager.register(Budget(config.getoption("--budget")))
+
 
 # Tests are as deterministic as the code; machines are too noisy for deadlines.
 settings.register_profile("s7jax", deadline=None, derandomize=True)

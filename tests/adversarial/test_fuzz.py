@@ -27,7 +27,9 @@ def judge():
 
 
 @pytest.mark.parametrize(
-    "examples", [FEW, pytest.param(MANY, marks=pytest.mark.long)], ids="{} batches".format
+    "examples",
+    [FEW, pytest.param(MANY, marks=pytest.mark.long(minutes=2))],
+    ids="{} batches".format,
 )
 def test_mutants(mutants, judge, examples):
     @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
