@@ -286,9 +286,8 @@ def router(cfg: Architecture, params: Params, h_BTD: Array) -> Real:
     x = normalized(params, h_BTD)
     logits = linear(x, params["router"], LOGIT_BITS, h_BTD.shape[-1])
     bias: Real = params["router"]["bias"]
-    halved = Fixed(
-        fixed.along(bias.m >> 1, logits.m), bias.bits - 1
-    )  # 30 bits are what a shift takes
+    # 30 bits are what a shift takes.
+    halved = Fixed(fixed.along(bias.m >> 1, logits.m), bias.bits - 1)
     sums = saturating_add(logits, fixed.rescale(halved, LOGIT_BITS))
     bound = LIMIT // cfg.routing_window
     return Fixed(jnp.clip(sums.m, -bound, bound), LOGIT_BITS)
