@@ -18,9 +18,9 @@ test: $(INSTALLED)
 	$(PY) -m mypy
 	$(PY) -m pytest -n 2 --dist loadfile -m "not long"
 
-# The tests that take minutes each.
+# The tests that take minutes each; with BUDGET=2400 as many as fit in so many seconds.
 test-long: $(INSTALLED)
-	$(PY) -m pytest -m long
+	$(PY) -m pytest -m long $(if $(BUDGET),--budget $(BUDGET))
 
 # Re-sealed mutants of the sealed file on every core (an hour on two), and guided by coverage
 # (some ten thousand a minute).

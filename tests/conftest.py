@@ -1,6 +1,22 @@
-"""Eight virtual CPU devices for every test, the tiny model and the tiny seal they share."""
+"""Eight virtual CPU devices for every test, the tiny model and the tiny seal they share.
 
+Compiling is nine tenths of what testing costs. So what one test process has compiled the others
+load: the workers, and the commands that tests run. A test for which that would prove too little
+or that kills its processes asks for the fixture ``own_programs``.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has what the process that started it set
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="s7jax-programs-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    # A largest size is what makes JAX lock the folder: no process reads what is half written.
+    os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 << 30)
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest
@@ -11,9 +27,23 @@ from s7jax import s7l
 from s7jax.architecture import Architecture, Stack
 from s7jax.config import ComputeConfig, Config, Domain, Recipe, TrunkRecipe
 from s7jax.train import determinism
+from tests.budget import Budget
 
 jax.config.update("jax_num_cpu_devices", 8)
+# What is broadcast or converted is said in the code, never guessed.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 determinism.enforce()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--budget", type=float, metavar="SECONDS", help="for the long tests, in all")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--budget") is not None:
+        config.pluginmanager.register(Budget(config.getoption("--budget")))
+
 
 # Tests are as deterministic as the code; machines are too noisy for deadlines.
 settings.register_profile("s7jax", deadline=None, derandomize=True)

@@ -15,12 +15,17 @@ import jax
 import jax.numpy as jnp
 
 from s7jax.architecture import Architecture, Stack
+from s7jax.integer import fixed
 from s7jax.integer import operators as op
+from s7jax.integer.fixed import LIMIT, Fixed, saturating_add
 from s7jax.integer.loading import LOGIT_BITS, MAX_CONTRACTION, VALUE_BITS, Params
-from s7jax.integer.operators import NARROW, Array, Scale
-from s7jax.integer.tables import GELU_BITS
+from s7jax.integer.operators import NARROW
 from s7jax.mesh import MODEL
 
+Array = jax.Array
+Activations = fixed.Activations[Array]
+Real = Fixed[Array]
+Sums = fixed.Sums[Array]
 Cache = list[tuple[Array, Array]]  # per layer keys and values, int8[B, H, S, K]
 _MASKED = -(1 << 30)
 
@@ -48,37 +53,38 @@ class Shards:
 ALONE, SPLIT = Shards(), Shards(MODEL)
 
 
-def embed(embedding: Params, bits: Array, tokens_BT: Array, shards: Shards) -> Array:
+def embed(embedding: Params, bits: Array, tokens_BT: Array, shards: Shards) -> Real:
     """int32 [B, T] → residual stream [B, T, D]; rows of other shards come by a sum."""
     rows = embedding["weight"].shape[0]
     local = tokens_BT - rows * shards.index
     mine = (local >= 0) & (local < rows)
     local = jnp.clip(local, 0, rows - 1)
-    m, exponent = embedding["scale"]
-    product = op.mulhi(embedding["weight"][local].astype(jnp.int32) << 22, m[local][..., None])
-    x_BTD = op.shift(product, 10 + exponent - 31 + bits)
-    return shards.sum(jnp.where(mine[..., None], x_BTD, 0))
+    scale: Real = embedding["scale"]
+    # 127 << 22 is below 2^29: a weight with all the fraction bits that fit.
+    weight = Fixed(embedding["weight"][local].astype(jnp.int32) << 22, 22)
+    x = fixed.rescale(fixed.product(weight, Fixed(scale.m[local][..., None], scale.bits)), bits)
+    return Fixed(shards.sum(jnp.where(mine[..., None], x.m, 0)), bits)
 
 
 def contract(a: Array, w: Array, form: str) -> Array:
     """int8 einsum into int32, the contracted axis (last of ``a``) in runs of at most 1,024."""
     left, right = form.split("->", maxsplit=1)[0].split(",")
     axis = right.index(left[-1])
-    total = None
-    for start in range(0, a.shape[-1], MAX_CONTRACTION):
-        run = slice(start, start + MAX_CONTRACTION)
-        part = jnp.einsum(
+    runs = [slice(at, at + MAX_CONTRACTION) for at in range(0, a.shape[-1], MAX_CONTRACTION)]
+    parts = [
+        jnp.einsum(
             form,
             a[..., run].astype(jnp.int8),
             w[(slice(None),) * axis + (run,)],
             preferred_element_type=jnp.int32,
         )
-        total = part if total is None else total + part
-    return total
+        for run in runs
+    ]
+    return sum(parts[1:], start=parts[0])
 
 
 def pair(high: Array, low: Array, axis: int) -> Array:
-    """Two arrays of int8 values, one behind the other along an axis, as int8.
+    """Two arrays of int8 values, one after the other along an axis, as int8.
 
     A choice for each element, not a concatenation: XLA would compute what leads to a concatenated
     array element by element, 50 times slower (measured on a CPU).
@@ -91,7 +97,7 @@ def pair(high: Array, low: Array, axis: int) -> Array:
 
 def accumulate(
     a_BTD: Array, w: Array, total: int, shards: Shards = ALONE, form: str = "md,df->mf"
-) -> tuple[Array, int, int]:
+) -> Sums:
     """15-bit activations times int8 weights, before any scale: two int8 products in one.
 
     The halves' rows stand one below the other, so that a single token is two rows: CPUs are slow
@@ -99,37 +105,36 @@ def accumulate(
     parts of it.
 
     Returns:
-        the sums [B, T, F]; what they cannot exceed; their fraction bits.
+        Sums [B, T, F] of a/128 · w.
     """
     B, T, D = a_BTD.shape
     halves = pair(*op.split(a_BTD.reshape(B * T, D)), axis=0)
     high, low = jnp.split(shards.sum(contract(halves, w, form)), 2)
-    bound = NARROW * NARROW * total
+    bound = NARROW * NARROW * total  # of either half's sum
     spare = op.spare_bits(bound)
     acc = op.join(high, low, spare).reshape(B, T, -1)
-    return acc, (bound << spare) + (bound >> 1), spare
+    # high counts whole units of a/128, so its spare bits are fraction bits; low adds half at most.
+    return Sums(acc, (bound << spare) + (bound >> 1), spare)
 
 
 def linear(
-    a_BTD: Array,
-    unit: Scale,
+    x: Activations,
     matrix: Params,
-    to: Array | int,
+    out_bits: Array | int,
     total: int,
     shards: Shards = ALONE,
     form: str = "md,df->mf",
-) -> Array:
-    """Quantised activations times a matrix, in ``to`` fraction bits; arguments as above."""
-    acc, bound, spare = accumulate(a_BTD, matrix["weight"], total, shards, form)
-    m, exponent = matrix["scale"]
-    return op.requantize(acc, bound, m, exponent, (unit[0], unit[1] - spare), to)
+) -> Real:
+    """Activations [B, T, D] times a matrix; arguments as of :func:`accumulate`."""
+    acc = accumulate(x.a, matrix["weight"], total, shards, form)
+    return op.requantize(acc, matrix["scale"], x.unit, out_bits)
 
 
 @dataclass(frozen=True)
 class Positions:
     """Where the tokens of a chunk stand: the same for every layer."""
 
-    rows_BT: Array  # position of each token in its row's sequence
+    positions_BT: Array  # of each token in its row's sequence
     visible_BTS: Array  # which cache slots each token sees: itself and those before it
     cosine_BTK: Array
     sine_BTK: Array
@@ -137,104 +142,107 @@ class Positions:
     @classmethod
     def at(cls, start_B: Array, length: int, slots: int, rope: tuple[Array, Array]) -> "Positions":
         """``length`` tokens from ``start_B`` on, in a cache of ``slots``."""
-        rows_BT = start_B[:, None] + jnp.arange(length, dtype=jnp.int32)
-        visible_BTS = jnp.arange(slots, dtype=jnp.int32) <= rows_BT[..., None]
-        turns = (jnp.take(table, rows_BT, axis=0, mode="clip")[:, :, None] for table in rope)
-        return cls(rows_BT, visible_BTS, *turns)
+        positions_BT = start_B[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
+        visible_BTS = jnp.arange(slots, dtype=jnp.int32)[None, None] <= positions_BT[..., None]
+        turns = (jnp.take(table, positions_BT, axis=0, mode="clip")[:, :, None] for table in rope)
+        return cls(positions_BT, visible_BTS, *turns)
 
 
 def attention(
     p: Params,
     cfg: Architecture,
     stack: Stack,
-    a_BTD: Array,
-    unit: Scale,
+    x: Activations,
     cache: tuple[Array, Array],
     at: Positions,
-    to: Array,
+    out_bits: Array,
     shards: Shards,
-) -> tuple[Array, tuple[Array, Array]]:
+) -> tuple[Real, tuple[Array, Array]]:
     """Attention over the cache, which takes up the chunk's own keys and values first."""
-    B, T, D = a_BTD.shape
+    B, T, D = x.a.shape
     K, width = stack.head_dim, stack.hidden
 
-    def turned(matrix: Params) -> Array:
-        acc, bound, _ = accumulate(a_BTD, matrix["weight"], D)
-        x_BTHK = op.direction(acc, bound, matrix["scale"][0]).reshape(B, T, -1, K)
+    def turned(matrix: Params) -> Real:
+        acc = accumulate(x.a, matrix["weight"], D)
+        x_BTHK = op.direction(acc, matrix["scale"].m).reshape(B, T, -1, K)
         return op.rope(op.rms_heads(x_BTHK), at.cosine_BTK, at.sine_BTK)
 
     q, k = turned(p["q_proj"]), turned(p["k_proj"])
-    (q_gain, q_exponent), (k_gain, k_exponent) = (
-        (p[n]["gain"][0].reshape(-1, K), p[n]["gain"][1] - op.head_bits(K)) for n in "qk"
+    q_gain, k_gain = (
+        Fixed(p[name]["gain"].m.reshape(-1, K), p[name]["gain"].bits) for name in "qk"
     )
-    k = op.static_quantize(k, k_gain, k_exponent)
-    v = jnp.clip(linear(a_BTD, unit, p["v_proj"], 0, D), -NARROW, NARROW).reshape(B, T, -1, K)
-    keys, values = (_store(held, new, at.rows_BT) for held, new in zip(cache, (k, v), strict=True))
+    k_BTHK = op.static_quantize(k, k_gain)
+    v_BTD = jnp.clip(linear(x, p["v_proj"], 0, D).m, -NARROW, NARROW)
+    new = k_BTHK, v_BTD.reshape(B, T, -1, K)
+    keys, values = (_store(held, n, at.positions_BT) for held, n in zip(cache, new, strict=True))
 
-    q, q_unit = op.quantize(q, q_gain, q_exponent, top=NARROW)
-    q_BHTK = q.transpose(0, 2, 1, 3)
+    q_BTHK, q_unit = op.quantize(q, q_gain, top=NARROW)
+    q_BHTK = q_BTHK.transpose(0, 2, 1, 3)
     if T == 1:
         q_BHTK = jnp.concatenate([q_BHTK, jnp.zeros_like(q_BHTK)], axis=2)
     acc_BHTS = contract(q_BHTK, keys, "bhtk,bhsk->bhts")[:, :, :T]
-    unit_BHT1 = tuple(x.transpose(0, 2, 1, 3) for x in op.score_scale(q_unit, K))
-    z_BHTS = op.scores(acc_BHTS, NARROW * NARROW * K, unit_BHT1)
+    m, e = op.score_scale(q_unit, K)
+    unit_BHT1 = fixed.Scale(m.transpose(0, 2, 1, 3), jnp.transpose(e, (0, 2, 1, 3)))
+    z_BHTS = op.scores(Sums(acc_BHTS, NARROW * NARROW * K, 0), unit_BHT1)
     visible_B1TS = at.visible_BTS[:, None]
-    top_BHT1 = jnp.max(jnp.where(visible_B1TS, z_BHTS, _MASKED), axis=-1, keepdims=True)
-    weight_BHTS = jnp.where(visible_B1TS, op.exp2(jnp.maximum(top_BHT1 - z_BHTS, 0)), 0)
+    top_BHT1 = jnp.max(jnp.where(visible_B1TS, z_BHTS.m, _MASKED), axis=-1, keepdims=True)
+    below_BHTS = Fixed(jnp.maximum(top_BHT1 - z_BHTS.m, 0), z_BHTS.bits)
+    weight_BHTS = jnp.where(visible_B1TS, op.exp2(below_BHTS), 0)
 
     total_BHT1 = jnp.sum(weight_BHTS, axis=-1, keepdims=True, dtype=jnp.int32)
     halves = pair(weight_BHTS >> 7, weight_BHTS & 127, axis=2)
     high, low = jnp.split(contract(halves, values, "bhts,bhsk->bhtk"), 2, axis=2)
     # The longest row there can be decides the format, not the cache at hand.
     spare = op.spare_bits(NARROW * NARROW * cfg.context)
-    y_BHTK = op.divide(op.join(high, low, spare), total_BHT1, 7 - spare + VALUE_BITS)
-    y_BTD = y_BHTK.transpose(0, 2, 1, 3).reshape(B, T, -1)
+    # high counts weights in 128s and has 7 bits fewer than whole ones; it keeps the spare ones.
+    sums_BHTK = Fixed(op.join(high, low, spare), spare - 7)
+    y_BHTK = op.divide(sums_BHTK, total_BHT1, VALUE_BITS)
+    y_BTD = Fixed(y_BHTK.m.transpose(0, 2, 1, 3).reshape(B, T, -1), y_BHTK.bits)
 
-    gain, exponent = p["o_proj"]["gain"]
-    a, y_unit = op.quantize(y_BTD, gain, exponent - VALUE_BITS, shards.max)
-    return linear(a, y_unit, p["o_proj"], to, width, shards), (keys, values)
+    y = op.quantize(y_BTD, p["o_proj"]["gain"], shards.max)
+    return linear(y, p["o_proj"], out_bits, width, shards), (keys, values)
 
 
-def _store(held: Array, new_BTHK: Array, rows_BT: Array) -> Array:
+def _store(held: Array, new_BTHK: Array, positions_BT: Array) -> Array:
     """The cache with a chunk's keys or values at their positions; those beyond it are dropped."""
     row = jnp.arange(held.shape[0], dtype=jnp.int32)[:, None]
-    return held.at[row, :, rows_BT].set(new_BTHK.astype(jnp.int8), mode="drop")
+    return held.at[row, :, positions_BT].set(new_BTHK.astype(jnp.int8), mode="drop")
 
 
-def feed_forward(
-    p: Params, stack: Stack, a_BTD: Array, unit: Scale, to: Array, shards: Shards
-) -> Array:
+def feed_forward(p: Params, stack: Stack, x: Activations, out_bits: Array, shards: Shards) -> Real:
     """fc1, GELU, fc2."""
-    x = linear(a_BTD, unit, p["fc1"], op.GELU_IN_BITS, stack.hidden)
-    edge = 1 << 18  # ± 64: far beyond where GELU is a straight line
-    y = op.gelu(jnp.clip(x, -edge, edge))
-    gain, exponent = p["fc2"]["gain"]
-    a, y_unit = op.quantize(y, gain, exponent - GELU_BITS, shards.max)
-    return linear(a, y_unit, p["fc2"], to, stack.ffn, shards)
+    u = linear(x, p["fc1"], op.GELU_IN_BITS, stack.hidden)
+    edge = 64 << op.GELU_IN_BITS  # far beyond where GELU is a straight line
+    y = op.gelu(Fixed(jnp.clip(u.m, -edge, edge), u.bits))
+    return linear(
+        op.quantize(y, p["fc2"]["gain"], shards.max), p["fc2"], out_bits, stack.ffn, shards
+    )
 
 
 def layers(
     p: Params,
     cfg: Architecture,
     stack: Stack,
-    x_BTD: Array,
+    x: Real,
     start_B: Array,
     cache: Cache,
     shards: Shards,
-) -> tuple[Array, Cache]:
-    """The blocks of a segment; tokens past a row's end compute, are never seen and never kept."""
-    at = Positions.at(start_B, x_BTD.shape[1], cache[0][0].shape[2], p["rope"])
+) -> tuple[Real, Cache]:
+    """The blocks of a segment on its residual stream [B, T, D].
+
+    Tokens past a row's end compute, are never seen and never kept.
+    """
+    at = Positions.at(start_B, x.m.shape[1], cache[0][0].shape[2], p["rope"])
     bits, kept = p["residual"], []
     for i in range(stack.layers):
         layer = p[f"layer{i}"]
-        a, unit = op.rms_quantize(x_BTD, *layer["attn_norm"]["gain"])
-        y, held = attention(layer["attn"], cfg, stack, a, unit, cache[i], at, bits, shards)
-        x_BTD = op.saturating_add(x_BTD, y)
-        a, unit = op.rms_quantize(x_BTD, *layer["ffn_norm"]["gain"])
-        y = feed_forward(layer["ffn"], stack, a, unit, bits, shards)
-        x_BTD = op.saturating_add(x_BTD, y)
+        a = op.rms_quantize(x.m, layer["attn_norm"]["gain"])
+        y, held = attention(layer["attn"], cfg, stack, a, cache[i], at, bits, shards)
+        x = saturating_add(x, y)
+        a = op.rms_quantize(x.m, layer["ffn_norm"]["gain"])
+        x = saturating_add(x, feed_forward(layer["ffn"], stack, a, bits, shards))
         kept.append(held)
-    return x_BTD, kept
+    return x, kept
 
 
 def trunk(
@@ -244,49 +252,42 @@ def trunk(
     start_B: Array,
     cache: Cache,
     shards: Shards,
-) -> tuple[Array, Cache]:
+) -> tuple[Real, Cache]:
     """A chunk of tokens from ``start_B`` on → residual stream h [B, T, D], and the cache."""
     p = params["trunk"]
-    x_BTD = embed(params["embedding"], p["residual"], tokens_BT, shards)
-    return layers(p, cfg, cfg.trunk, x_BTD, start_B, cache, shards)
+    x = embed(params["embedding"], p["residual"], tokens_BT, shards)
+    return layers(p, cfg, cfg.trunk, x, start_B, cache, shards)
 
 
 def expert(
-    cfg: Architecture,
-    p: Params,
-    trunk_bits: Array,
-    h_BTD: Array,
-    start_B: Array,
-    cache: Cache,
-    shards: Shards,
-) -> tuple[Array, Cache]:
+    cfg: Architecture, p: Params, h: Real, start_B: Array, cache: Cache, shards: Shards
+) -> tuple[Real, Cache]:
     """One expert's refinement of h [B, T, D], in the trunk's format as h is, and its cache."""
-    a, unit = op.rms_quantize(h_BTD, *p["in_norm"]["gain"])
-    x = linear(a, unit, p["in_proj"], p["residual"], cfg.trunk.hidden)
+    a = op.rms_quantize(h.m, p["in_norm"]["gain"])
+    x = linear(a, p["in_proj"], p["residual"], cfg.trunk.hidden)
     x, cache = layers(p, cfg, cfg.expert, x, start_B, cache, shards)
-    a, unit = op.rms_quantize(x, *p["out_norm"]["gain"])
-    y = linear(a, unit, p["out_proj"], trunk_bits, cfg.expert.hidden)
-    return op.saturating_add(h_BTD, y), cache
+    a = op.rms_quantize(x.m, p["out_norm"]["gain"])
+    return saturating_add(h, linear(a, p["out_proj"], h.bits, cfg.expert.hidden)), cache
 
 
-def normalized(params: Params, h_BTD: Array) -> tuple[Array, Scale]:
-    """The shared final norm in 15 bits; what head and router read."""
-    gain, exponent = params["trunk"]["final_norm"]["gain"]
-    return op.rms_quantize(h_BTD, gain, exponent)
+def normalized(params: Params, h_BTD: Array) -> Activations:
+    """The shared final norm in 15 bits, of h in any format; what head and router read."""
+    return op.rms_quantize(h_BTD, params["trunk"]["final_norm"]["gain"])
 
 
-def head(params: Params, h_BTD: Array) -> Array:
+def head(params: Params, h_BTD: Array) -> Real:
     """h of trunk or expert → logits int32[B, T, V], 16 fraction bits; V split over the shards."""
-    a, unit = normalized(params, h_BTD)
     width, form = h_BTD.shape[-1], "md,vd->mv"
-    return linear(a, unit, params["embedding"], LOGIT_BITS, width, form=form)
+    return linear(normalized(params, h_BTD), params["embedding"], LOGIT_BITS, width, form=form)
 
 
-def router(cfg: Architecture, params: Params, h_BTD: Array) -> Array:
+def router(cfg: Architecture, params: Params, h_BTD: Array) -> Real:
     """h of the trunk → router logits int32[B, T, E], 16 fraction bits, small enough to sum."""
-    a, unit = normalized(params, h_BTD)
-    m, exponent = params["router"]["bias"]
-    logits = linear(a, unit, params["router"], LOGIT_BITS, h_BTD.shape[-1])
-    bias = op.shift(m >> 1, exponent - 30 + LOGIT_BITS)
-    bound = op.LIMIT // cfg.routing_window
-    return jnp.clip(op.saturating_add(logits, bias), -bound, bound)
+    x = normalized(params, h_BTD)
+    logits = linear(x, params["router"], LOGIT_BITS, h_BTD.shape[-1])
+    bias: Real = params["router"]["bias"]
+    # 30 bits are what a shift takes.
+    halved = Fixed(fixed.along(bias.m >> 1, logits.m), bias.bits - 1)
+    sums = saturating_add(logits, fixed.rescale(halved, LOGIT_BITS))
+    bound = LIMIT // cfg.routing_window
+    return Fixed(jnp.clip(sums.m, -bound, bound), LOGIT_BITS)

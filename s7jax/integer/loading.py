@@ -1,8 +1,8 @@
 """A sealed model as arrays on a mesh: integers alone, no number computed but by shifts.
 
 The tree follows the tensor names: ``params["trunk"]["layer0"]["attn"]["q_proj"]["weight"]`` is
-int8; fixed-point vectors are pairs (int32 mantissas, int32 exponent). Weights are views of the
-sealed file where the device can use them in place.
+int8; fixed-point vectors are :class:`s7jax.integer.fixed.Fixed`, their fraction bits an int32
+scalar. Weights are views of the sealed file where the device can use them in place.
 """
 
 from functools import cache
@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from s7jax.architecture import Architecture, sealed_tensors
 from s7jax.errors import InputError
-from s7jax.integer.operators import LIMIT, NARROW
+from s7jax.integer.fixed import LIMIT, Fixed
+from s7jax.integer.operators import NARROW, SHORT
 from s7jax.integer.tables import PROBABILITY_ONE, rope
 from s7jax.mesh import partition
 
@@ -59,13 +60,14 @@ def load(
         array, exponent = tensors.tensor(name), tensors.exponent(name)
         if exponent is None:
             node[leaf] = _place(array, specs(cfg)[name], mesh)
-        elif leaf == "gain":  # 15 bits are all that its product can hold
-            short = np.clip(((array >> 1) + (1 << 14)) >> 15, -32_767, 32_767).astype(np.int32)
-            node[leaf] = (_place(short, specs(cfg)[name], mesh), _scalar(exponent - 15, mesh))
+        elif leaf == "gain":  # 15 bits are all that its product can hold: 16 of 31 are rounded off
+            short = np.clip(((array >> 1) + (1 << 14)) >> 15, -SHORT, SHORT).astype(np.int32)
+            node[leaf] = Fixed(_place(short, specs(cfg)[name], mesh), _scalar(15 - exponent, mesh))
         elif leaf == "residual":
             node[leaf] = _scalar(_fraction_bits(name, array, exponent), mesh)
         else:
-            node[leaf] = (_place(array, specs(cfg)[name], mesh), _scalar(exponent, mesh))
+            # m · 2^(exponent − 31), as it is sealed
+            node[leaf] = Fixed(_place(array, specs(cfg)[name], mesh), _scalar(31 - exponent, mesh))
     stack = cfg.segments.get(component)
     if stack is not None:
         tree["rope"] = tuple(_place(t, P(), mesh) for t in rope(cfg.context, stack.head_dim))

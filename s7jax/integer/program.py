@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from s7jax.architecture import Architecture, Stack
 from s7jax.integer import layers as model
+from s7jax.integer.fixed import Fixed
 from s7jax.integer.layers import SPLIT, Cache
 from s7jax.integer.loading import Params, check_bounds, load, specs
 from s7jax.integer.routing import route
@@ -168,14 +169,19 @@ class Program:
     def _trunk(self) -> Any:
         def run(params: Params, tokens: jax.Array, start: jax.Array, cache: Cache) -> Any:
             h, kept = model.trunk(self.cfg, params, tokens, start, cache, SPLIT)
-            return h, model.router(self.cfg, params, h), kept
+            return h.m, model.router(self.cfg, params, h.m).m, kept
 
         shards = (_specs(self.cfg, self.shared), _ROWS, P(DATA), _SLOTS)
         return _compile(run, self.mesh, shards, (_TOKENS, _TOKENS, _SLOTS), donated=3)
 
     def _expert(self, mesh: Mesh) -> Any:
+        def run(
+            params: Params, bits: jax.Array, h: jax.Array, start: jax.Array, cache: Cache
+        ) -> Any:
+            y, kept = model.expert(self.cfg, params, Fixed(h, bits), start, cache, SPLIT)
+            return y.m, kept
+
         if mesh not in self._compiled:
-            run = partial(model.expert, self.cfg, shards=SPLIT)
             some = next(iter(self._experts.values()))
             expert = _specs(self.cfg, {"expert0": some})["expert0"]
             shards = (expert, P(), _TOKENS, P(DATA), _SLOTS)
@@ -190,7 +196,7 @@ class Program:
     def _remember(self) -> Any:
         def run(history: jax.Array, h: jax.Array, start: jax.Array) -> jax.Array:
             rows = jnp.arange(h.shape[0], dtype=jnp.int32)[:, None]
-            at = start[:, None] + jnp.arange(h.shape[1], dtype=jnp.int32)
+            at = start[:, None] + jnp.arange(h.shape[1], dtype=jnp.int32)[None]
             return history.at[rows, at].set(h, mode="drop")
 
         return _compile(run, self.mesh, (_TOKENS, _TOKENS, P(DATA)), _TOKENS, donated=0)
@@ -204,8 +210,11 @@ class Program:
 
     @cached_property
     def _head(self) -> Any:
+        def run(params: Params, h: jax.Array) -> jax.Array:
+            return model.head(params, h).m
+
         shards = (_specs(self.cfg, self.shared), _TOKENS)
-        return _compile(model.head, self.mesh, shards, P(DATA, None, MODEL))
+        return _compile(run, self.mesh, shards, P(DATA, None, MODEL))
 
 
 def _compile(run: Any, mesh: Mesh, ins: Any, outs: Any, donated: int | None = None) -> Any:

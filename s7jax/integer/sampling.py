@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s7jax.errors import UsageError
-from s7jax.integer import operators as op
 from s7jax.integer import tables
+from s7jax.integer.fixed import LIMIT, Fixed, as_fixed, constant, product, rescale, rsr
 from s7jax.integer.loading import LOGIT_BITS
 
 ONE = 1 << 16  # temperature and top-p count in 1/65,536
@@ -76,7 +76,7 @@ def noise(seed: int, position: int, count: int) -> NDArray[np.int32]:
     exponential = minus_ln(-v)  # −ln u, 31 fraction bits
     body = minus_ln(exponential.astype(np.uint64)) - (64 - LN_BITS) * _LN_2
     fine = np.where(v < 1 << 52, tail, body)
-    return op.rsr(fine, LN_BITS - tables.NOISE_BITS).astype(np.int32)
+    return rsr(fine, LN_BITS - tables.NOISE_BITS).astype(np.int32)
 
 
 def minus_ln(x: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -91,7 +91,7 @@ def minus_ln(x: NDArray[np.uint64]) -> NDArray[np.int64]:
     entry = (x >> np.uint64(51)).astype(np.int64) - tables.LN_INTERVALS
     between = (x >> np.uint64(20)).astype(np.int64) & ((1 << LN_BITS) - 1)
     table = tables.ln().astype(np.int64)
-    ln_x = table[entry] + op.rsr((table[entry + 1] - table[entry]) * between, LN_BITS)
+    ln_x = table[entry] + rsr((table[entry + 1] - table[entry]) * between, LN_BITS)
     return (zeros.astype(np.int64) + 1) * _LN_2 - ln_x
 
 
@@ -104,7 +104,7 @@ def shares(below: NDArray[np.int32]) -> NDArray[np.int64]:
     table, x = tables.exp().astype(np.int64), below.astype(np.int64)
     coarse, fine = x >> 11, x & (tables.EXP_FINE - 1)
     product = table[coarse] * table[tables.EXP_COARSE + fine]  # below 2^61
-    return op.rsr(product, np.minimum(tables.exp_bits(coarse) + 30 - SHARE_BITS, 62))
+    return rsr(product, np.minimum(tables.exp_bits(coarse) + 30 - SHARE_BITS, 62))
 
 
 def threefry(key: tuple[int, int], x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -125,9 +125,9 @@ def threefry(key: tuple[int, int], x: np.ndarray, y: np.ndarray) -> tuple[np.nda
 
 def _below(logits_V: np.ndarray, temperature_q16: int) -> np.ndarray:
     """How far each logit is below the largest, over the temperature; 16 bits, saturating."""
-    down_V = np.minimum(logits_V.max() - logits_V, op.LIMIT)
-    m, e = op.constant((1 << 60) // temperature_q16, 44, down_V)
-    return op.shift(op.mulhi(down_V, m << 1), e + 31)
+    down = Fixed(np.minimum(logits_V.max() - logits_V, LIMIT), LOGIT_BITS)
+    inverse = constant((1 << 60) // temperature_q16, 44, down.m)  # 60 − 16 fraction bits
+    return rescale(product(down, as_fixed(inverse)), LOGIT_BITS).m
 
 
 def _likely(logits_V: np.ndarray, below_V: np.ndarray, how: Sampling) -> np.ndarray:

@@ -60,7 +60,7 @@ def _piece(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array) -> jax.Array
     T, S, K = q_BTHK.shape[1], k_BSHK.shape[1], q_BTHK.shape[3]
     score_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
     visible_TS = jnp.tril(jnp.ones((T, S), jnp.bool_), S - T)
-    score_BHTS = jnp.where(visible_TS, score_BHTS * K**-0.5, jnp.finfo(jnp.float32).min)
+    score_BHTS = jnp.where(visible_TS[None, None], score_BHTS * K**-0.5, jnp.finfo(jnp.float32).min)
     weight_BHTS = jax.nn.softmax(score_BHTS).astype(v_BSHK.dtype)
     return jnp.einsum("BHTS,BSHK->BTHK", weight_BHTS, v_BSHK)
 

@@ -116,7 +116,7 @@ class Router(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] → [B, T, E]."""
         weight, bias = (parameter(self, p) for p in architecture.router(self.cfg))
-        return jnp.einsum("BTD,DE->BTE", x_BTD, weight, out_sharding=ACTIVATIONS) + bias
+        return jnp.einsum("BTD,DE->BTE", x_BTD, weight, out_sharding=ACTIVATIONS) + bias[None, None]
 
 
 def trunk_output(

@@ -48,11 +48,11 @@ def rope(x_BTHK: jax.Array) -> jax.Array:
     Positions count from 0 along T; angles are float32.
     """
     T, K = x_BTHK.shape[1], x_BTHK.shape[3]
-    frequency = ROPE_BASE ** (-jnp.arange(0, K, 2, dtype=jnp.float32) / K)
-    angle_T1K = (jnp.arange(T, dtype=jnp.float32)[:, None] * frequency)[:, None, :]
+    frequency_K = ROPE_BASE ** (-jnp.arange(0, K, 2, dtype=jnp.float32) / K)
+    angle_T1K = (jnp.arange(T, dtype=jnp.float32)[:, None] * frequency_K[None])[:, None, :]
     sin, cos = jnp.sin(angle_T1K), jnp.cos(angle_T1K)
     a, b = jnp.split(x_BTHK, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return jnp.concatenate([a * cos[None] - b * sin[None], b * cos[None] + a * sin[None]], axis=-1)
 
 
 def parameter(module: nn.Module, described: Parameter) -> jax.Array:
@@ -76,7 +76,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] → [B, T, D]."""
         gain_D = parameter(self, self.gain)
-        return (rms_normalize(x_BTD) * gain_D).astype(x_BTD.dtype)
+        return (rms_normalize(x_BTD) * gain_D[None, None]).astype(x_BTD.dtype)
 
 
 class Linear(nn.Module):

@@ -85,7 +85,8 @@ def _total(chunk: int) -> Callable[..., jax.Array]:
             (total, table_VD), (x_BTD, labels_BT) = sums, piece
             logits_BTV = table_products(x_BTD, weight_VD)
             total += jnp.sum(cross_entropy(logits_BTV, labels_BT))
-            gradient_BTV = jax.nn.softmax(logits_BTV) - _at_label(logits_BTV, labels_BT)
+            weight_BTV = jax.nn.softmax(logits_BTV)
+            gradient_BTV = weight_BTV - _at_label(logits_BTV, labels_BT).astype(jnp.float32)
             gradient_BTV = gradient_BTV.astype(x_BTD.dtype)
             x_gradient = jnp.einsum(
                 "BTV,VD->BTD", gradient_BTV, factor_VD, out_sharding=ACTIVATIONS
@@ -107,7 +108,8 @@ def _total(chunk: int) -> Callable[..., jax.Array]:
     def backward(saved: Any, cotangent: jax.Array) -> tuple[jax.Array, Any, None]:
         x_gradient, table_VD = saved
         scaled = None if table_VD is None else cotangent * table_VD
-        return (cotangent * x_gradient).astype(x_gradient.dtype), scaled, None
+        x_scaled = cotangent * x_gradient.astype(jnp.float32)
+        return x_scaled.astype(x_gradient.dtype), scaled, None
 
     total_loss.defvjp(forward, backward, symbolic_zeros=True)
     return total_loss

@@ -3,9 +3,10 @@
 The float model itself is run and watched: on the way into every matrix the largest magnitude of
 each channel is kept, on the way into every norm that of the residual stream, and for keys and
 values, whose scales are fixed, the 99.99th percentile of each channel as well. Maxima are exact,
-and percentiles come from exact counts (of magnitudes in eighths of an octave), so the result does
-not depend on the order of the sequences, on how many are taken at once, or on the data axis of
-the mesh. The model axis does change it by rounding: it decides in which order products are summed.
+and percentiles come from exact counts (of magnitudes in eighths of an octave), and every device
+runs the same program on the same number of sequences, so the result does not depend on the order
+or grouping of the sequences or on the data axis of the mesh. The model axis does change it by
+rounding: it decides in which order products are summed.
 
 Each activation is reduced where it arises, inside the scan over layers, and trunk and experts are
 programs of their own: one layer's activations exist at a time, whatever the depth.
@@ -14,6 +15,8 @@ programs of their own: one layer's activations exist at a time, whatever the dep
 import hashlib
 import io
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,7 +42,7 @@ from s7jax.storage import write_bytes
 from s7jax.terminal.progress import Progress
 
 PERCENTILE = 0.9999
-ROWS = 4  # sequences of one forward pass in each data-parallel group
+ROWS = 4  # sequences of one forward pass in each data-parallel group; decides last bits
 SAVE_SECONDS = 60.0  # between two writes of the resumable state
 
 _OCTAVE_BITS = 3  # bins of an eighth of an octave: the top bits of a float32 as an integer
@@ -242,10 +245,10 @@ class _State:
         if not path.exists():
             return
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 arrays = dict(file)
             identity, done = str(arrays.pop("identity")), int(arrays.pop("done"))
-        except (OSError, ValueError, KeyError) as e:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as e:
             raise InputError(
                 f"{path}: no state of a calibration ({e}). Remove it to start afresh"
             ) from e
@@ -278,12 +281,12 @@ def _ranges(state: _State, sequences: dict[str, int]) -> Ranges:
     for name, value in state.totals.items():
         owner, _, kind = name.rpartition(".")
         (bins if kind == "bins" else every)[owner] = value
-    for owner, largest in every.items():
-        if not np.isfinite(largest).all():
-            raise InputError(
-                f"calibrate: activations into {owner} are not finite. The weights are damaged or "
-                "training has diverged: quantise an earlier checkpoint"
-            )
+    if wrong := [owner for owner, largest in every.items() if not np.isfinite(largest).all()]:
+        first = min(wrong, key=lambda owner: (not owner.startswith("trunk"), owner))
+        raise InputError(
+            f"calibrate: activations into {first} are NaN or infinite; expected finite ones. "
+            "Training has diverged: quantise an earlier checkpoint"
+        )
     wide = {owner: largest.astype(np.float64) for owner, largest in every.items()}
     streams: dict[str, float] = {}
     for owner, largest in wide.items():

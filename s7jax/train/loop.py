@@ -104,7 +104,10 @@ def _loop(training: "Training", asked: Asked) -> None:
         progress.advance(first)
         for batch in training.batches():
             profile.before(training.done)
-            training.step(batch)
+            # A step moves its batch and three scalars, and says so: anything else that crossed
+            # between host and device each step would be slow, and nobody would see why.
+            with jax.transfer_guard("disallow"):
+                training.step(batch)
             if training.done == first + 1:
                 training.log.start_clock()
                 progress.restart_clock()

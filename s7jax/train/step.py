@@ -115,11 +115,12 @@ class Stepper:
         shape, at = (rows, context + 1), NamedSharding(group, P(DATA))
         tokens = jax.ShapeDtypeStruct(shape, np.int32, sharding=at)
         total = jax.eval_shape(lambda: (state.loss, state.params))
-        sha, one = hashlib.sha256(), np.float32(1)
+        sha, one = hashlib.sha256(), everywhere(np.float32(1), group)
+        true = everywhere(np.bool_(True), group)
         with jax.set_mesh(group):
             for program, args in (
                 (self._gradient, (state.params, frozen, tokens)),
-                (self._update, (state, total, one, one, np.bool_(True))),
+                (self._update, (state, total, one, one, true)),
             ):
                 sha.update(program.lower(*args).as_text().encode())
         return sha.hexdigest()
@@ -149,11 +150,14 @@ class Stepper:
         totals = tree_sum(gradient, leaves[0].shape[0], self._groups)
         if self._tree:
             totals = across_groups(totals, self._mesh)
-        rate, count = np.float32(learning_rate), self._recipe.batch // self._recipe.microbatch
+        count = self._recipe.batch // self._recipe.microbatch
         if not self._tree:
             count //= self._mesh.shape[DATA]  # each leaf is already a mean over the groups
+        scalars = np.float32(learning_rate), np.float32(count), np.bool_(apply)
         updated = [
-            _under(group, self._update, state, total, rate, np.float32(count), np.bool_(apply))
+            _under(
+                group, self._update, state, total, *(everywhere(value, group) for value in scalars)
+            )
             for group, state, total in zip(self._groups, self._states, totals, strict=True)
         ]
         self._states = [state for state, _ in updated]
@@ -176,8 +180,19 @@ def _under(mesh: Mesh, program: Callable[..., Any], *args: Any) -> Any:
 
 def place(rows: np.ndarray, mesh: Mesh) -> jax.Array:
     """Rows of a batch over the data groups of a mesh; every process gives the whole batch."""
-    sharding = NamedSharding(mesh, P(DATA))
-    return jax.make_array_from_callback(rows.shape, sharding, lambda at: rows[at])
+    return _moved(rows, NamedSharding(mesh, P(DATA)))
+
+
+def everywhere(value: np.generic, mesh: Mesh) -> jax.Array:
+    """A scalar on every device of a mesh; every process gives the same."""
+    return _moved(np.asarray(value), NamedSharding(mesh, P()))
+
+
+def _moved(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Each device's part of a value that every process has, moved there explicitly."""
+    parts = sharding.addressable_devices_indices_map(value.shape).items()
+    shards = [jax.device_put(value[at], device) for device, at in parts]
+    return jax.make_array_from_single_device_arrays(value.shape, sharding, shards)
 
 
 @cache
@@ -206,10 +221,11 @@ def update_program(recipe: Recipe) -> Any:
         norm = optax.tree.norm(gradient)
         mean = jnp.where(state.loss > 0, state.loss, loss)
         good = apply & jnp.isfinite(loss) & jnp.isfinite(norm) & (loss < mean + recipe.spike)
-        change, moments = optimizer.update(gradient, state.optimizer, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax takes float ** int
+            change, moments = optimizer.update(gradient, state.optimizer, state.params)
         params = jax.tree.map(lambda p, c: p - learning_rate * c, state.params, change)
         new = TrainState(params, moments, LOSS_MEMORY * mean + (1 - LOSS_MEMORY) * loss)
         kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
-        return kept, {"loss": loss, "grad_norm": norm, "skipped": 1.0 - good}
+        return kept, {"loss": loss, "grad_norm": norm, "skipped": 1.0 - good.astype(jnp.float32)}
 
     return update

@@ -1,4 +1,4 @@
-"""A hundred thousand mutants, re-sealed by an attacker who knows the format.
+"""Mutants, re-sealed by an attacker who knows the format: ten thousand, or a hundred thousand.
 
 Each must be refused with the one error, or be a seal whose every part is as it says: then it
 verifies again by the second verifier, to the same root, and has another root than the
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from micro import Judge, Mutants, make
 
 BATCH = 500
-EXAMPLES = 200
+FEW, MANY = 20, 200  # batches
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +26,20 @@ def judge():
     return Judge()
 
 
-@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
-@given(seed=st.integers(0, (1 << 64) - 1))
-def test_mutants(mutants, judge, seed):
-    rng = random.Random(seed)
-    for i in range(BATCH):
-        judge.judged(mutants, mutants.draw(rng), both=i % 25 == 0)
+@pytest.mark.parametrize(
+    "examples",
+    [FEW, pytest.param(MANY, marks=pytest.mark.long(minutes=2))],
+    ids="{} batches".format,
+)
+def test_mutants(mutants, judge, examples):
+    @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
+    @given(seed=st.integers(0, (1 << 64) - 1))
+    def batch(seed):
+        rng = random.Random(seed)
+        for i in range(BATCH):
+            judge.judged(mutants, mutants.draw(rng), both=i % 25 == 0)
+
+    batch()
 
 
 def test_the_mutants_are_of_every_kind(mutants, judge):

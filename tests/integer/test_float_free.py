@@ -13,7 +13,7 @@ from s7jax.errors import InputError
 from s7jax.integer import layers as model
 from s7jax.integer import operators as op
 from s7jax.integer.loading import check_bounds
-from s7jax.integer.program import Program, config
+from s7jax.integer.program import Program
 
 INTEGERS = {"int8", "int16", "int32", "uint32", "bool"}
 # Every element type that XLA knows, as it is written in HLO: s8[4,2], f32[], pred[1].
@@ -86,15 +86,15 @@ def test_sums_of_extremes_are_exact(width):
     ):
         w = rng.choice([-127, 127], (width, 4)).astype(np.int8)
         w[:, 0] = 127
-        acc, bound, spare = model.accumulate(jnp.asarray(a, jnp.int32), jnp.asarray(w), width)
+        sums = model.accumulate(jnp.asarray(a, jnp.int32), jnp.asarray(w), width)
         exact = a.astype(object) @ w.astype(object)
-        wanted = [(x * 2**spare + 64) // 128 for x in exact.ravel()]
-        assert np.asarray(acc).ravel().tolist() == wanted
-        assert max(map(abs, wanted)) <= bound < 2**30
+        wanted = [(x * 2**sums.bits + 64) // 128 for x in exact.ravel()]
+        assert np.asarray(sums.m).ravel().tolist() == wanted
+        assert max(map(abs, wanted)) <= sums.bound < 2**30
 
 
 def test_dimensions_beyond_the_bounds_are_refused(seal):
-    cfg = config(seal)
+    cfg = seal.manifest.dimensions
     check_bounds(cfg)
     with pytest.raises(InputError, match="probabilities of a row"):
         check_bounds(dataclasses.replace(cfg, context=1 << 17))

@@ -134,7 +134,7 @@ def test_rows_of_different_lengths_and_padding(program, tokens, wanted):
     _, _, cache = program.trunk(rows, np.zeros(2), cache)  # fills slots far beyond 20 and 5
     lengths = np.array([20, 5])
     chunk = np.stack([tokens[20:28], tokens[5:13]])
-    chunk[:, 6:] = 99  # what stands behind the sixth token is not part of the sequence
+    chunk[:, 6:] = 99  # what stands after the sixth token is not part of the sequence
     h, _, cache = program.trunk(chunk, lengths, cache)
     logits = np.asarray(program.head(h))
     assert np.array_equal(logits[0, :6], wanted[0][0, 20:26])
@@ -161,7 +161,7 @@ def test_without_jit(program, tokens, wanted):
     with jax.disable_jit():
         row, start = jax.numpy.asarray(tokens[None, :6]), jax.numpy.zeros(1, jax.numpy.int32)
         h, _ = model.trunk(cfg, params, row, start, cache, model.ALONE)
-        logits = model.head(params, h)
+        logits = model.head(params, h.m).m
     assert np.array_equal(logits[0], wanted[0][0, :6])
 
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from s7jax.quantize.rounding import fixed_point, per_row_int8, quantize_tensor
+from s7jax.errors import InputError
+from s7jax.quantize.rounding import fixed_point, per_row_int8, round_tensor
 
 finite = st.floats(-1e3, 1e3, width=32)
 matrices = hnp.arrays(
@@ -21,10 +22,10 @@ def test_the_specifications_formula_in_exact_rationals(weight):
     assert quantised.dtype == np.int8
     for j in range(weight.shape[1]):
         largest = max(abs(Fraction(float(w))) for w in weight[:, j])
-        exact = largest / 127 if largest else Fraction(1)
+        exact = largest / 127
         assert scale[j] == pytest.approx(float(exact), rel=1e-15)
         for i in range(weight.shape[0]):
-            ratio = Fraction(float(weight[i, j])) / exact
+            ratio = Fraction(float(weight[i, j])) / exact if exact else 0
             # Half-way cases may fall either way by the last bit of the float64 division.
             assert abs(quantised[i, j] - ratio) <= Fraction(1, 2) + Fraction(1, 10**9)
 
@@ -37,10 +38,28 @@ def test_minus_128_never_occurs_and_the_largest_of_each_column_is_127(weight):
     ]
 
 
-def test_a_zero_column_stays_zero_with_scale_one():
-    quantised, scale = per_row_int8(np.zeros((3, 2), np.float32), axis=1)
-    assert not quantised.any()
-    assert scale.tolist() == [1.0, 1.0]
+def test_a_zero_column_costs_the_others_nothing():
+    """Its scale is 0, so the shared exponent of all scales is that of the others."""
+    weight = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32) * 1e-3
+    without = round_tensor("x.weight", weight)
+    dead = np.insert(weight, 2, 0.0, axis=1)
+    tensors = round_tensor("x.weight", dead)
+    assert not tensors["x.weight"][0][:, 2].any()
+    assert tensors["x.scale"][0][2] == 0
+    assert tensors["x.scale"][1] == without["x.scale"][1]
+    for name in ("x.weight", "x.scale"):
+        assert np.array_equal(np.delete(tensors[name][0], 2, axis=-1), without[name][0])
+    nothing = round_tensor("x.weight", np.zeros((3, 2), np.float32))
+    assert not any(array.any() for array, _ in nothing.values())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_by_name(value):
+    matrix = np.ones((3, 2), np.float32)
+    matrix[1, 1] = value
+    for name, tensor in (("trunk.x.weight", matrix), ("trunk.x.gain", matrix[1])):
+        with pytest.raises(InputError, match=rf"^{name}: 1 of {tensor.size} values are NaN"):
+            round_tensor(name, tensor)
 
 
 def test_rounding_is_half_to_even():
@@ -50,7 +69,7 @@ def test_rounding_is_half_to_even():
 
 def test_the_embedding_has_one_scale_per_token():
     table = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
-    tensors = quantize_tensor("embedding.weight", table)
+    tensors = round_tensor("embedding.weight", table)
     assert tensors["embedding.weight"][1] == {"axis": 0, "scale": "embedding.scale"}
     assert tensors["embedding.scale"][0].shape == (64,)
     assert np.abs(tensors["embedding.weight"][0]).max(axis=1).tolist() == [127] * 64

@@ -87,8 +87,15 @@ class Machine(RuleBasedStateMachine):
             assert set(self.history[2:]) <= {"SO", "SI"}
 
 
-TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=10_000, stateful_step_count=6, deadline=None)
+def tried(examples: int) -> type:
+    """Cases of the machine, as many as that."""
+    case = type("Tried", (Machine.TestCase,), {})
+    case.settings = settings(max_examples=examples, stateful_step_count=6, deadline=None)
+    return case
+
+
+TestMachine = tried(1_000)
+TestMachineTenThousandTimes = pytest.mark.long(minutes=0.7)(tried(10_000))
 
 
 @given(st.binary(max_size=32))

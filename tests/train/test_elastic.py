@@ -1,5 +1,6 @@
 """One model-axis size, any number of data groups, any split over processes: the same bytes."""
 
+import ast
 import os
 import socket
 import subprocess
@@ -54,27 +55,66 @@ def test_a_run_resized_by_restarts_ends_with_the_same_bytes(new_run, monkeypatch
     assert train_trunk(new_run("resized", on="4x1")) == undisturbed
 
 
-@given(st.integers(1, 40), st.integers(0, 2**32 - 1))
-def test_the_tree_is_fixed_and_complete(count, seed):
-    """Against the same tree in NumPy, bit for bit; and each leaf is used once, in order."""
-    values = np.random.default_rng(seed).normal(size=count).astype(np.float32)
+# In which order so many leaves are added.
+ORDER = {
+    1: "0",
+    2: "0 + 1",
+    3: "(0 + 1) + 2",
+    4: "(0 + 1) + (2 + 3)",
+    5: "((0 + 1) + (2 + 3)) + 4",
+    6: "((0 + 1) + 2) + ((3 + 4) + 5)",
+    8: "((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))",
+    12: "(((0 + 1) + 2) + ((3 + 4) + 5)) + (((6 + 7) + 8) + ((9 + 10) + 11))",
+}
 
-    def expected(first, n):
-        if n == 1:
-            return values[first]
-        half = n // 2 if n % 2 == 0 else n - 1
-        return expected(first, half) + expected(first + half, n - half)
 
-    group = mesh.make(mesh.SINGLE)
-    used = []
+def added(order, values):
+    """The float32 sum in a given order, each addition rounded."""
+
+    def at(node):
+        return (
+            values[node.value] if isinstance(node, ast.Constant) else at(node.left) + at(node.right)
+        )
+
+    return at(ast.parse(order, mode="eval").body)
+
+
+def summed(values):
+    """The sum by the tree of training, and the leaves in the order in which it asked for them."""
+    group, used = mesh.make(mesh.SINGLE), []
 
     def leaf(i):
         used.append(i)
         return [{"x": jax.device_put(values[i], jax.NamedSharding(group, jax.P()))}]
 
-    (total,) = tree_sum(leaf, count, (group,))
+    (total,) = tree_sum(leaf, len(values), (group,))
+    return np.asarray(total["x"]), used
+
+
+@given(st.sampled_from(sorted(ORDER)), st.integers(0, 2**32 - 1))
+def test_the_tree_is_fixed_and_complete(count, seed):
+    """To the bit the order written down; and each leaf is used once, in order."""
+    values = np.random.default_rng(seed).normal(size=count).astype(np.float32)
+    total, used = summed(values)
     assert used == list(range(count))
-    assert np.asarray(total["x"]).tobytes() == expected(0, count).tobytes()
+    assert total.tobytes() == added(ORDER[count], values).tobytes()
+
+
+@pytest.mark.parametrize("count", sorted(set(ORDER) - {1, 2}))
+def test_another_order_gives_another_sum(count):
+    """So the test above can fail: from left to right, and from right to left."""
+    rows = np.random.default_rng(0).normal(size=(50, count)).astype(np.float32)
+    ours = [added(ORDER[count], row) for row in rows]
+    left = [added(" + ".join(map(str, range(count))), row) for row in rows]
+    right = [added(" + ".join(map(str, reversed(range(count)))), row) for row in rows]
+    assert ours != right
+    assert (ours != left) == (count > 3)  # three leaves are added from left to right
+
+
+def test_three_leaves_by_hand():
+    big = np.float32(2**24)  # to which 1 is nothing, and 2 is not
+    assert summed(np.array([big, 1, 1], np.float32))[0] == big
+    assert summed(np.array([1, 1, big], np.float32))[0] == big + 2
 
 
 @pytest.mark.parametrize("shape", ["2x1", "8x1", "4x2"])

@@ -133,7 +133,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     kill_until_through(undisturbed, prepared, tmp_path, kills=2, seed=seed)
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=4)
 def test_killed_thirty_times(undisturbed, prepared: Prepared, tmp_path: Path):
     kill_until_through(undisturbed, prepared, tmp_path, kills=30, seed=99)
 

@@ -16,6 +16,7 @@ from s7jax import mesh
 from s7jax.config import Config
 from s7jax.model import parameters
 from s7jax.model.loss import cross_entropy
+from s7jax.train import loop, step
 from s7jax.train.phase import TRUNK
 from s7jax.train.step import (
     Stepper,
@@ -116,6 +117,13 @@ def test_nor_does_what_is_compiled_of_it(tiny: Config, single):
     expert = parameters.initial(tiny.model, 0, single, ("expert0",))["expert0"]
     assert backward(trunk_loss, shared, {}) == {"Trunk"}
     assert backward(expert_loss, expert, shared) == {"Expert"}
+
+
+def test_what_a_step_moves_it_moves_explicitly(new_run, monkeypatch):
+    """Anything else is refused: here the three scalars of a step, given as the host has them."""
+    monkeypatch.setattr(step, "everywhere", lambda value, mesh: value)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        loop.train_trunk(new_run("implicit"))
 
 
 def test_the_loss_curve_is_the_golden_one():

@@ -110,7 +110,7 @@ class Metrics:
             return
         step, metrics = self._pending
         self._pending = None
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         rates = self._throughput.step()
         seconds = round(time.monotonic() - self._began, 3)
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
