@@ -24,7 +24,8 @@ from s7jax.config import PRESETS, preset
 from s7jax.mesh import parse, pools, single
 from s7jax.model.parameters import host, initial
 from s7jax.runtime import Compute, Engine, Request
-from s7jax.runtime.proof import Policy
+from s7jax.runtime.policy import Policy
+from s7jax.runtime.prompt import Prompt
 from s7jax.terminal import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +64,7 @@ def measure(path: Path, tokens: int, repeat: int) -> dict[str, float]:
             policy = Policy(max_new_tokens=tokens)
             began = time.perf_counter()
             for _ in range(rows):
-                engine.submit(Request(PROMPT, policy))
+                engine.submit(Request(Prompt(PROMPT), policy))
             engine.run()
             times[rows, drafts].append(time.perf_counter() - began)
     found = {"first token from a cold process, s": statistics.median(cold(path, 3))}

@@ -54,11 +54,11 @@ class Architecture(Checked):
     """Embedding, shared trunk, one expert per domain, router (§2, §8)."""
 
     vocab: int = number(32, 1 << 20, "tokens")
-    context: int = number(2, 1 << 24, "tokens of a sequence")
+    context: int = number(2, 1 << 16, "tokens of a sequence; what sums of 30 bits hold")
     trunk: Stack
     expert: Stack
     domains: tuple[str, ...] = identifier()  # of expert 0, 1, …
-    routing_window: int = number(1, 1 << 24, "positions summed to choose the expert", default=64)
+    routing_window: int = number(1, 1 << 16, "positions summed to choose the expert", default=64)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from s7jax import runtime
 from s7jax.errors import UsageError
+from s7jax.runtime.replay import traced
 from s7jax.terminal import cli
 from s7jax.train.folder import newest
 
@@ -37,10 +38,15 @@ def parse() -> argparse.Namespace:
     p.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="devices, such as 4x2")
     p.add_argument("--drafts", type=int, default=0, metavar="N", help="trunk drafts, expert checks")
     p.add_argument("--proof", type=Path, metavar="FILE", help="write the proof, a .s7p")
+    p.add_argument("--trace", action="store_true", help="with every operator's digest, to dispute")
+    p.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
+    p.add_argument("--trust", type=Path, nargs="+", default=[], metavar="PUBKEY", help="signers")
     p.add_argument("--json", action="store_true", help="one JSON object, nothing streamed")
     args = p.parse_args()
     if (args.prompt is None) == (args.file is None):
         raise UsageError("give either --prompt TEXT or --file FILE")
+    if args.trace and not args.proof:
+        raise UsageError("--trace goes into the proof: give --proof FILE")
     return args
 
 
@@ -48,7 +54,8 @@ def main() -> None:
     """Open, generate, say where the text came from."""
     args = parse()
     prompt = args.prompt if args.file is None else _read(args.file)
-    with runtime.open(args.model or newest().sealed, mesh=args.mesh, drafts=args.drafts) as model:
+    path, trusted = args.model or newest().sealed, {"root": args.root, "trust": args.trust}
+    with runtime.open(path, mesh=args.mesh, drafts=args.drafts, **trusted) as model:
         began = time.monotonic()
         answer = model.generate(
             prompt,
@@ -63,7 +70,7 @@ def main() -> None:
                 print(piece, end="", flush=True)
         seconds = time.monotonic() - began
         if args.proof:
-            answer.proof.save(args.proof)
+            (traced(answer.proof, model.seal) if args.trace else answer.proof).save(args.proof)
         if args.json:
             print(json.dumps(answer.report() | {"seconds": round(seconds, 3)}, indent=1))
         else:

@@ -8,6 +8,7 @@ Examples:
   python tools/pack.py
   python tools/pack.py --run demo
   python tools/pack.py --weights-dir model/weights/ --vocab model/vocab.json --out model/moe.s7l
+  python tools/pack.py --reseal old.s7l --out new.s7l    of numeric scheme s7-int8-1
   python tools/pack.py --new-key release.pem            writes release.pem and release.pem.pub
   python tools/pack.py --sign release.pem --release 3   writes or completes moe.s7l.sig
 
@@ -24,7 +25,7 @@ from rich.table import Table
 
 from s7jax import s7l
 from s7jax.errors import UsageError
-from s7jax.runtime.sealing import seal_with_answers
+from s7jax.runtime.sealing import reseal, seal_with_answers
 from s7jax.s7l import signature
 from s7jax.terminal import cli
 from s7jax.train.folder import named, newest
@@ -40,11 +41,14 @@ def parse() -> argparse.Namespace:
     p.add_argument("--sign", type=Path, nargs="+", metavar="KEY", help="private keys, PEM")
     p.add_argument("--release", type=int, default=1, help="release number under the signature")
     p.add_argument("--no-answers", action="store_true", help="seal no known-answer transcript")
+    p.add_argument("--reseal", type=Path, metavar="OLD", help="seal an older file's weights again")
     p.add_argument("--new-key", type=Path, metavar="KEY", help="make a key pair; nothing is sealed")
     args = p.parse_args()
     if not 0 <= args.release <= signature.MAX_VERSION:
         raise UsageError(f"--release {args.release}: expected 0 to {signature.MAX_VERSION}")
-    if args.new_key is None and None in (args.weights_dir, args.vocab, args.out):
+    if args.reseal and args.out is None:
+        raise UsageError("--reseal OLD.s7l: give --out NEW.s7l")
+    if not (args.new_key or args.reseal) and None in (args.weights_dir, args.vocab, args.out):
         run = named(args.run) if args.run else newest()
         args.weights_dir = args.weights_dir or run.weights
         args.vocab = args.vocab or run.vocab
@@ -58,8 +62,11 @@ def main() -> None:
     if args.new_key is not None:
         print(f"keep secret: {args.new_key}\ngive away:   {signature.new_key(args.new_key)}")
         return
-    seal_now = s7l.seal if args.no_answers else seal_with_answers
-    done = seal_now(args.weights_dir, args.vocab, args.out)
+    if args.reseal:
+        done = reseal(args.reseal, args.out)
+    else:
+        seal_now = s7l.seal if args.no_answers else seal_with_answers
+        done = seal_now(args.weights_dir, args.vocab, args.out)
     seal = s7l.open(args.out, root=done.root)
     print(f"{'sealed' if done.created else 'already sealed, identical'}: {args.out}")
     if args.sign:

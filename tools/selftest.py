@@ -16,7 +16,7 @@ from s7jax import s7l
 from s7jax.errors import InputError
 from s7jax.runtime import answers
 from s7jax.runtime.model import Model, by_devices
-from s7jax.runtime.proof import by_specification
+from s7jax.runtime.replay import by_specification
 from s7jax.terminal import cli
 from s7jax.train.folder import newest
 
@@ -27,10 +27,12 @@ def main() -> None:
     parser.add_argument("file", type=Path, nargs="?", help="sealed model (default: newest run's)")
     parser.add_argument("--jax", action="store_true", help="on XLA's devices, not in NumPy")
     parser.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="with --jax")
+    parser.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
+    parser.add_argument("--trust", type=Path, nargs="+", default=[], metavar="PUBKEY")
     args = parser.parse_args()
     began = time.monotonic()
     path = args.file or newest().sealed
-    seal = s7l.open(path)
+    seal = s7l.open_trusted(path, root=args.root, trust=args.trust)
     seal.verify()  # what no answer touches must be whole too
     known = seal.stream["answers"]
     if not known:

@@ -43,7 +43,11 @@ def parse() -> argparse.Namespace:
     p.add_argument("--waiting", type=int, default=64, help="requests that may queue")
     p.add_argument("--seconds", type=float, default=120.0, help="until an answer is cut off")
     p.add_argument("--token-file", type=Path, help="file with the bearer token to ask for")
+    p.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
+    p.add_argument("--trust", type=Path, nargs="+", default=[], metavar="PUBKEY", help="signers")
     args = p.parse_args()
+    if not 0 <= args.port < 1 << 16:
+        raise UsageError(f"--port {args.port}: expected 0 to 65535")
     if args.rows < 1 or args.waiting < 0 or args.seconds <= 0:
         raise UsageError("--rows, --seconds: expected more than 0; --waiting: at least 0")
     return args
@@ -57,7 +61,7 @@ def main() -> None:
         raise UsageError(f"--host {args.host} is open to others: set S7_TOKEN or --token-file")
     path = args.model or newest().sealed
     limits = Limits(rows=args.rows, waiting=args.waiting, seconds=args.seconds)
-    with runtime.open(path, mesh=args.mesh) as model:
+    with runtime.open(path, mesh=args.mesh, root=args.root, trust=args.trust) as model:
         name = args.name or path.stem
         print(f"{name}: root {model.seal.root.hex()}, http://{args.host}:{args.port}", flush=True)
         app = application(model, name, limits, token or None)

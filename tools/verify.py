@@ -22,9 +22,12 @@ from typing import Any
 from s7jax import s7l
 from s7jax.errors import InputError, UsageError
 from s7jax.runtime import evidence as rules
-from s7jax.runtime.model import replay
+from s7jax.runtime import proof as proofs
+from s7jax.runtime.model import Model, by_devices
+from s7jax.runtime.replay import by_specification, replay
 from s7jax.s7l import signature
 from s7jax.terminal import cli
+from s7jax.terminal.tables import show_replay
 from s7jax.train.folder import newest
 
 
@@ -56,7 +59,7 @@ def main() -> int:
         opened = opening(args.file, root=args.root)
         note = args.signature or signature.note_path(args.file)
         signed = signers(note, opened, args.trust, args.min_version) if args.trust else None
-        replayed = replay(args.replay, opened, args.mesh) if args.replay else None
+        replayed = again(args.replay, opened, args.mesh) if args.replay else None
     except InputError as e:
         if args.json:
             print(json.dumps({**result, "passed": False, "error": str(e)}))
@@ -78,11 +81,21 @@ def main() -> int:
         if signed:
             print(f"release {signed['version']}, signed by {', '.join(signed['keys'])}")
         if replayed:
-            print(f"replayed {replayed['steps']} steps, chain {replayed['chain']}")
+            show_replay(replayed)
         for finding in report.findings:
             print(f"{finding.rule:<5}{finding.verdict}\n     {finding.evidence}")
         print(f"hashed at {report.bytes_per_second / 1e6:,.0f} MB/s")
     return 0 if report.passed else 1
+
+
+def again(path: Path, opened: s7l.Seal | s7l.Bundle, mesh: str | None) -> dict[str, Any]:
+    """A proof computed again."""
+    if isinstance(opened, s7l.Bundle):
+        raise UsageError("a proof is replayed with the whole sealed model, not with a bundle")
+    proof = proofs.load(path)
+    return replay(
+        proof, opened, by_devices(Model(opened, mesh)) if mesh else by_specification(opened)
+    )
 
 
 def signers(

@@ -1,7 +1,7 @@
 """The executable specification: what a sealed model answers, in NumPy alone.
 
 Reads a sealed file and gives the int32 logits of every position, for the trunk, for each expert,
-and routed. Written to be read, not to be fast: one sequence, all of it at once, no cache; products
+and routed. Written to be read, not to be fast: one sequence, no cache; products
 of 32-bit numbers are taken in int64 and cut. It shares the constant tables with
 :mod:`s7jax.integer.layers` and nothing else, and the two must agree to the bit.
 
@@ -9,6 +9,7 @@ Formats: an activation is int16 ``a`` with a scale, a real number m · 2^e (2^29
 is an integer with n fraction bits. T positions, D width, H heads, K head width, S seen positions.
 """
 
+from collections.abc import Callable
 from math import isqrt
 from typing import Any
 
@@ -19,8 +20,10 @@ from s7jax.s7l import Seal, SealError
 
 Ints = np.ndarray[Any, Any]  # int64, every value within 32 bits
 Scale = tuple[Any, Any]
+Watch = Callable[[str, Ints], None]
 
 TOP = (1 << 30) - 1
+BLOCK = 256  # queries of one piece of attention
 LOG2_E = 1_663_351_252_389_300_929  # log2(e) · 2^60
 
 
@@ -136,11 +139,15 @@ def exp2(x: Ints) -> Ints:
 
 
 class Specification:
-    """A sealed model as this page defines it."""
+    """A sealed model as this page defines it.
 
-    def __init__(self, seal: Seal) -> None:
+    ``watch`` is told the name and the output, integers [T, …], of every operator in order.
+    """
+
+    def __init__(self, seal: Seal, watch: Watch = lambda _, __: None) -> None:
         self._seal = seal
         self._d = seal.manifest.dimensions
+        self._watch = watch
 
     def trunk(self, tokens: Ints) -> Ints:
         """Token ids [T] → residual stream h [T, D] in the trunk's format."""
@@ -148,27 +155,35 @@ class Specification:
         m, exponent = self._fixed("embedding.scale")
         product = mulhi(rows << 22, m[tokens][:, None])
         x = shift(product, 10 + exponent - 31 + self._residual("trunk"))
+        self._watch("embedding", x)
         return self._layers("trunk", self._d.trunk, x)
 
     def expert(self, e: int, h: Ints) -> Ints:
         """The trunk's h [T, D], refined by one expert."""
         name, d = f"expert{e}", self._d
         a, unit = rms_quantize(h, self._gain(f"{name}.in_norm"))
+        self._watch(f"{name}.in_norm", a)
         x = self._linear(a, unit, f"{name}.in_proj", self._residual(name))
         x = self._layers(name, d.expert, x)
         a, unit = rms_quantize(x, self._gain(f"{name}.out_norm"))
+        self._watch(f"{name}.out_norm", a)
         y = self._linear(a, unit, f"{name}.out_proj", self._residual("trunk"))
-        return np.clip(h + y, -TOP, TOP)
+        refined = np.clip(h + y, -TOP, TOP)
+        self._watch(f"{name}.residual_add", refined)
+        return refined
 
-    def head(self, h: Ints) -> np.ndarray[Any, np.dtype[np.int32]]:
+    def head(self, h: Ints, name: str = "head") -> np.ndarray[Any, np.dtype[np.int32]]:
         """h [T, D] → logits int32 [T, V], Q16."""
         a, unit = rms_quantize(h, self._gain("trunk.final_norm"))
+        self._watch(f"{name}.final_norm", a)
         weight = self._weight("embedding.weight").T
-        return self._product(a, unit, weight, "embedding", 16).astype(np.int32)
+        logits = self._product(a, unit, weight, "embedding", 16).astype(np.int32)
+        self._watch(f"{name}.logits", logits)
+        return logits
 
-    def route(self, h: Ints) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """The expert of every position, int32 [T], from the trunk's h."""
-        evidence = np.cumsum(self.router(h), axis=0)
+    def route(self, router: Ints) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """The expert of every position, int32 [T], from router logits [T, E]."""
+        evidence = np.cumsum(router, axis=0, dtype=np.int64)
         window = self._d.routing_window
         evidence[window:] -= evidence[:-window].copy()
         return evidence.argmax(axis=-1).astype(np.int32)
@@ -179,12 +194,14 @@ class Specification:
         m, exponent = self._fixed("router.bias")
         logits = self._linear(a, unit, "router", 16) + shift(m >> 1, exponent - 30 + 16)
         bound = TOP // self._d.routing_window
-        return np.clip(np.clip(logits, -TOP, TOP), -bound, bound).astype(np.int32)
+        logits = np.clip(np.clip(logits, -TOP, TOP), -bound, bound).astype(np.int32)
+        self._watch("router", logits)
+        return logits
 
     def logits(self, tokens: Ints) -> np.ndarray[Any, np.dtype[np.int32]]:
         """Routed logits int32 [T, V] of a sequence: each position's by its own expert."""
         h = self.trunk(tokens)
-        route = self.route(h)
+        route = self.route(self.router(h))
         chosen = np.zeros((len(tokens), self._d.vocab), np.int32)
         for e in np.unique(route):
             chosen[route == e] = self.head(self.expert(int(e), h)[route == e])
@@ -194,21 +211,26 @@ class Specification:
         to = self._residual(segment)
         for layer in (f"{segment}.layer{i}" for i in range(stack.layers)):
             a, unit = rms_quantize(x, self._gain(f"{layer}.attn_norm"))
+            self._watch(f"{layer}.attn_norm", a)
             y = self._attention(f"{layer}.attn", stack, a, unit, to)
             x = np.clip(x + y, -TOP, TOP)
+            self._watch(f"{layer}.attn.residual_add", x)
             a, unit = rms_quantize(x, self._gain(f"{layer}.ffn_norm"))
+            self._watch(f"{layer}.ffn_norm", a)
             u = np.clip(self._linear(a, unit, f"{layer}.ffn.fc1", 12), -(1 << 18), 1 << 18)
             gain, exponent = self._gain(f"{layer}.ffn.fc2")
             a, unit = quantize(gelu(u), gain, exponent - 14)
+            self._watch(f"{layer}.ffn.gelu", a)
             x = np.clip(x + self._linear(a, unit, f"{layer}.ffn.fc2", to), -TOP, TOP)
+            self._watch(f"{layer}.ffn.residual_add", x)
         return x
 
     def _attention(self, name: str, stack: Any, a: Ints, unit: Scale, to: int) -> Ints:
         T, H = len(a), stack.heads
         K = stack.hidden // H
         head_bits = 15 - ((K - 1).bit_length() + 1) // 2
-        cosine, sine = (t.astype(np.int64)[:, None] for t in tables.rope(self._d.context, K))
-        cosine, sine = cosine[:T], sine[:T]
+        turns = tables.rope(1 << (T - 1).bit_length(), K)  # few lengths; a prefix is the same
+        cosine, sine = (table.astype(np.int64)[:T, None] for table in turns)
 
         def turned(key: str) -> Ints:
             acc, bound, _ = self._accumulate(a, self._weight(f"{name}.{key}_proj.weight"))
@@ -226,14 +248,32 @@ class Specification:
         gain, exponent = self._gain(f"{name}.q")
         q, q_unit = quantize(turned("q"), gain.reshape(H, K), exponent - head_bits, top=127)
         v = np.clip(self._linear(a, unit, f"{name}.v_proj", 0), -127, 127).reshape(T, H, K)
+        for key, value in (("q", q), ("k", k), ("v", v)):
+            self._watch(f"{name}.{key}", value)
 
+        # Queries in blocks, against the keys they can see: memory stays in proportion to T.
+        blocks = [slice(i, min(i + BLOCK, T)) for i in range(0, T, BLOCK)]
+        ms, es = q_unit
+        y = np.concatenate(
+            [self._mix(q[b], (ms[b], es[b]), k[: b.stop], v[: b.stop], b.start) for b in blocks]
+        )
+        self._watch(f"{name}.mix", y)
+        gain, exponent = self._gain(f"{name}.o_proj")
+        a, unit = quantize(y.reshape(T, H * K), gain, exponent - 8)
+        y = self._linear(a, unit, f"{name}.o_proj", to)
+        self._watch(f"{name}.o_proj", y)
+        return y
+
+    def _mix(self, q: Ints, q_unit: Scale, k: Ints, v: Ints, first: int) -> Ints:
+        """Queries [N, H, K] of positions from ``first`` on over keys and values [S, H, K]."""
+        N, _, K = q.shape
         bound = 127 * 127 * K
         spare = 30 - bound.bit_length()
         m, e = times(q_unit, constant((LOG2_E << 40) // isqrt(K << 80), 60))
         m, e = (s.transpose(1, 0, 2) for s in (m, e))  # [H, T, 1]
         acc = np.einsum("thk,shk->hts", q, k)
         z = shift(mulhi(acc << spare, m << 1), 31 - spare + e + 16)
-        seen = np.tril(np.ones((T, T), bool))
+        seen = np.arange(len(k)) <= np.arange(first, first + N)[:, None]
         largest = np.where(seen, z, -(1 << 30)).max(axis=-1, keepdims=True)
         p = np.where(seen, exp2(np.maximum(largest - z, 0)), 0)
 
@@ -244,9 +284,7 @@ class Specification:
         reciprocal = (1 << 30) // shift(total, -n)
         y = mulhi((high << spare) + rsr(low, 7 - spare), reciprocal << 14)
         y = shift(y, 32 - 14 - 30 - n + 7 - spare + 8)
-        gain, exponent = self._gain(f"{name}.o_proj")
-        a, unit = quantize(y.transpose(1, 0, 2).reshape(T, H * K), gain, exponent - 8)
-        return self._linear(a, unit, f"{name}.o_proj", to)
+        return y.transpose(1, 0, 2)
 
     def _linear(self, a: Ints, unit: Scale, name: str, to: int) -> Ints:
         return self._product(a, unit, self._weight(f"{name}.weight"), name, to)

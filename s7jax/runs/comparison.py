@@ -1,6 +1,7 @@
 """A sealed model beside the float one it was made from, on the same held-out tokens."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,7 +21,8 @@ from s7jax.mesh import DATA
 from s7jax.model.language_model import Params, expert_output, head, router_logits, trunk_output
 from s7jax.terminal.progress import Progress
 from s7jax.runtime import Compute, Session
-from s7jax.runtime.proof import Policy
+from s7jax.runtime.policy import Policy
+from s7jax.runtime.prompt import Prompt
 from s7jax.s7l import Seal
 from s7jax.train.run import Run
 
@@ -127,12 +129,15 @@ def _float(run: Run, params: Params, inputs: np.ndarray, used: int) -> Answer:
 
 def _sealed(compute: Compute, inputs: np.ndarray, used: int) -> Answer:
     cfg, start = compute.cfg, np.zeros(len(inputs), np.int32)
-    session = Session(compute)
-    gates = [session.begin(inputs[0].tolist(), Policy())]
+    sessions = [Session(compute) for _ in inputs]
+    prompts = [Prompt(tuple(row)) for row in inputs.tolist()]
+    gates = [s.begin(p, Policy()) for s, p in zip(sessions, prompts, strict=True)]
     h, evidence, _ = compute.trunk(gates, inputs, start, compute.trunk_cache(*inputs.shape))
 
     def models() -> Iterator[np.ndarray]:
-        with session:
+        with ExitStack() as ended:
+            for session in sessions:
+                ended.enter_context(session)
             for e in (None, *range(len(cfg.domains))):
                 cache = None if e is None else compute.expert_cache(e, *inputs.shape)
                 refined = h if cache is None else compute.expert(gates, e or 0, h, start, cache)[0]

@@ -1,6 +1,6 @@
 """The known-answer transcript: short answers sealed with the model, to be given again anywhere.
 
-One prompt a domain, continued greedily by the NumPy specification; sealed are the ids and a hash
+One prompt per domain, continued greedily by the NumPy specification; sealed are the ids and a hash
 of the logits of every step. A machine that reproduces them computes as the sealing one did.
 """
 
@@ -12,7 +12,9 @@ import numpy as np
 from s7jax.data.tokenizer import Tokenizer
 from s7jax.errors import InputError
 from s7jax.integer.sampling import Sampling, choose
-from s7jax.runtime.proof import Forward, hashed
+from s7jax.runtime.compute import Forward
+from s7jax.runtime.prompt import of_text
+from s7jax.runtime.proof import hashed
 from s7jax.s7l import Seal
 
 PROMPTS = {
@@ -31,8 +33,8 @@ def answer(seal: Seal, forward: Forward) -> list[dict[str, Any]]:
     context = seal.manifest.dimensions.context
     answers = []
     for domain in seal.manifest.dimensions.domains:
-        ids = [Tokenizer.eod, *tokenizer.encode(PROMPTS.get(domain, OTHER)).tolist()]
-        prompt = ids[: max(1, context - TOKENS)]
+        ids = of_text(tokenizer, PROMPTS.get(domain, OTHER)).ids
+        prompt = list(ids[: max(1, context - TOKENS)])
         answers.append({"domain": domain, "prompt": prompt, **_continue(prompt, context, forward)})
     return answers
 

@@ -18,7 +18,7 @@ from s7jax.architecture import Architecture
 from s7jax.errors import InputError
 from s7jax.integer.layers import Cache
 from s7jax.integer.program import Program
-from s7jax.integer.specification import Specification
+from s7jax.integer.specification import Specification, Watch
 from s7jax.runtime import gate as gates_
 from s7jax.runtime.gate import Gate, GateError
 from s7jax.runtime.session import Session
@@ -33,9 +33,6 @@ Forward = Callable[
 ]
 """Some implementation of the model on a whole sequence [T]: of every position from a first one
 on, router logits [N, E], route [N], logits [N, V]."""
-
-Watch = Callable[[str, NDArray[np.int64]], None]
-"""Told the name and the output [T, …] of every operator, in order."""
 
 
 class Compute:
@@ -160,7 +157,6 @@ class Reference:
     def __init__(self, seal: Seal) -> None:
         _check_fold(seal)
         self._seal = seal
-        self._model = Specification(seal)
 
     @property
     def seal(self) -> Seal:
@@ -177,13 +173,16 @@ class Reference:
         """
         session = gates_.check(gate, self)
         tokens = np.array(session.tokens(0, 1 << 62), np.int64)
-        model, vocab = self._model, self._seal.manifest.dimensions.vocab
-        h = model.trunk(tokens, watch)
-        route, router = model.route(h)[first:], model.router(h, watch)[first:]
-        logits = np.empty((len(route), vocab), np.int32)
+        model = Specification(self._seal, watch) if watch else Specification(self._seal)
+        h = model.trunk(tokens)
+        router = model.router(h)
+        route, router = model.route(router)[first:], router[first:]
+        logits = np.empty((len(route), self._seal.manifest.dimensions.vocab), np.int32)
         for e in np.unique(route):
-            refined = model.expert(int(e), h, watch)
-            logits[route == e] = model.head(refined[first:][route == e], watch)
+            refined = model.expert(int(e), h)[first:]
+            # Who watches wants every position of every operator.
+            mine = np.ones(len(route), bool) if watch else route == e
+            logits[route == e] = model.head(refined[mine], f"expert{e}.head")[(route == e)[mine]]
         return router, route, logits
 
 

@@ -11,6 +11,7 @@ chunk. What comes out is what the expert would have said one by one: integers le
 possibility. Only greedy rows draft.
 """
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
-from s7jax.errors import UsageError
+from s7jax.errors import InputError, UsageError
 from s7jax.integer.layers import Cache
 from s7jax.integer.routing import route_last
 from s7jax.integer.sampling import choose
@@ -30,6 +31,7 @@ from s7jax.runtime.prompt import Prompt
 from s7jax.runtime.proof import Proof, Step, hashed
 from s7jax.runtime.session import Session
 
+CACHE_LIMIT, CACHE_PER_BYTE = 1 << 30, 8  # bytes of caches: so much, and so many per byte sealed
 CHUNKS = (1, 16, 128)  # lengths that are compiled; what is shorter is padded
 
 
@@ -96,6 +98,7 @@ class Engine:
         self, compute: Compute, rows: int = 1, slots: int | None = None, drafts: int = 0
     ) -> None:
         self._cfg = compute.cfg
+        _affordable(compute, rows, min(slots or self._cfg.context, self._cfg.context))
         if rows % compute.groups or rows < 1:
             raise UsageError(f"{rows} rows do not divide over {compute.groups} data groups")
         if not 0 <= drafts < CHUNKS[1]:
@@ -141,7 +144,7 @@ class Engine:
         return bool(self._waiting) or any(self._rows)
 
     def cut(self, completion: Completion, end: str) -> None:
-        """End a request early, as ``client`` or ``time``; what came so far stands, and is proven."""
+        """End a request early, as ``client`` or ``time``; what came so far is proven."""
         with self._turn:
             if completion in self._waiting:
                 self._waiting.remove(completion)
@@ -322,6 +325,25 @@ class Engine:
 
     def _zeros(self) -> np.ndarray:
         return np.zeros(len(self._rows), np.int32)
+
+
+def _affordable(compute: Compute, rows: int, slots: int) -> None:
+    """Refuse caches that are out of proportion to the file, before they are asked for.
+
+    Raises:
+        InputError: with the figure and the limit.
+    """
+    cfg = compute.cfg
+    stacks = cfg.segments.values()
+    caches = sum(2 * s.layers * math.prod(s.cache_shape(rows, slots)) for s in stacks)
+    wanted = caches + 4 * rows * slots * cfg.trunk.hidden
+    limit = CACHE_LIMIT + CACHE_PER_BYTE * compute.seal.length
+    if wanted > limit:
+        raise InputError(
+            f"caches of {rows} rows of {slots:,} positions take {wanted / 2**30:.1f} GiB, more "
+            f"than the {limit / 2**30:.1f} GiB that a file of {compute.seal.length:,} bytes gets: "
+            "ask for fewer rows or a shorter answer"
+        )
 
 
 def _chunk(length: int) -> int:

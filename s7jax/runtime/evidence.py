@@ -10,17 +10,18 @@ from s7jax import s7l
 from s7jax.errors import InputError
 from s7jax.mesh import parse, pools
 from s7jax.runtime import answers
-from s7jax.runtime import proof as proofs
 from s7jax.runtime.compute import Compute
 from s7jax.runtime.engine import Engine, Request
 from s7jax.runtime.gate import GateError
-from s7jax.runtime.proof import Policy
+from s7jax.runtime.policy import Policy
+from s7jax.runtime.prompt import Prompt
+from s7jax.runtime.replay import by_specification, replay
 from s7jax.runtime.session import Session
 
 # Every element type of XLA, as it stands in HLO: s8[4,2], f32[], pred[1].
 _TYPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8e\w+|c64|c128)\[")
 _INTEGERS = {"pred", "s8", "s16", "s32", "u8", "u16", "u32"}
-_PROMPT = (0, 1, 2, 3)
+_PROMPT = Prompt((0, 1, 2, 3))
 
 
 def check(seal: s7l.Seal, report: s7l.Report) -> s7l.Report:
@@ -56,7 +57,7 @@ def _gate(compute: Compute) -> str:
     """Every compute entry refuses no gate and a spent one."""
     session = Session(compute)
     spent = session.begin(_PROMPT, Policy())
-    session.close("abandoned")
+    session.close("client")
     start, tokens, h = np.zeros(1, np.int32), np.zeros((1, 1), np.int32), compute.history(1, 1)
     for gates in ([], [spent]):
         for name, call in {
@@ -79,7 +80,7 @@ def _proof(compute: Compute) -> str:
     engine.run()
     if found.proof is None or found.proof.head["root"] != seal.root:
         raise InputError("an answer came without a proof of this seal")
-    proofs.replay(found.proof, seal, proofs.by_specification(seal))
+    replay(found.proof, seal, by_specification(seal))
     return (
         f"an answer of {len(found.output)} tokens carried this root and trace "
         f"{found.proof.chain.hex()}, and was the same when computed again"
@@ -91,7 +92,7 @@ def _known_answers(seal: s7l.Seal) -> str:
     known = seal.stream["answers"]
     if not known:
         return "sealed without known answers: identical logits not shown"
-    answers.check(known, proofs.by_specification(seal))
+    answers.check(known, by_specification(seal))
     steps = sum(len(answer["output"]) for answer in known)
     return f"logits and tokens of {steps} known answers identical"
 

@@ -112,7 +112,8 @@ class Policy:
             raise SealError(place, str(e)) from e
         for key, value in policy.canonical(1 << 20, MOST_TOKENS).tree().items():
             if tree[key] != value:
-                raise SealError(f"{place}.{key}", f"is {tree[key]!r}, which has no effect; {value!r} is the one legal value")
+                problem = f"is {tree[key]!r}; what does the same is written {value!r}"
+                raise SealError(f"{place}.{key}", problem)
         return policy
 
 

@@ -9,8 +9,6 @@ says what that proves, and what not.
 
 import dataclasses
 import hashlib
-import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +18,12 @@ import msgpack
 import numpy as np
 
 from s7jax.data.tokenizer import Tokenizer
-from s7jax.errors import InputError
 from s7jax.runtime import prompt as prompts
 from s7jax.runtime.policy import CUT, NATURAL, Policy
 from s7jax.runtime.prompt import Prompt
 from s7jax.s7l import Seal, SealError, merkle
 from s7jax.s7l.canonical import decode, encode
+from s7jax.s7l.memory import read_regular
 from s7jax.s7l.schema import digest, equal, integer, mapping, sequence, text
 from s7jax.storage import write_bytes
 
@@ -127,9 +125,7 @@ class Growing:
         # A list of integers and bytes has one encoding: this is the canonical one.
         self.chain = merkle.leaf(_STEP, self.chain + msgpack.packb(step.tree()))
 
-    def close(
-        self, answer: bytes, end: str, operators: Sequence[Sequence[bytes]] = ()
-    ) -> Proof:
+    def close(self, answer: bytes, end: str, operators: Sequence[Sequence[bytes]] = ()) -> Proof:
         """The finished proof."""
         chain = merkle.leaf(_TAIL, self.chain + encode({"answer": answer, "end": end}))
         told = tuple(tuple(digests) for digests in operators)
@@ -168,7 +164,7 @@ def load(path: Path) -> Proof:
     """A proof from a file; its form and its own chain are checked, the model is not.
 
     Raises:
-        InputError: the file is no proof of this version, or its chain does not hold.
+        SealError: the file is no proof of this version, or its chain does not hold.
     """
     return parse(read(path), str(path))
 
@@ -177,22 +173,9 @@ def read(path: Path) -> Any:
     """The decoded tree of a proof's file, of any version.
 
     Raises:
-        InputError: no regular file, too large, or no canonical msgpack.
+        SealError: no regular file, too large, or no canonical msgpack.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as e:
-        raise InputError(f"{path}: cannot be opened: {e.strerror}") from e
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise InputError(f"{path}: not a regular file")
-        data = file.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise InputError(f"{path}: more than {_MOST_BYTES:,} bytes: no proof")
-    try:
-        return decode(data, "proof")
-    except SealError as e:
-        raise InputError(f"{path}: {e}") from e
+    return decode(read_regular(path, _MOST_BYTES), f"{path}: proof")
 
 
 def parse(tree: Any, place: str = "proof") -> Proof:
@@ -269,7 +252,8 @@ def _check_order(steps: list[Step], place: str) -> None:
             raise SealError(f"{place}[{i}] position", f"{step.position}; expected {wanted}")
         if step.token_in != before.token_out:
             raise SealError(
-                f"{place}[{i}] token_in", f"{step.token_in}; the step before gave {before.token_out}"
+                f"{place}[{i}] token_in",
+                f"{step.token_in}; the step before gave {before.token_out}",
             )
 
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from s7jax.data.tokenizer import Tokenizer
 from s7jax.errors import InputError, UsageError
 from s7jax.integer.sampling import ONE, choose
+from s7jax.integer.specification import Watch
 from s7jax.runtime import policy as policies
-from s7jax.runtime.compute import Forward, Reference, Watch
+from s7jax.runtime.compute import Forward, Reference
 from s7jax.runtime.policy import NATURAL, Policy
 from s7jax.runtime.prompt import Prompt
 from s7jax.runtime.proof import Proof, Step, begin, hashed, trace_root
@@ -98,6 +99,18 @@ def shown(proof: Proof, seal: Seal, prompt: Prompt) -> dict[str, Any]:
     }
 
 
+def wanted_step(policy: Policy, tokens: NDArray[np.int32], position: int, forward: Forward) -> Step:
+    """The one right step at the last of ``tokens``."""
+    return _step(policy, tokens, position, [values[0] for values in forward(tokens, position)])
+
+
+def _step(policy: Policy, tokens: NDArray[np.int32], position: int, computed: Any) -> Step:
+    router, expert, logits = computed
+    token = choose(logits, position, policy.sampling)
+    hashes = hashed(router), hashed(logits)
+    return Step(position, int(tokens[position]), int(expert), *hashes, token)
+
+
 def operator_digests(
     seal: Seal, tokens: NDArray[np.int32], steps: Sequence[Step], first: int
 ) -> tuple[list[str], list[list[bytes]]]:
@@ -155,16 +168,9 @@ def _check_head(proof: Proof, seal: Seal, prompt: Prompt, policy: Policy, room: 
 def _check_steps(
     proof: Proof, policy: Policy, tokens: NDArray[np.int32], first: int, forward: Forward
 ) -> None:
-    router, route, logits = forward(tokens, first)
+    computed = forward(tokens, first)
     for i, step in enumerate(proof.steps):
-        wanted = Step(
-            first + i,
-            int(tokens[first + i]),
-            int(route[i]),
-            hashed(router[i]),
-            hashed(logits[i]),
-            choose(logits[i], first + i, policy.sampling),
-        )
+        wanted = _step(policy, tokens, first + i, [values[i] for values in computed])
         for name in ("position", "token_in", "expert", "router", "logits", "token_out"):
             found, right = getattr(step, name), getattr(wanted, name)
             if found != right:
@@ -195,7 +201,14 @@ def _check_trace(proof: Proof, seal: Seal, tokens: NDArray[np.int32], first: int
     names, wanted = operator_digests(seal, tokens, proof.steps, first)
     for i, (digests, right) in enumerate(zip(proof.operators, wanted, strict=True)):
         if list(digests) != right or proof.steps[i].trace != trace_root(right):
-            at = next((j for j, pair in enumerate(zip(digests, right, strict=False)) if pair[0] != pair[1]), 0)
+            at = next(
+                (
+                    j
+                    for j, pair in enumerate(zip(digests, right, strict=False))
+                    if pair[0] != pair[1]
+                ),
+                0,
+            )
             raise InputError(f"step {i}: the output of {names[at]} is another when computed again")
 
 

@@ -5,7 +5,25 @@ from pathlib import Path
 
 from s7jax import s7l
 from s7jax.runtime import answers
-from s7jax.runtime.proof import by_specification
+from s7jax.runtime.replay import by_specification
+from s7jax.s7l.contract import OLD_SCHEME
+
+
+def reseal(old: Path, out: Path) -> s7l.Sealed:
+    """Seal the weights of a file of the older numeric scheme again; its root is the parent.
+
+    Raises:
+        SealError: ``old`` is damaged or not of that scheme, or ``out`` exists.
+    """
+    before = s7l.open(old, scheme=OLD_SCHEME)
+    before.verify()
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".reseal-") as folder:
+        exported, imported = Path(folder) / "model.safetensors", Path(folder) / "model"
+        s7l.export_safetensors(before, exported)
+        s7l.import_safetensors(exported, imported)
+        return seal_with_answers(
+            imported / "weights", imported / "vocab.json", out, parent=before.root
+        )
 
 
 def seal_with_answers(

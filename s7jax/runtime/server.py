@@ -8,6 +8,7 @@ import base64
 import contextlib
 import hmac
 import json
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -24,6 +25,8 @@ from s7jax.errors import UsageError
 from s7jax.runtime.engine import Completion
 from s7jax.runtime.engine import Request as Generation
 from s7jax.runtime.model import Model, TextDecoder
+from s7jax.runtime.policy import Policy
+from s7jax.runtime.prompt import Prompt
 from s7jax.runtime.worker import Full, Limits, Running, Worker
 from s7jax.s7l.canonical import encode
 
@@ -64,7 +67,7 @@ class Api:
         """POST /v1/completions, as OpenAI's, for one prompt or several."""
         self._authorize(request)
         body = await self._body(request)
-        jobs = [_Job(self._model, body, ids) for ids in _prompts(self._model, body)]
+        jobs = [_Job(self._model, body, prompt) for prompt in _prompts(self._model, body)]
         if len(jobs) > self._limits.rows + self._limits.waiting:
             raise HTTPException(400, f"{len(jobs)} prompts; at most {self._limits.waiting}")
         try:
@@ -147,17 +150,16 @@ class Api:
             while job.reason is None:
                 left = until - asyncio.get_running_loop().time()
                 try:
-                    ids, reason, completion = await asyncio.wait_for(running.news(), left)
+                    async with asyncio.timeout(None if left == math.inf else max(left, 0)):
+                        ids, reason, completion = await running.news()
                 except TimeoutError:
-                    job.cut("timeout")
-                    self.worker.abandon(running)
+                    self.worker.cut(running, "time")
+                    until = math.inf
                     continue
-                if job.text_of(ids, reason, completion):
-                    self.worker.abandon(running)
+                job.take(ids, reason, completion)
                 if piece := job.fresh():
                     yield piece
-        while job.completion is None or job.completion.proof is None:  # cut off: the proof follows
-            _, _, job.completion = await running.news()
+        assert job.completion is not None
         job.running = None
         self._metrics.requests.labels(job.reason).inc()
         self._metrics.tokens.inc(len(job.completion.output))
@@ -181,7 +183,7 @@ class Api:
         return f"data: {json.dumps(tree)}\n\n"
 
     def _answer(self, jobs: list["_Job"]) -> dict[str, Any]:
-        prompt = sum(len(job.generation.prompt) for job in jobs)
+        prompt = sum(len(job.generation.prompt.ids) for job in jobs)
         out = sum(len(job.completion.output) for job in jobs if job.completion)
         usage = {"prompt_tokens": prompt, "completion_tokens": out, "total_tokens": prompt + out}
         choices = [job.choice(i, job.text, job.finish) for i, job in enumerate(jobs)]
@@ -200,20 +202,16 @@ class Api:
     def _drop(self, job: "_Job") -> None:
         """Nobody waits for this answer any more."""
         if job.running is not None:
-            self.worker.abandon(job.running)
+            self.worker.cut(job.running, "client")
             job.running = None
 
 
 class _Job:
     """One prompt of a request and what has come of it."""
 
-    def __init__(self, model: Model, body: dict[str, Any], ids: tuple[int, ...]) -> None:
-        self.generation = Generation(ids, _policy(model, body))
-        stop = body.get("stop") or []
-        self._stops = [stop] if isinstance(stop, str) else list(stop)
-        if len(self._stops) > 4 or not all(isinstance(s, str) and s for s in self._stops):
-            raise HTTPException(400, "stop: expected up to four strings that are not empty")
-        self._decoder = TextDecoder(model.tokenizer, self.generation.policy.stop)
+    def __init__(self, model: Model, body: dict[str, Any], prompt: Prompt) -> None:
+        self.generation = Generation(prompt, _policy(model, body))
+        self._decoder = TextDecoder(model.tokenizer, self.generation.policy)
         self.running: Running | None = None
         self.completion: Completion | None = None
         self.reason: str | None = None
@@ -222,27 +220,17 @@ class _Job:
 
     @property
     def finish(self) -> str:
-        """OpenAI's word for the end."""
-        return "stop" if self.reason == "stop" else "length"
+        """OpenAI's word for the end; a time limit has its own."""
+        return {"stop": "stop", "time": "time"}.get(self.reason or "", "length")
 
-    def cut(self, reason: str) -> None:
-        """End here, whatever the engine does."""
-        self.reason = reason
-
-    def text_of(self, ids: list[int], reason: str | None, completion: Completion) -> bool:
-        """Take up new ids; whether a stop string has ended the answer before the engine did."""
+    def take(self, ids: list[int], reason: str | None, completion: Completion) -> None:
+        """Take up new ids."""
         self.text += self._decoder.feed(ids, reason is not None)
-        found = [at for stop in self._stops if (at := self.text.find(stop)) >= 0]
         self.completion, self.reason = completion, reason
-        if found:
-            self.text, self.reason = self.text[: min(found)], "stop"
-        return bool(found) and reason is None
 
     def fresh(self) -> str:
-        """Text not yet sent; what may be the beginning of a stop string waits."""
-        held = 0 if self.reason else max((len(s) - 1 for s in self._stops), default=0)
-        end = max(self._sent, len(self.text) - held)
-        piece, self._sent = self.text[self._sent : end], end
+        """Text not yet sent."""
+        piece, self._sent = self.text[self._sent :], len(self.text)
         return piece
 
     def choice(self, index: int, text: str, finish: str | None) -> dict[str, Any]:
@@ -250,22 +238,28 @@ class _Job:
         return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
 
 
-def _prompts(model: Model, body: dict[str, Any]) -> list[tuple[int, ...]]:
-    """Ids of every prompt: a text, a list of texts, ids, or a list of lists of ids."""
+def _prompts(model: Model, body: dict[str, Any]) -> list[Prompt]:
+    """Every prompt: a text, a list of texts, ids, or a list of lists of ids."""
     prompt = body.get("prompt")
     if isinstance(prompt, str):
-        return [model.encode(prompt)]
+        return [model.prompt(prompt)]
     if isinstance(prompt, list) and prompt:
         if all(isinstance(part, str) for part in prompt):
-            return [model.encode(part) for part in prompt]
+            return [model.prompt(part) for part in prompt]
         lists = prompt if isinstance(prompt[0], list) else [prompt]
         if all(isinstance(ids, list) and all(type(i) is int for i in ids) for ids in lists):
-            return [tuple(ids) for ids in lists]
+            return [model.prompt(ids) for ids in lists]
     raise HTTPException(400, "prompt: expected a text, texts, ids, or lists of ids")
 
 
-def _policy(model: Model, body: dict[str, Any]) -> Any:
+def _policy(model: Model, body: dict[str, Any]) -> Policy:
     """OpenAI's fields as a decoding policy; temperature 0 is the default here."""
+    stop = body.get("stop") or []
+    stops = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, list) or len(stops) > 4:
+        raise HTTPException(400, "stop: expected up to four strings")
+    if not all(isinstance(s, str) and s for s in stops):
+        raise HTTPException(400, "stop: expected strings that are not empty")
     try:
         return model.policy(
             max_new_tokens=_given(body, "max_tokens", int, 16),
@@ -273,6 +267,7 @@ def _policy(model: Model, body: dict[str, Any]) -> Any:
             top_p=_given(body, "top_p", float, 1.0),
             top_k=_given(body, "top_k", int, 0),
             seed=_given(body, "seed", int, 0),
+            stop_texts=stops,
         )
     except UsageError as e:
         raise HTTPException(400, str(e)) from e

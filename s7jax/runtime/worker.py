@@ -66,9 +66,9 @@ class Worker:
         self._inbox.put((generation, running))
         return running
 
-    def abandon(self, running: "Running") -> None:
-        """End a request early."""
-        self._inbox.put(running)
+    def cut(self, running: "Running", end: str) -> None:
+        """End a request early, as ``client`` or ``time``."""
+        self._inbox.put((running, end))
 
     def stop(self) -> None:
         """End every request and the thread."""
@@ -85,11 +85,12 @@ class Worker:
                     item = self._inbox.get()
                     if item is None:
                         for _, completion in list(active.values()):
-                            self._engine.abandon(completion)
+                            self._engine.cut(completion, "client")
                         return
-                    if isinstance(item, Running):
-                        if id(item) in active:
-                            self._engine.abandon(active[id(item)][1])
+                    if isinstance(item[0], Running):
+                        cut, end = item
+                        if id(cut) in active:
+                            self._engine.cut(active[id(cut)][1], end)
                         continue
                     generation, running = item
 

@@ -11,6 +11,7 @@ from s7jax.s7l.reader import Seal, open
 from s7jax.s7l.rules import Finding, Report, Verdict, check
 from s7jax.s7l.safetensors import export_safetensors, import_safetensors
 from s7jax.s7l.schema import SealError
+from s7jax.s7l.signature import open_trusted
 from s7jax.s7l.version2 import extract_version2, is_version2, read_version2
 from s7jax.s7l.vocabulary import Vocabulary
 from s7jax.s7l.weights_folder import Weights, read_weights, write_weights
@@ -39,6 +40,7 @@ __all__ = [
     "is_version2",
     "open",
     "open_bundle",
+    "open_trusted",
     "read_version2",
     "read_weights",
     "seal",

@@ -131,7 +131,7 @@ def open_bundle(path: Path | str, *, root: bytes | None = None, mode: Mode | Non
         SealError: it cannot be opened, is no bundle, or belongs to another seal.
     """
     with opened(path) as fd:
-        bundle = Bundle(fd, default_mode(Path(path)) if mode is None else Mode(mode))
+        bundle = Bundle(fd, default_mode(fd) if mode is None else Mode(mode))
     if root is not None and bundle.root != root:
         raise SealError(f"{path}: bundle", f"of root {bundle.root.hex()}; expected {root.hex()}")
     return bundle
@@ -233,7 +233,9 @@ def _parse_tensors(tree: Any, component: str, place: str) -> tuple[Tensor, ...]:
         spec = _parse_spec(entry, component, where)
         if parsed and spec.name.encode() <= parsed[-1][0].name.encode():
             raise SealError(f"{where}.name", "repeats or is out of order")
-        exponent = check_exponent(entry["exponent"], f"{where}.exponent") if fixed else None
+        exponent = (
+            check_exponent(entry["exponent"], spec.name, f"{where}.exponent") if fixed else None
+        )
         count = -(-align(spec.size, PAD) // merkle.CHUNK_BYTES)
         hashes = sequence(entry["chunks"], f"{where}.chunks", count, count)
         chunks = [digest(value, f"{where}.chunks[{j}]") for j, value in enumerate(hashes)]

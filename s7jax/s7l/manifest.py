@@ -88,7 +88,14 @@ class Manifest:
 
     def component_root(self, name: str) -> bytes:
         """Tree over the component's tensor leaves: what proves one expert alone."""
-        return merkle.tree([tensor.leaf() for tensor in self.components[name]])
+        return self._component_roots[name]
+
+    @cached_property
+    def _component_roots(self) -> dict[str, bytes]:
+        return {
+            name: merkle.tree([tensor.leaf() for tensor in tensors])
+            for name, tensors in self.components.items()
+        }
 
     def field_root(self) -> bytes:
         """Hash of the FIELD lane."""
@@ -108,6 +115,11 @@ class Manifest:
         abi is the compute contract; policy the folds, phases and generation defaults; meta
         what the model is and where it comes from.
         """
+        return dict(self._hashes)
+
+    @cached_property
+    def _hashes(self) -> dict[str, bytes]:
+        """Made when the file is opened: no later change of a tree reaches a proof."""
         policy = {"folds": FOLDS, "phases": phases(), "defaults": dict(self.bindings.defaults)}
         meta = {
             "dictionary": self.bindings.dictionary,
@@ -215,14 +227,16 @@ def _parse_tensors(tree: Any, dimensions: Architecture, place: str) -> tuple[Ten
         chunks = tuple(digest(h, f"{where}.chunks[{j}]") for j, h in enumerate(hashes))
         exponent = None
         if spec.is_fixed_point:
-            exponent = check_exponent(entry["exponent"], f"{where}.exponent")
+            exponent = check_exponent(entry["exponent"], spec.name, f"{where}.exponent")
         tensors.append(Tensor(spec, offset, stored, exponent, chunks))
         equal(entry, tensors[-1].tree(), where)
     return tuple(tensors)
 
 
-def check_exponent(tree: Any, place: str) -> int:
-    """An exponent of a fixed-point vector: −127..127."""
+def check_exponent(tree: Any, name: str, place: str) -> int:
+    """An exponent of a fixed-point vector: −127..127, and 31 for a residual's whole number."""
+    if name.endswith(".residual"):
+        return integer(tree, 31, 31, place)
     return integer(tree, -MAX_EXPONENT, MAX_EXPONENT, place)
 
 

@@ -26,14 +26,12 @@ class Mode(StrEnum):
     COPY = "copy"  # a copy in private memory
 
 
-def default_mode(path: Path) -> Mode:
-    """``mmap``, or a copy if a user who is neither root nor this one could change the file.
+def default_mode(fd: int) -> Mode:
+    """``mmap``, or a copy if a user who is neither root nor this one could change the open file.
 
-    Raises:
-        OSError: file or folder cannot be examined.
+    Judged on the descriptor: the name may stand for another file by now.
     """
-    real = path.resolve(strict=True)
-    if not any(_others_can_write(p.stat()) for p in (real, real.parent)):
+    if not _others_can_write(os.fstat(fd)):
         return Mode.MMAP
     return Mode.MEMFD if hasattr(os, "memfd_create") else Mode.COPY
 
@@ -73,6 +71,25 @@ def read(fd: int, size: int, start: int, end: int) -> bytes:
     data = os.pread(fd, end - start, start)
     if len(data) != min(end, size) - start:
         raise SealError("file", f"has fewer than {min(end, size)} bytes: truncated meanwhile")
+    return data
+
+
+def read_regular(path: Path | str, most: int) -> bytes:
+    """All bytes of a regular file of at most ``most``.
+
+    Raises:
+        SealError: it cannot be opened, is no regular file (a FIFO would hang), or is larger.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise SealError(str(path), "not a regular file")
+            data = file.read(most + 1)
+    except OSError as e:
+        raise SealError(str(path), f"cannot be opened: {e.strerror}") from e
+    if len(data) > most:
+        raise SealError(str(path), f"more than {most:,} bytes")
     return data
 
 

@@ -16,19 +16,31 @@ from typing import Any
 
 from s7jax.s7l import memory, merkle
 from s7jax.s7l.canonical import decode, encode
-from s7jax.s7l.contract import compute_contract
+from s7jax.s7l.contract import OLD_SCHEME, SCHEME, compute_contract
 from s7jax.s7l.field import Field
 from s7jax.s7l.layout import HEAD_BYTES, LANES, PAGE, Head, align, check_zero, parse_head
 from s7jax.s7l.manifest import Bindings, Manifest, parse_dimensions, parse_manifest
 from s7jax.s7l.memory import Mode, default_mode
-from s7jax.s7l.schema import SealError, equal
+from s7jax.s7l.schema import SealError, equal, frozen
 from s7jax.s7l.stream import check_stream
 from s7jax.s7l.vocabulary import Vocabulary, parse_vocabulary
 
-_CONTRACT = encode(compute_contract())
+_CONTRACTS = {scheme: encode(compute_contract(scheme)) for scheme in (SCHEME, OLD_SCHEME)}
 
 
-def open(path: Path | str, *, root: bytes | None = None, mode: Mode | None = None) -> "Seal":
+_OLD = (
+    f"sealed under numeric scheme {OLD_SCHEME}, whose draws were unfair; its weights are sound: "
+    "seal it again with `python tools/pack.py --reseal OLD.s7l --out NEW.s7l`"
+)
+
+
+def open(
+    path: Path | str,
+    *,
+    root: bytes | None = None,
+    mode: Mode | None = None,
+    scheme: str = SCHEME,
+) -> "Seal":
     """Open a sealed file without reading its weights.
 
     Args:
@@ -36,12 +48,13 @@ def open(path: Path | str, *, root: bytes | None = None, mode: Mode | None = Non
         root: the 32-byte root it must have; without it any honest seal is accepted.
         mode: ``mmap``, ``memfd`` or ``copy``; a copy is made by default where another user
             could change the file.
+        scheme: numeric scheme it must be sealed under.
 
     Raises:
         SealError: the file cannot be opened, is not a seal, or has another root.
     """
     with opened(path) as fd:
-        seal = Seal(fd, default_mode(Path(path)) if mode is None else Mode(mode))
+        seal = Seal(fd, default_mode(fd) if mode is None else Mode(mode), scheme)
     if root is not None and seal.root != root:
         raise SealError(f"{path}: head[8:40]", f"root {seal.root.hex()}; expected {root.hex()}")
     return seal
@@ -74,7 +87,7 @@ class Seal(Field):
         head: root hash and lane records.
         manifest: dimensions, tensor table, provenance and everything else of the EDGE lane.
         vocabulary: the DICT lane.
-        stream: generation defaults and known answers, the LANE lane.
+        stream: generation defaults and known answers, the LANE lane; nobody can change them.
         contract: the BATCH lane.
         permissions: permission bits of the file when it was opened.
         mode: how its bytes are held in memory.
@@ -88,8 +101,9 @@ class Seal(Field):
     permissions: int
     mode: Mode
 
-    def __init__(self, fd: int, mode: Mode = Mode.MMAP) -> None:
-        """Check and load the file behind a descriptor, which may be closed afterwards."""
+    def __init__(self, fd: int, mode: Mode = Mode.MMAP, scheme: str = SCHEME) -> None:
+        """Check and load the file of a descriptor, which may be closed afterwards."""
+        self._scheme = scheme
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise SealError("file", "not a regular file")
@@ -134,8 +148,10 @@ class Seal(Field):
     def _parse(self, payloads: dict[str, bytes]) -> None:
         """Decode and validate every lane but FIELD, and what FIELD's record says."""
         dictionary, field, stream, edge, batch = self.head.lanes
-        self.contract = compute_contract()
-        if payloads["BATCH"] != _CONTRACT:  # a constant; decoded only to say what is wrong
+        self.contract = compute_contract(self._scheme)
+        if payloads["BATCH"] != _CONTRACTS[self._scheme]:  # decoded only to say what is wrong
+            if payloads["BATCH"] == _CONTRACTS[OLD_SCHEME]:
+                raise SealError(batch.place, _OLD)
             equal(decode(payloads["BATCH"], batch.place), self.contract, f"{batch.place} ")
         small = (dictionary, stream, edge)
         trees = {lane.name: decode(payloads.pop(lane.name), lane.place) for lane in small}
@@ -144,8 +160,9 @@ class Seal(Field):
         found, rows = len(self.vocabulary.tokens), dimensions.vocab
         if found != rows:
             raise SealError(f"{dictionary.place} .tokens", f"{found} tokens; expected {rows}")
-        self.stream = check_stream(trees["LANE"], dimensions, f"{stream.place} ")
-        bindings = Bindings(dictionary.hash, batch.hash, self.stream["defaults"])
+        self._stream = check_stream(trees["LANE"], dimensions, f"{stream.place} ")
+        self.stream = frozen(self._stream)
+        bindings = Bindings(dictionary.hash, batch.hash, self._stream["defaults"])
         self.manifest = parse_manifest(trees["EDGE"], dimensions, bindings, f"{edge.place} ")
         if field.length != self.manifest.field_bytes:
             raise SealError(
@@ -187,7 +204,7 @@ def encodings(seal: Seal) -> dict[str, bytes]:
     return {
         "head": seal.head.encode(),
         "DICT": encode(seal.vocabulary.tree()),
-        "LANE": encode(dict(seal.stream)),
+        "LANE": encode(seal._stream),
         "EDGE": encode(seal.manifest.tree()),
         "BATCH": encode(dict(seal.contract)),
     }

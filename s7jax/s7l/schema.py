@@ -7,6 +7,7 @@ message names the place where the first deviation was found.
 import json
 import re
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from s7jax.errors import InputError
@@ -103,6 +104,13 @@ def equal(found: Any, expected: Any, place: str) -> None:
             equal(found[i], value, f"{place}[{i}]")
     elif found != expected:
         raise SealError(place, f"found {show(found)}; expected {show(expected)}")
+
+
+def frozen(tree: Any) -> Any:
+    """A tree of maps and lists that nobody can change: maps as proxies, lists as tuples."""
+    if isinstance(tree, dict):
+        return MappingProxyType({key: frozen(value) for key, value in tree.items()})
+    return tuple(map(frozen, tree)) if isinstance(tree, list) else tree
 
 
 def read_json(path: Path) -> Any:

@@ -20,7 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from s7jax.errors import UsageError
+from s7jax.s7l.memory import read_regular
+from s7jax.s7l.reader import Seal
+from s7jax.s7l.reader import open as open_seal
 from s7jax.s7l.schema import SealError
+from s7jax.storage import write_bytes
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 MAX_VERSION: Final = (1 << 32) - 1
 _NAME: Final = "s7l"  # names the signature lines; the key id tells signers apart
 _MAX_NOTE: Final = 1 << 16
+_MAX_KEY: Final = 1 << 14
 _TEXT = (
     r"s7l release\nroot ([0-9a-f]{64})\nlength ([1-9][0-9]{0,18})\nversion (0|[1-9][0-9]{0,9})\n"
 )
@@ -68,6 +73,18 @@ class Note:
         return f"{self.release.text()}\n{''.join(lines)}".encode()
 
 
+# y coordinates of the eight points of small order and their other encodings, sign bit cleared.
+_P = 2**255 - 19
+_SMALL_ORDER = frozenset(
+    y.to_bytes(32, "little")
+    for y in (
+        *(0, 1, _P - 1, _P, _P + 1),
+        0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+        0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD83D3D706A17C7,
+    )
+)
+
+
 def note_path(sealed: Path) -> Path:
     """Where the note of a sealed file lies: beside it, with ``.sig`` after its name."""
     return sealed.with_name(f"{sealed.name}.sig")
@@ -79,13 +96,7 @@ def read_note(path: Path) -> Note:
     Raises:
         SealError: it cannot be read or is no signed note of a sealed file.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_NOTE + 1)
-    except OSError as e:
-        raise SealError(str(path), e.strerror or str(e)) from e
-    if len(data) > _MAX_NOTE:
-        raise SealError(str(path), f"more than {_MAX_NOTE} bytes; no signed note")
+    data = read_regular(path, _MAX_NOTE)
     found = _FORM.fullmatch(data.decode(errors="replace"))
     if found is None:
         raise SealError(str(path), "not a signed note of a sealed file, or cut short")
@@ -119,12 +130,7 @@ def sign(path: Path, release: Release, keys: Sequence[Path]) -> Note:
         if made not in signatures:  # Ed25519 is deterministic: the same key signs the same
             signatures = (*signatures, made)
     note = Note(release, signatures)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(note.encode())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, note.encode())
     return note
 
 
@@ -163,6 +169,24 @@ def verify(
     if release.version < min_version:
         raise SealError(f"{path} version", f"{release.version}; at least {min_version} is wanted")
     return release, signers
+
+
+def open_trusted(
+    path: Path | str,
+    *,
+    root: bytes | None = None,
+    trust: Sequence[Path] = (),
+    min_version: int = 0,
+) -> Seal:
+    """Open a sealed file that must have a root, or be signed by one of some keys (``PATH.sig``).
+
+    Raises:
+        SealError: as :func:`s7jax.s7l.open` and :func:`verify`.
+    """
+    seal = open_seal(path, root=root)
+    if trust:
+        verify(note_path(Path(path)), seal.root, seal.length, trust, min_version)
+    return seal
 
 
 def new_key(path: Path) -> Path:
@@ -241,14 +265,14 @@ def _public_key(path: Path) -> "Ed25519PublicKey":
         raise SealError(str(path), f"no PEM public key: {e}") from e
     if not isinstance(key, ed25519.Ed25519PublicKey):
         raise SealError(str(path), "not an Ed25519 key")
+    raw = key.public_bytes_raw()
+    if raw[:31] + bytes([raw[31] & 0x7F]) in _SMALL_ORDER:
+        raise SealError(str(path), "a key of small order: anyone can sign for it")
     return key
 
 
 def _key_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise SealError(str(path), e.strerror or str(e)) from e
+    return read_regular(path, _MAX_KEY)
 
 
 def _cryptography() -> tuple[Any, Any]:

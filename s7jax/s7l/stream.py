@@ -8,7 +8,8 @@ from s7jax.s7l.contract import LANE_FOLDS
 from s7jax.s7l.schema import SealError, digest, equal, integer, mapping, sequence
 from s7jax.s7l.vocabulary import Vocabulary
 
-_MAX_ANSWERS = 1 << 12
+MOST_ANSWERS, MOST_PROMPT, MOST_OUTPUT = 64, 256, 64
+"""Known answers, and ids of one's prompt and output: what a self-test computes is bounded."""
 
 
 def default_policy(d: Architecture, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def check_stream(tree: Any, d: Architecture, place: str) -> dict[str, Any]:
     equal(tree["version"], 1, f"{place}.version")
     equal(tree["fold"], LANE_FOLDS["LANE"], f"{place}.fold")
     _check_defaults(tree["defaults"], d, f"{place}.defaults")
-    for i, answer in enumerate(sequence(tree["answers"], f"{place}.answers", 0, _MAX_ANSWERS)):
+    for i, answer in enumerate(sequence(tree["answers"], f"{place}.answers", 0, MOST_ANSWERS)):
         _check_answer(answer, d, f"{place}.answers[{i}]")
     return checked
 
@@ -69,8 +70,10 @@ def _check_answer(tree: Any, d: Architecture, place: str) -> None:
     mapping(tree, ("domain", "prompt", "output", "logits"), place)
     if tree["domain"] not in d.domains:
         raise SealError(f"{place}.domain", f"expected one of {', '.join(d.domains)}")
-    prompt = _ids(tree["prompt"], d, f"{place}.prompt", 1, d.context - 1)
-    output = _ids(tree["output"], d, f"{place}.output", 1, d.context - len(prompt))
+    prompt = _ids(tree["prompt"], d, f"{place}.prompt", 1, min(MOST_PROMPT, d.context - 1))
+    output = _ids(
+        tree["output"], d, f"{place}.output", 1, min(MOST_OUTPUT, d.context - len(prompt))
+    )
     logits = sequence(tree["logits"], f"{place}.logits", len(output), len(output))
     for i, value in enumerate(logits):
         digest(value, f"{place}.logits[{i}]")

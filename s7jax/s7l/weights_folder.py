@@ -139,7 +139,7 @@ def read_weights(folder: Path) -> Weights:
         equal({k: entry[k] for k in expected}, expected, where)
         digests[spec.name] = text(entry["sha256"], r"[0-9a-f]{64}", f"{where}.sha256")
         if spec.is_fixed_point:
-            exponents[spec.name] = check_exponent(entry["exponent"], f"{where}.exponent")
+            exponents[spec.name] = check_exponent(entry["exponent"], spec.name, f"{where}.exponent")
     return Weights(folder, dimensions, exponents, digests, tree["provenance"])
 
 

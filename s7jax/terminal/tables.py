@@ -106,3 +106,33 @@ def _rows(title: str, headings: tuple[str, ...], rows: list[list[Any]]) -> Table
     for row in rows:
         table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
     return table
+
+
+def show_replay(replayed: dict[str, Any]) -> None:
+    """Print what a replayed proof has proven; control characters are escaped, nothing is cut."""
+    prompt, policy = replayed["prompt"], replayed["policy"]
+    asked = ascii_safe(prompt["text"]) if prompt["text"] is not None else f"ids {prompt['ids']}"
+    start = ", as the start of a document" if prompt["document_start"] else ""
+    how = "greedy" if not policy["temperature"] else f"drawn: {_drawn(policy)}"
+    most = policy["max_new_tokens"] or "as many as the context holds"
+    route = ", ".join(f"{part['domain']} {part['tokens']}" for part in replayed["experts"])
+    print(f"replayed {replayed['steps']} steps, chain {replayed['chain']}")
+    print(f"  model    {replayed['model'] or 'unnamed'}, root {replayed['root']}")
+    print(f"  prompt   {asked} ({prompt['tokens']} tokens{start})")
+    print(f"  policy   {how}; at most {most} tokens; stops {policy['stop']} {policy['stop_texts']}")
+    print(f"  answer   {ascii_safe(replayed['answer'])}")
+    print(f"  end      {replayed['end']}; experts: {route or 'none'}")
+
+
+def ascii_safe(text: str) -> str:
+    """Text in quotes on one line: what would move a cursor or hide is escaped."""
+    return (
+        '"'
+        + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        + '"'
+    )
+
+
+def _drawn(policy: dict[str, Any]) -> str:
+    names = ("temperature", "top_k", "top_p", "seed")
+    return ", ".join(f"{name} {policy[name]:g}" for name in names)

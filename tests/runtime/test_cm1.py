@@ -1,6 +1,5 @@
 """CM-1: every state with every control code, and sequences that try to get to compute."""
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from s7jax.runtime import Session
 from s7jax.runtime.cm1 import TABLE, Control, Phase
 from s7jax.runtime.gate import GateError, check
-from s7jax.runtime.proof import Policy
+from s7jax.runtime.policy import Policy
+from s7jax.runtime.prompt import Prompt
 
 LEGAL = {
     ("VOID", "SOH"): "HEADER",
@@ -70,7 +70,7 @@ class Machine(RuleBasedStateMachine):
         """Prompts of nothing but control bytes are data."""
         self.history.append("STX")
         try:
-            self.gates.append(self.session.begin(prompt, Policy()))
+            self.gates.append(self.session.begin(Prompt(tuple(prompt)), Policy()))
         except GateError:
             assert self.session.phase is Phase.ILLEGAL
 
@@ -101,7 +101,7 @@ TestMachineTenThousandTimes = pytest.mark.long(minutes=0.7)(tried(10_000))
 @given(st.binary(max_size=32))
 def test_text_never_moves_the_phase(seal, data):
     session = Session(_Fold(seal))
-    gate = session.begin([*data] or [0], Policy())
+    gate = session.begin(Prompt(tuple(data) or (0,)), Policy())
     assert session.phase is Phase.BODY
     check(gate, session.compute)
-    assert np.array_equal(session.proof.prompt, [*data] or [0])
+    assert session.tokens(0, 40) == [*data] or [0]

@@ -8,9 +8,13 @@ from s7jax.errors import InputError, UsageError
 from s7jax.integer.sampling import ONE, Sampling
 from s7jax.mesh import parse, pools
 from s7jax.runtime import Compute, Engine, Phase, Request
-from s7jax.runtime.proof import Policy, by_specification, replay
+from s7jax.runtime.policy import Policy
+from s7jax.runtime.prompt import Prompt
+from s7jax.runtime.replay import by_specification, replay
 
-PROMPTS = [tuple(np.random.default_rng(i).integers(0, 288, 3 + 5 * i).tolist()) for i in range(8)]
+PROMPTS = [
+    Prompt(tuple(np.random.default_rng(i).integers(1, 288, 3 + 5 * i).tolist())) for i in range(8)
+]
 GREEDY = Policy(max_new_tokens=12)
 DRAWN = Policy(max_new_tokens=9, sampling=Sampling(temperature_q16=ONE, top_k=40, seed=5))
 
@@ -81,7 +85,7 @@ def test_in_numpy(seal, alone):
 def test_the_proof_is_bound_to_everything(compute, seal, alone):
     proof = alone[0].proof
     assert proof.head["root"] == seal.root
-    assert proof.prompt == list(PROMPTS[0])
+    assert proof.head["prompt"] == PROMPTS[0].tree()
     assert proof.end == "length"
     engine = Engine(compute)
     other = engine.submit(Request(PROMPTS[0], Policy(max_new_tokens=12, stop=(287,))))
@@ -104,21 +108,21 @@ def test_a_full_context_ends(compute):
     found = engine.submit(Request(PROMPTS[7], Policy(max_new_tokens=100)))
     engine.run()
     assert found.reason == "context"
-    assert len(PROMPTS[7]) + len(found.output) == 64
+    assert len(PROMPTS[7].ids) + len(found.output) == 64
     replay(found.proof, compute.seal, by_specification(compute.seal))
 
 
-def test_an_abandoned_answer_stands_and_is_proven(compute, alone):
+def test_an_answer_that_is_cut_stands_and_is_proven(compute, alone):
     engine = Engine(compute, rows=1)
     first = engine.submit(Request(PROMPTS[7], policy(7)))
     waiting = engine.submit(Request(PROMPTS[1], DRAWN))
     while len(first.output) < 3:
         engine.step()
-    engine.abandon(waiting)
-    engine.abandon(first)
+    engine.cut(waiting, "client")
+    engine.cut(first, "time")
     assert not engine.busy
-    assert (waiting.reason, waiting.output) == ("abandoned", [])
-    assert first.reason == "abandoned"
+    assert (waiting.reason, waiting.output) == ("client", [])
+    assert first.reason == "time"
     assert first.output == alone[7].output[: len(first.output)]
     replay(first.proof, compute.seal, by_specification(compute.seal))
 
@@ -139,7 +143,7 @@ def test_sessions_end_collapsed(compute):
 )
 def test_impossible_prompts_are_refused(compute, prompt, problem):
     with pytest.raises(UsageError, match=problem):
-        Engine(compute).submit(Request(prompt, GREEDY))
+        Engine(compute).submit(Request(Prompt(prompt), GREEDY))
 
 
 def test_rows_must_divide_over_data_groups(seal):

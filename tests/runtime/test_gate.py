@@ -10,16 +10,20 @@ import pytest
 from s7jax.integer.program import Program
 from s7jax.mesh import parse, pools
 from s7jax.runtime import Compute, Session
-from s7jax.runtime.cm1 import Control
+from s7jax.runtime import gate as gate_module
+from s7jax.runtime.cm1 import Control, Phase
+from s7jax.runtime.compute import Reference
 from s7jax.runtime.gate import Gate, GateError
-from s7jax.runtime.proof import Policy
+from s7jax.runtime.policy import Policy
+from s7jax.runtime.prompt import Prompt
 
+PROMPT = Prompt((1, 2, 3))
 STORAGE = {"trunk_cache", "expert_cache", "history", "remember", "recall", "compiled"}
 
 
 def entries(compute, gates):
     """Every compute entry, called with the given gates: name → call."""
-    tokens, start = np.zeros((1, 1), np.int32), np.zeros(1, np.int32)
+    tokens, start = np.ones((1, 1), np.int32), np.zeros(1, np.int32)
     h = compute.history(1, 1)
     return {
         "trunk": lambda: compute.trunk(gates, tokens, start, compute.trunk_cache(1, 64)),
@@ -80,17 +84,73 @@ def test_a_missing_gate(compute):
 
 
 def test_a_forged_gate(compute, session):
-    with pytest.raises(GateError, match="not made"):
-        Gate(session, object())
+    refused(compute, [Gate()], "forged")
     refused(compute, [Gate.__new__(Gate)], "forged")
-    forged = Gate.__new__(Gate)
-    forged._session = session
-    session.begin([1], Policy())
-    refused(compute, [forged], "forged")
+    session.begin(PROMPT, Policy())
+    refused(compute, [Gate()], "forged")
+    for attempt in ({"_session": session}, {"session": session}):
+        with pytest.raises(AttributeError):
+            setattr(Gate(), *next(iter(attempt.items())))
+    with pytest.raises(GateError, match="gets no further gate"):
+        gate_module.issue(session)
+
+
+def test_phase_gate_and_tokens_cannot_be_set_from_outside(compute):
+    session = Session(compute)
+    gate = session.begin(PROMPT, Policy())
+    session.close("client")
+    session.collapse()
+    for name in ("phase", "gate", "output", "policy", "compute", "proof"):
+        with pytest.raises(AttributeError):
+            setattr(session, name, Phase.BODY)
+    refused(compute, [gate], "COLLAPSED")
+
+
+def test_a_gate_computes_its_own_sessions_tokens_alone(compute, session):
+    gate = session.begin(PROMPT, Policy())
+
+    def trunk(tokens, start=0, gates=(gate,), slots=64):
+        rows = np.array([tokens] * len(gates), np.int32)
+        starts = np.full(len(gates), start, np.int32)
+        cache = compute.trunk_cache(len(gates), slots)
+        return compute.trunk(list(gates), rows, starts, cache)
+
+    trunk([1, 2, 3])
+    trunk([2, 3], start=1)
+    trunk([2, 3, 0, 0], start=1)  # padding
+    for tokens, start in (([1, 2, 4], 0), ([1, 2, 3, 7], 0), ([1, 2, 3], 1), ([5], 3), ([0, 5], 3)):
+        with pytest.raises(GateError, match="tokens of its session"):
+            trunk(tokens, start)
+    with pytest.raises(GateError, match="position 0 has no gate"):
+        trunk([1, 2, 3], gates=(gate, None))
+    with pytest.raises(GateError, match="1 gates for 2 rows"):
+        compute.trunk(
+            [gate], np.ones((2, 1), np.int32), np.zeros(2, np.int32), compute.trunk_cache(2, 4)
+        )
+    session.propose(9)
+    trunk([9], start=3)
+    session.settle()
+    with pytest.raises(GateError, match="tokens of its session"):
+        trunk([9], start=3)
+
+
+def test_the_reference_asks_for_a_gate_too(seal, compute, session):
+    reference = Reference(seal)
+    with pytest.raises(GateError, match="NoneType"):
+        reference.answer(None, 0)
+    with pytest.raises(GateError, match="another model"):
+        reference.answer(session.begin(PROMPT, Policy()), 0)
+    mine = Session(reference)
+    gate = mine.begin(PROMPT, Policy())
+    router, route, logits = reference.answer(gate, 1)
+    assert (len(router), len(route), logits.shape) == (2, 2, (2, 288))
+    mine.close("client")
+    with pytest.raises(GateError, match="spent"):
+        reference.answer(gate, 1)
 
 
 def test_a_gate_is_not_copied(session):
-    gate = session.begin([1], Policy())
+    gate = session.begin(PROMPT, Policy())
     for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(GateError, match="copied"):
             attempt(gate)
@@ -99,13 +159,13 @@ def test_a_gate_is_not_copied(session):
 def test_a_foreign_gate(compute, seal):
     other = Compute(seal, pools(parse("1x1")))
     with Session(other) as session:
-        refused(compute, [session.begin([1], Policy())], "another model")
+        refused(compute, [session.begin(PROMPT, Policy())], "another model")
 
 
 def test_a_spent_gate(compute):
     session = Session(compute)
-    gate = session.begin([1], Policy())
-    session.close("stop")
+    gate = session.begin(PROMPT, Policy())
+    session.close("client")
     refused(compute, [gate], "spent: its session is CLOSED")
     session.collapse()
     refused(compute, [gate], "COLLAPSED")
@@ -113,18 +173,18 @@ def test_a_spent_gate(compute):
 
 def test_an_illegal_session_computes_no_more(compute):
     session = Session(compute)
-    gate = session.begin([1], Policy())
+    gate = session.begin(PROMPT, Policy())
     with pytest.raises(GateError, match="BEL in BODY"):
         session.control(Control.BEL)
     refused(compute, [gate], "ILLEGAL")
 
 
 def test_one_bad_gate_in_a_batch_is_enough(compute, session):
-    good = session.begin([1], Policy())
-    refused(compute, [good, None], "NoneType")
+    good = session.begin(PROMPT, Policy())
+    refused(compute, [good, Gate()], "forged")
 
 
 def test_a_good_gate_opens_every_entry(compute, session):
-    gate = session.begin([1], Policy())
+    gate = session.begin(PROMPT, Policy())
     for call in entries(compute, [gate]).values():
         assert call() is not None

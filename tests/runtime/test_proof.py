@@ -1,7 +1,5 @@
 """Proofs: stored, parsed, replayed; whatever was changed is located."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -14,20 +12,32 @@ from s7jax.mesh import parse as mesh_of
 from s7jax.mesh import pools
 from s7jax.runtime import Compute, Engine, Request, answers
 from s7jax.runtime.model import Model, by_devices
-from s7jax.runtime.proof import Policy, by_specification, load, parse, replay
+from s7jax.runtime.policy import Policy
+from s7jax.runtime.prompt import Prompt, of_ids, of_text
+from s7jax.runtime.proof import Growing, Step, load, parse
+from s7jax.runtime.replay import by_specification, replay, traced
 from s7jax.s7l import SealError
-from s7jax.s7l.canonical import encode
+from s7jax.s7l.canonical import decode, encode
 
-PROMPT = (0, 72, 101, 3, 9)
+PROMPT = Prompt((0, 72, 101, 3, 9))
 POLICY = Policy(max_new_tokens=6, sampling=Sampling(temperature_q16=ONE, seed=9))
 
 
 @pytest.fixture(scope="module")
-def proof(compute):
+def model(seal):
+    return Model(seal)
+
+
+def ask(compute, prompt, policy):
     engine = Engine(compute)
-    found = engine.submit(Request(PROMPT, POLICY))
+    found = engine.submit(Request(prompt, policy))
     engine.run()
     return found.proof
+
+
+@pytest.fixture(scope="module")
+def proof(model):
+    return ask(model.compute, of_ids(model.tokenizer, PROMPT.ids), POLICY)
 
 
 @pytest.fixture(scope="module")
@@ -41,58 +51,78 @@ def test_stored_and_read_again(proof, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_replayed_in_numpy_and_on_devices(proof, seal, forward):
+def test_replayed_in_numpy_and_on_devices(proof, seal, forward, model):
     replay(proof, seal, forward)
-    replay(proof, seal, by_devices(Model(seal)))
+    replay(proof, seal, by_devices(model))
 
 
-def rebuilt(proof, head=None, steps=None, end="length"):
-    """A proof whose chain is right again after a change."""
-    tree = proof.tree()
-    tree["head"] = head or tree["head"]
-    tree["steps"] = steps or tree["steps"]
-    from s7jax.runtime import proof as module
+def test_what_it_shows_is_readable(seal, forward, model):
+    text = "caf\xe9\n\x1b[31m"
+    found = model.generate(text, max_new_tokens=3, stop=[], stop_texts=["\0\0"]).proof
+    shown = replay(found, seal, forward)
+    assert shown["prompt"]["text"] == text
+    assert shown["prompt"]["document_start"]
+    assert shown["policy"]["max_new_tokens"] == 3
+    assert shown["policy"]["stop_texts"] == ["\0\0"]
+    assert shown["answer"].encode() or not found.answer
+    assert sum(part["tokens"] for part in shown["experts"]) == 3
 
-    made = module._start(tree["head"])
-    for step in tree["steps"]:
-        made = made.extend(module.Step(*step))
-    return made.close(end)
+
+def test_ids_that_are_a_text_are_described_by_it(model):
+    told = of_text(model.tokenizer, "def f(x):")
+    assert of_ids(model.tokenizer, told.ids) == told
+    assert of_ids(model.tokenizer, told.ids[1:]) == of_text(
+        model.tokenizer, "def f(x):", start=False
+    )
+    assert of_ids(model.tokenizer, (*told.ids, 0)).text is None
+    assert of_text(model.tokenizer, "caf\udcff") == of_text(model.tokenizer, b"caf\xff")
 
 
-@pytest.mark.parametrize("index", [0, 3, 5])
 @pytest.mark.parametrize(
-    ("field", "change"),
+    "same",
     [
-        ("position", lambda v: v + 1),
-        ("token_in", lambda v: v ^ 1),
-        ("expert", lambda v: (v + 1) % 4),
-        ("router", lambda v: bytes([v[0] ^ 1]) + v[1:]),
-        ("logits", lambda v: v[:31] + bytes([v[31] ^ 128])),
-        ("token_out", lambda v: v ^ 1),
+        Policy(max_new_tokens=5),
+        Policy(max_new_tokens=5, sampling=Sampling(seed=3, top_k=4, top_p_q16=9)),
+        Policy(max_new_tokens=5, sampling=Sampling(temperature_q16=ONE, top_k=1, seed=2)),
+        Policy(max_new_tokens=5, stop_texts=(b"zqz", b"zqzz", b"zqz")),
     ],
 )
-def test_a_changed_step_is_located_even_with_the_chain_made_right(
-    proof, seal, forward, index, field, change
-):
-    steps = list(proof.steps)
-    steps[index] = dataclasses.replace(
-        steps[index], **{field: change(getattr(steps[index], field))}
-    )
-    forged = rebuilt(proof, steps=[step.tree() for step in steps])
-    # A changed output is also the next step's input, which is computed from it.
-    with pytest.raises(InputError, match=rf"step {index} \(position {4 + index}\): {field} is"):
-        replay(forged, seal, forward)
+def test_policies_that_do_the_same_have_one_description(model, same):
+    plain = ask(model.compute, PROMPT, Policy(max_new_tokens=5))
+    wanted = plain.head["policy"] | ({"stop_texts": [b"zqz"]} if same.stop_texts else {})
+    found = ask(model.compute, PROMPT, same)
+    assert found.head["policy"] == wanted
+    assert found.output == plain.output
 
 
-def test_other_bindings_are_refused(proof, seal, forward):
-    for key, value in (("root", bytes(32)), ("experts", {}), ("hashes", {"abi": b""})):
-        with pytest.raises(InputError, match=f"its {key} differs"):
-            replay(rebuilt(proof, head=proof.head | {key: value}), seal, forward)
-    other = rebuilt(proof, head=proof.head | {"prompt": [0, 72, 101, 3, 8]})
-    with pytest.raises(InputError, match="step 0"):
-        replay(other, seal, forward)
-    with pytest.raises(InputError, match="the end is"):
-        replay(rebuilt(proof, end="stop"), seal, forward)
+def test_a_stop_text_ends_the_answer_and_is_cut_off(seal, forward, model):
+    plain = model.generate("def f", max_new_tokens=12, stop=[])
+    whole = plain.proof.answer
+    stop = whole[3:5]
+    found = model.generate("def f", max_new_tokens=12, stop=[], stop_texts=[stop])
+    assert found.proof.answer == whole[: whole.index(stop)]
+    assert found.text == found.proof.answer.decode(errors="replace")
+    assert found.proof.end == "stop"
+    replay(found.proof, seal, forward)
+
+
+def test_more_tokens_than_there_is_room_for_is_no_limit(seal, forward, model):
+    found = model.generate("x", max_new_tokens=60_000, stop=[])
+    assert found.proof.end == "context"
+    assert found.proof.head["policy"]["max_new_tokens"] is None
+    replay(found.proof, seal, forward)
+
+
+def test_with_a_trace(proof, seal, forward):
+    told = traced(proof, seal)
+    again = parse(decode(encode(told.tree()), "proof"))
+    assert again == told
+    replay(told, seal, forward)
+    lied = [list(digests) for digests in told.operators]
+    lied[2][4] = bytes(32)
+    tree = told.tree() | {"operators": lied}
+    with pytest.raises(SealError, match=r"operators\[2\]"):
+        parse(tree)
 
 
 @given(st.integers(0, 10_000), st.integers(0, 7))
@@ -111,21 +141,45 @@ def test_what_is_no_proof_is_refused(tree):
         parse(tree)
 
 
+def test_version_1_is_reported_as_what_it_is():
+    with pytest.raises(SealError, match="version 1 shows that its steps form one chain"):
+        parse({"format": "s7-proof", "version": 1})
+
+
+def long_proof(proof, count):
+    growing = Growing(proof.head)
+    for i in range(count):
+        growing.extend(Step(4 + i, 9, 0, bytes(32), bytes(32), 9))
+    return growing.close(b"", "client")
+
+
+def test_parsing_takes_work_in_proportion_to_the_steps(proof):
+    """Counted in hash calls, not in seconds."""
+    calls = []
+    from s7jax.s7l import merkle
+
+    plain = merkle.leaf
+    for count in (500, 1_000):
+        tree = long_proof(proof, count).tree()
+        seen = []
+        merkle.leaf = lambda tag, data, seen=seen: (seen.append(len(data)), plain(tag, data))[1]
+        try:
+            parse(tree)
+        finally:
+            merkle.leaf = plain
+        calls.append(sum(seen))
+    assert calls[1] < 2.1 * calls[0]
+
+
 def test_a_changed_weight_or_router_logit_is_located_to_its_step(proof, seal):
-    """In memory, behind the seal's back: the replay of what it answers names the step."""
+    """In memory, without the seal's knowledge: the replay of what it answers names the step."""
     compute = Compute(seal, pools(mesh_of("1x1")))
     program, forward = compute._program, by_specification(seal)
 
-    def answer():
-        engine = Engine(compute)
-        found = engine.submit(Request(PROMPT, POLICY))
-        engine.run()
-        return found.proof
-
     router = program.shared["router"]["bias"]
-    program.shared["router"]["bias"] = (router[0] + (1 << 28), router[1])
+    program.shared["router"]["bias"] = router._replace(m=router.m + np.int32(1 << 28))
     with pytest.raises(InputError, match=r"step 0 \(position 4\): router is"):
-        replay(answer(), seal, forward)
+        replay(ask(compute, PROMPT, POLICY), seal, forward)
     program.shared["router"]["bias"] = router
 
     weight = program.shared["embedding"]["weight"]
@@ -134,16 +188,16 @@ def test_a_changed_weight_or_router_logit_is_located_to_its_step(proof, seal):
     row[token, 0] ^= 1
     program.shared["embedding"]["weight"] = jax.device_put(row, weight.sharding)
     with pytest.raises(InputError, match=r"step 0 \(position 4\): logits is"):
-        replay(answer(), seal, forward)
+        replay(ask(compute, PROMPT, POLICY), seal, forward)
     program.shared["embedding"]["weight"] = weight
-    replay(answer(), seal, forward)
+    replay(ask(compute, PROMPT, POLICY), seal, forward)
 
 
-def test_known_answers_are_given_again(seal, forward):
+def test_known_answers_are_given_again(seal, forward, model):
     known = seal.stream["answers"]
     assert [answer["domain"] for answer in known] == ["code", "math", "reason", "general"]
     answers.check(known, forward)
-    answers.check(known, by_devices(Model(seal)))
+    answers.check(known, by_devices(model))
 
 
 @pytest.mark.parametrize("index", [0, 2])
@@ -154,3 +208,15 @@ def test_a_changed_known_answer_is_named(seal, forward, index):
     known[index]["logits"] = logits
     with pytest.raises(InputError, match=f"{known[index]['domain']}, step 1: other logits"):
         answers.check(known, forward)
+
+
+def test_sealed_defaults_cannot_be_changed(seal):
+    before = seal.manifest.hashes()
+    for change in (
+        lambda: seal.stream["defaults"].update(seed=3),
+        lambda: seal.stream["defaults"].__setitem__("seed", 3),
+        lambda: seal.stream["answers"].append({}),
+    ):
+        with pytest.raises((AttributeError, TypeError)):
+            change()
+    assert seal.manifest.hashes() == before
