@@ -37,7 +37,7 @@ CHUNKS = (1, 16, 128)  # lengths that are compiled; what is shorter is padded
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt (at least one id) and how to continue it."""
+    """A prompt (at least one id, told as :mod:`s7jax.runtime.prompt` says) and its policy."""
 
     prompt: Prompt
     policy: Policy

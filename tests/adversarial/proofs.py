@@ -25,7 +25,7 @@ def pack(tree) -> bytes:
 def rechained(tree):
     """The same claims with the chain that they demand."""
     chain = leaf(b"S7L3PRFH", pack(tree["head"]))
-    for step in tree["steps"]:
+    for step in tree["steps"] if isinstance(tree["steps"], list) else []:
         chain = leaf(b"S7L3PRFS", chain + pack(step))
     tail = {"answer": tree["answer"], "end": tree["end"]}
     return tree | {"chain": leaf(b"S7L3PRFT", chain + pack(tail))}
@@ -34,7 +34,7 @@ def rechained(tree):
 def forged(tree, change):
     """A copy, changed, its chain right."""
     made = copy.deepcopy(tree)
-    made = change(made) or made
+    change(made)
     return rechained(made)
 
 
@@ -87,8 +87,8 @@ GREEDY = {
     "length called time": (field(end="time"), "end"),
     "an end of another case": (field(end="Length"), "end"),
     "cut short, still length": (less(3), "end"),
-    "cut short, called stop": (lambda t: (less(3)(t), t.update(end="stop"))[0], "end"),
-    "cut short, answer whole": (lambda t: (less(3)(t), t.update(end="client"))[0], "answer"),
+    "cut short, called stop": (lambda t: (less(3)(t), t.update(end="stop")), "end"),
+    "cut short, answer whole": (lambda t: (less(3)(t), t.update(end="client")), "answer"),
     "one step more": (lambda t: t["steps"].append(t["steps"][-1]), "position"),
     "another seed": (policy(seed=7), "seed"),
     "another top_k": (policy(top_k=5), "top_k"),

@@ -175,11 +175,12 @@ def test_a_changed_weight_or_router_logit_is_located_to_its_step(proof, seal):
     """In memory, without the seal's knowledge: the replay of what it answers names the step."""
     compute = Compute(seal, pools(mesh_of("1x1")))
     program, forward = compute._program, by_specification(seal)
+    asked = of_ids(Model(seal).tokenizer, PROMPT.ids)
 
     router = program.shared["router"]["bias"]
     program.shared["router"]["bias"] = router._replace(m=router.m + np.int32(1 << 28))
     with pytest.raises(InputError, match=r"step 0 \(position 4\): router is"):
-        replay(ask(compute, PROMPT, POLICY), seal, forward)
+        replay(ask(compute, asked, POLICY), seal, forward)
     program.shared["router"]["bias"] = router
 
     weight = program.shared["embedding"]["weight"]
@@ -188,9 +189,9 @@ def test_a_changed_weight_or_router_logit_is_located_to_its_step(proof, seal):
     row[token, 0] ^= 1
     program.shared["embedding"]["weight"] = jax.device_put(row, weight.sharding)
     with pytest.raises(InputError, match=r"step 0 \(position 4\): logits is"):
-        replay(ask(compute, PROMPT, POLICY), seal, forward)
+        replay(ask(compute, asked, POLICY), seal, forward)
     program.shared["embedding"]["weight"] = weight
-    replay(ask(compute, PROMPT, POLICY), seal, forward)
+    replay(ask(compute, asked, POLICY), seal, forward)
 
 
 def test_known_answers_are_given_again(seal, forward, model):
