@@ -12,8 +12,9 @@ from s7jax.runtime.policy import Policy
 from s7jax.runtime.prompt import Prompt
 from s7jax.runtime.replay import by_specification, replay
 
+# The id 0 within keeps them from being the encoding of a text: they stand as ids in proofs.
 PROMPTS = [
-    Prompt(tuple(np.random.default_rng(i).integers(1, 288, 3 + 5 * i).tolist())) for i in range(8)
+    Prompt((0, 0, *np.random.default_rng(i).integers(1, 288, 1 + 5 * i).tolist())) for i in range(8)
 ]
 GREEDY = Policy(max_new_tokens=12)
 DRAWN = Policy(max_new_tokens=9, sampling=Sampling(temperature_q16=ONE, top_k=40, seed=5))

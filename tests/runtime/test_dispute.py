@@ -1,0 +1,112 @@
+"""Two who disagree are led to the step and the operator."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from s7jax.errors import InputError
+from s7jax.integer import specification
+from s7jax.runtime.dispute import first_difference, settle
+from s7jax.runtime.model import Model
+from s7jax.runtime.proof import hashed
+from s7jax.runtime.replay import by_specification, operator_digests, traced
+
+
+@pytest.fixture(scope="module")
+def model(seal):
+    return Model(seal)
+
+
+@pytest.fixture(scope="module")
+def honest(model, seal):
+    return traced(model.generate("def f(x)", max_new_tokens=9, stop=[]).proof, seal)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 1_000])
+def test_bisection_finds_the_first_in_the_logarithm_of_their_number(count):
+    for at in {0, count // 3, max(0, count - 1), count}:
+        found, asked = first_difference(lambda i, at=at: i < at, count)
+        assert found == at
+        assert asked <= math.ceil(math.log2(count + 1)) if count else asked == 0
+
+
+def lied(proof, at, operator):
+    """A forger's proof whose operator gave other values from one step on, all roots right."""
+    steps, operators = list(proof.steps), [list(d) for d in proof.operators]
+    from s7jax.runtime.proof import Growing, trace_root
+
+    for i in range(at, len(steps)):
+        for j in range(operator, len(operators[i])):
+            operators[i][j] = hashed(np.array([i, j]))
+        changes = {"logits": bytes([i] * 32), "trace": trace_root(operators[i])}
+        steps[i] = dataclasses.replace(steps[i], **changes)
+    growing = Growing(proof.head)
+    for step in steps:
+        growing.extend(step)
+    return growing.close(proof.answer, proof.end, operators)
+
+
+@pytest.mark.parametrize(("at", "operator"), [(0, 0), (4, 7), (8, 20)])
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_a_lie_is_led_to_its_operator(honest, seal, at, operator, side):
+    false = lied(honest, at, operator)
+    pair = (honest, false) if side == "b" else (false, honest)
+    found = settle(*pair, seal, by_specification(seal))
+    tokens = np.array([0], np.int32)
+    names, _ = operator_digests(seal, tokens, honest.steps[:1], 0)
+    assert (found.step, found.position) == (at, honest.steps[at].position)
+    assert (
+        found.difference
+        == names[operator].replace("expert.", found.difference[:7])[-len(found.difference) :]
+    )
+    assert found.right == {"a": "b", "b": "a"}[side]
+    assert found.values["right"] == found.values[found.right] != found.values[side]
+    steps, operators = len(honest.steps), len(honest.operators[at])
+    assert found.comparisons <= math.ceil(math.log2(steps + 1)) + math.ceil(
+        math.log2(operators + 1)
+    )
+
+
+def test_a_flipped_bit_in_one_layer_leads_to_that_operator(honest, seal, model, monkeypatch):
+    """A machine that computes wrongly: one bit of GELU's output in the trunk's layer."""
+    plain, calls = specification.gelu, []
+
+    def faulty(u):
+        y = plain(u)
+        calls.append(1)
+        if len(calls) == 1 and len(y) > 10:
+            y = y.copy()
+            y[10, 0] ^= 1 << 12
+        return y
+
+    monkeypatch.setattr(specification, "gelu", faulty)
+    false = traced(model.generate("def f(x)", max_new_tokens=9, stop=[]).proof, seal)
+    monkeypatch.setattr(specification, "gelu", plain)
+    found = settle(honest, false, seal, by_specification(seal))
+    assert found.difference == "trunk.layer0.ffn.gelu"
+    assert found.position == 10
+    assert found.right == "a"
+
+
+def test_without_a_trace_the_field_is_named(honest, seal, model):
+    plain = model.generate("def f(x)", max_new_tokens=9, stop=[]).proof
+    steps = list(plain.steps)
+    from s7jax.runtime.proof import Growing
+
+    growing = Growing(plain.head)
+    steps[3] = dataclasses.replace(steps[3], logits=bytes(32))
+    for step in steps:
+        growing.extend(step)
+    false = growing.close(plain.answer, plain.end)
+    found = settle(plain, false, seal, by_specification(seal))
+    assert (found.step, found.difference, found.right) == (3, "logits", "a")
+
+
+def test_what_is_no_dispute_is_said(honest, seal, model):
+    with pytest.raises(InputError, match="the proofs say the same"):
+        settle(honest, honest, seal, by_specification(seal))
+    other = model.generate("def g(x)", max_new_tokens=9, stop=[]).proof
+    with pytest.raises(InputError, match="differ in their prompt: two questions"):
+        settle(honest, other, seal, by_specification(seal))
