@@ -75,6 +75,12 @@ TINY = Config(
 )
 
 
+@pytest.fixture
+def own_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The processes of this test compile for themselves alone."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Config:
     return TINY

@@ -15,6 +15,7 @@ from s7jax import s7l
 from s7jax.config import DOMAINS
 
 ROOT = Path(__file__).parent.parent
+HANGS = 1800  # seconds after which something hangs: nothing here is asked to be fast
 SIZE = """
 model.vocab=320 model.context=32 model.routing_window=8 router_sequences=12 eval_sequences=6
 model.trunk.layers=2 model.trunk.hidden=32 model.trunk.ffn=64
@@ -35,7 +36,7 @@ def script(name: str, *args: object, cwd: Path) -> subprocess.CompletedProcess[s
     command = [sys.executable, "-W", "error::DeprecationWarning:s7jax", str(ROOT / name)]
     command += map(str, args)
     return subprocess.run(
-        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=HANGS, check=False
     )
 
 

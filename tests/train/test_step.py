@@ -126,6 +126,7 @@ def test_what_a_step_moves_it_moves_explicitly(new_run, monkeypatch):
         loop.train_trunk(new_run("implicit"))
 
 
+@pytest.mark.usefixtures("own_programs")
 def test_the_loss_curve_is_the_golden_one():
     """To the last bit where compiler and kind of processor are the same, closely elsewhere.
 
