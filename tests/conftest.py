@@ -9,6 +9,7 @@ import atexit
 import dataclasses
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -18,6 +19,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has what the process tha
     # A largest size is what makes JAX lock the folder: no process reads what is half written.
     os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 << 30)
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+# A shell's background job ignores SIGINT, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest
