@@ -245,7 +245,7 @@ def check_field(file: BinaryIO, start: int, end: int, tensors: list[dict[str, An
             bad = any(data[len(values) :]) or (t["dtype"] == "int8" and b"\x80" in values)
             bad |= t["name"].endswith(".scale") and max(values[3::4]) > 127
             need(not bad, f"{place} chunk {i}", "-128, a negative scale or padding not zero")
-        need(not any(file.read(after - at - t["stored"])), f"FIELD gap behind {place}", "not zero")
+        need(not any(file.read(after - at - t["stored"])), f"FIELD gap after {place}", "not zero")
 
 
 def verify(path: str) -> bytes:
@@ -272,7 +272,7 @@ def verify(path: str) -> bytes:
             file.seek(offset)
             payload = file.read(length)
             need(leaf(TAGS[i], payload) == digest, place, "not the payload of its hash")
-            need(not any(file.read(-length % PAGE)), f"gap behind {place}", "not zero")
+            need(not any(file.read(-length % PAGE)), f"gap after {place}", "not zero")
             trees[i] = decode(payload, place)
         need(lanes[4][2].hex() == BATCH, "lane 5 (BATCH)", "another compute contract")
         check(trees[3], EDGE, "lane 4 (EDGE) ")
