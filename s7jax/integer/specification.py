@@ -113,11 +113,11 @@ def spare_bits(bound: int) -> int:
     return max(0, min(7, 29 - bound.bit_length()))
 
 
-def interpolate(table: Ints, x: Ints, hidden: int) -> Ints:
-    """Linear between entries x >> hidden and the next."""
-    wide, i = table.astype(np.int64), x >> hidden
+def interpolate(table: Ints, x: Ints, low_bits: int) -> Ints:
+    """Linear between entries x >> low_bits and the next."""
+    wide, i = table.astype(np.int64), x >> low_bits
     low, high = wide[i], wide[np.minimum(i + 1, len(wide) - 1)]
-    return low + rsr((high - low) * (x & ((1 << hidden) - 1)), hidden)
+    return low + rsr((high - low) * (x & ((1 << low_bits) - 1)), low_bits)
 
 
 def gelu(x: Ints) -> Ints:
@@ -191,19 +191,19 @@ class Specification:
         return chosen
 
     def _layers(self, segment: str, stack: Any, x: Ints) -> Ints:
-        to = self._residual(segment)
+        out_bits = self._residual(segment)
         for layer in (f"{segment}.layer{i}" for i in range(stack.layers)):
             a, unit = rms_quantize(x, self._gain(f"{layer}.attn_norm"))
-            y = self._attention(f"{layer}.attn", stack, a, unit, to)
+            y = self._attention(f"{layer}.attn", stack, a, unit, out_bits)
             x = np.clip(x + y, -TOP, TOP)
             a, unit = rms_quantize(x, self._gain(f"{layer}.ffn_norm"))
             u = np.clip(self._linear(a, unit, f"{layer}.ffn.fc1", 12), -(1 << 18), 1 << 18)
             gain, exponent = self._gain(f"{layer}.ffn.fc2")
             a, unit = quantize(gelu(u), gain, exponent - 14)
-            x = np.clip(x + self._linear(a, unit, f"{layer}.ffn.fc2", to), -TOP, TOP)
+            x = np.clip(x + self._linear(a, unit, f"{layer}.ffn.fc2", out_bits), -TOP, TOP)
         return x
 
-    def _attention(self, name: str, stack: Any, a: Ints, unit: Scale, to: int) -> Ints:
+    def _attention(self, name: str, stack: Any, a: Ints, unit: Scale, out_bits: int) -> Ints:
         T, H = len(a), stack.heads
         K = stack.hidden // H
         head_bits = 15 - ((K - 1).bit_length() + 1) // 2
@@ -246,18 +246,18 @@ class Specification:
         y = shift(y, 32 - 14 - 30 - n + 7 - spare + 8)
         gain, exponent = self._gain(f"{name}.o_proj")
         a, unit = quantize(y.transpose(1, 0, 2).reshape(T, H * K), gain, exponent - 8)
-        return self._linear(a, unit, f"{name}.o_proj", to)
+        return self._linear(a, unit, f"{name}.o_proj", out_bits)
 
-    def _linear(self, a: Ints, unit: Scale, name: str, to: int) -> Ints:
-        return self._product(a, unit, self._weight(f"{name}.weight"), name, to)
+    def _linear(self, a: Ints, unit: Scale, name: str, out_bits: int) -> Ints:
+        return self._product(a, unit, self._weight(f"{name}.weight"), name, out_bits)
 
-    def _product(self, a: Ints, unit: Scale, weight: Ints, name: str, to: int) -> Ints:
-        """Activations times a matrix, with ``to`` fraction bits."""
+    def _product(self, a: Ints, unit: Scale, weight: Ints, name: str, out_bits: int) -> Ints:
+        """Activations times a matrix, with ``out_bits`` fraction bits."""
         acc, bound, kept = self._accumulate(a, weight)
         m, exponent = self._fixed(f"{name}.scale")
         spare = 30 - bound.bit_length()
         product = mulhi(mulhi(acc << spare, m), unit[0] << 1)
-        return shift(product, 32 - spare + exponent + unit[1] - kept + to)
+        return shift(product, 32 - spare + exponent + unit[1] - kept + out_bits)
 
     @staticmethod
     def _accumulate(a: Ints, weight: Ints) -> tuple[Ints, int, int]:

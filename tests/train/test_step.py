@@ -26,6 +26,7 @@ from s7jax.train.step import (
     place,
     trunk_loss,
 )
+from tests.train.training import train_trunk
 
 
 def tokens(tiny: Config, rows: int = 8):
