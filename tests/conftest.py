@@ -8,6 +8,7 @@ or that kills its processes asks for the fixture ``own_programs``.
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has what the process tha
     # A largest size is what makes JAX lock the folder: no process reads what is half written.
     os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 << 30)
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+# A shell's background job ignores SIGINT, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest
@@ -72,6 +77,12 @@ TINY = Config(
     router_sequences=12,
     eval_sequences=6,
 )
+
+
+@pytest.fixture
+def own_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The processes of this test compile for themselves alone."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
 
 
 @pytest.fixture(scope="session")

@@ -116,11 +116,11 @@ def spare_bits(bound: int) -> int:
     return max(0, min(7, 29 - bound.bit_length()))
 
 
-def interpolate(table: Ints, x: Ints, hidden: int) -> Ints:
-    """Linear between entries x >> hidden and the next."""
-    wide, i = table.astype(np.int64), x >> hidden
+def interpolate(table: Ints, x: Ints, low_bits: int) -> Ints:
+    """Linear between entries x >> low_bits and the next."""
+    wide, i = table.astype(np.int64), x >> low_bits
     low, high = wide[i], wide[np.minimum(i + 1, len(wide) - 1)]
-    return low + rsr((high - low) * (x & ((1 << hidden) - 1)), hidden)
+    return low + rsr((high - low) * (x & ((1 << low_bits) - 1)), low_bits)
 
 
 def gelu(x: Ints) -> Ints:
@@ -208,11 +208,11 @@ class Specification:
         return chosen
 
     def _layers(self, segment: str, stack: Any, x: Ints) -> Ints:
-        to = self._residual(segment)
+        out_bits = self._residual(segment)
         for layer in (f"{segment}.layer{i}" for i in range(stack.layers)):
             a, unit = rms_quantize(x, self._gain(f"{layer}.attn_norm"))
             self._watch(f"{layer}.attn_norm", a)
-            y = self._attention(f"{layer}.attn", stack, a, unit, to)
+            y = self._attention(f"{layer}.attn", stack, a, unit, out_bits)
             x = np.clip(x + y, -TOP, TOP)
             self._watch(f"{layer}.attn.residual_add", x)
             a, unit = rms_quantize(x, self._gain(f"{layer}.ffn_norm"))
@@ -221,11 +221,11 @@ class Specification:
             gain, exponent = self._gain(f"{layer}.ffn.fc2")
             a, unit = quantize(gelu(u), gain, exponent - 14)
             self._watch(f"{layer}.ffn.gelu", a)
-            x = np.clip(x + self._linear(a, unit, f"{layer}.ffn.fc2", to), -TOP, TOP)
+            x = np.clip(x + self._linear(a, unit, f"{layer}.ffn.fc2", out_bits), -TOP, TOP)
             self._watch(f"{layer}.ffn.residual_add", x)
         return x
 
-    def _attention(self, name: str, stack: Any, a: Ints, unit: Scale, to: int) -> Ints:
+    def _attention(self, name: str, stack: Any, a: Ints, unit: Scale, out_bits: int) -> Ints:
         T, H = len(a), stack.heads
         K = stack.hidden // H
         head_bits = 15 - ((K - 1).bit_length() + 1) // 2
@@ -260,7 +260,7 @@ class Specification:
         self._watch(f"{name}.mix", y)
         gain, exponent = self._gain(f"{name}.o_proj")
         a, unit = quantize(y.reshape(T, H * K), gain, exponent - 8)
-        y = self._linear(a, unit, f"{name}.o_proj", to)
+        y = self._linear(a, unit, f"{name}.o_proj", out_bits)
         self._watch(f"{name}.o_proj", y)
         return y
 
@@ -286,16 +286,16 @@ class Specification:
         y = shift(y, 32 - 14 - 30 - n + 7 - spare + 8)
         return y.transpose(1, 0, 2)
 
-    def _linear(self, a: Ints, unit: Scale, name: str, to: int) -> Ints:
-        return self._product(a, unit, self._weight(f"{name}.weight"), name, to)
+    def _linear(self, a: Ints, unit: Scale, name: str, out_bits: int) -> Ints:
+        return self._product(a, unit, self._weight(f"{name}.weight"), name, out_bits)
 
-    def _product(self, a: Ints, unit: Scale, weight: Ints, name: str, to: int) -> Ints:
-        """Activations times a matrix, with ``to`` fraction bits."""
+    def _product(self, a: Ints, unit: Scale, weight: Ints, name: str, out_bits: int) -> Ints:
+        """Activations times a matrix, with ``out_bits`` fraction bits."""
         acc, bound, kept = self._accumulate(a, weight)
         m, exponent = self._fixed(f"{name}.scale")
         spare = 30 - bound.bit_length()
         product = mulhi(mulhi(acc << spare, m), unit[0] << 1)
-        return shift(product, 32 - spare + exponent + unit[1] - kept + to)
+        return shift(product, 32 - spare + exponent + unit[1] - kept + out_bits)
 
     @staticmethod
     def _accumulate(a: Ints, weight: Ints) -> tuple[Ints, int, int]:

@@ -122,7 +122,7 @@ def _counted(tensors: Iterator[IntegerTensor], progress: Progress) -> Iterator[I
 
 
 def calibration_rows(config: Config, data: Prepared) -> dict[str, NDArray[np.int32]]:
-    """Held-out sequences of each domain, behind those that evaluation reads while they last.
+    """Held-out sequences of each domain, after those that evaluation reads, while they last.
 
     A domain with fewer gives what it has, the evaluation's too if there are no others.
     """

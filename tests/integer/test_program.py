@@ -128,7 +128,7 @@ def test_beside_any_others(program, tokens, wanted):
 
 
 def test_rows_of_different_lengths_and_padding(program, tokens, wanted):
-    """Row 0 goes on from position 20, row 1 from 5; both chunks are padded with rubbish."""
+    """Row 0 continues at position 20, row 1 at 5; both chunks are padded with rubbish."""
     rows = np.stack([tokens[:32], tokens[:32]])
     cache = program.trunk_cache(2, 64)
     _, _, cache = program.trunk(rows, np.zeros(2), cache)  # fills slots far beyond 20 and 5

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from s7jax.runtime import Session
+from s7jax.runtime import Session, cm1
 from s7jax.runtime.cm1 import TABLE, Control, Phase
 from s7jax.runtime.gate import GateError, check
 from s7jax.runtime.policy import Policy
@@ -96,6 +96,52 @@ def tried(examples: int) -> type:
 
 TestMachine = tried(1_000)
 TestMachineTenThousandTimes = pytest.mark.long(minutes=0.7)(tried(10_000))
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """Names of the controls that move a session, as they come."""
+    names, after = [], cm1.after
+    monkeypatch.setattr(
+        cm1, "after", lambda phase, code: names.append(code.name) or after(phase, code)
+    )
+    return names
+
+
+def test_the_controls_of_a_session_that_changes_experts(seal, sent):
+    session = Session(_Fold(seal))
+    session.begin([1], Policy())
+    for expert in (2, 2, 0, 0, 2):
+        session.enter(expert)
+    session.close("stop")
+    session.collapse()
+    assert sent == ["SOH", "STX", "SO", "SI", "SO", "SI", "SO", "ETX", "EOT"]
+    assert session.proof.end == "stop"
+
+
+def test_a_session_that_is_left_is_closed_as_abandoned_and_collapsed(seal, sent):
+    session = Session(_Fold(seal))
+
+    def interrupted():
+        with session:
+            session.begin([1], Policy())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
+    assert sent == ["SOH", "STX", "ETX", "EOT"]
+    assert session.phase is Phase.COLLAPSED
+    assert session.proof.end == "abandoned"
+    with pytest.raises(GateError, match="spent"):
+        check(session.gate, session.compute)
+
+
+def test_a_session_that_was_closed_is_collapsed_when_left(seal, sent):
+    with Session(_Fold(seal)) as session:
+        session.begin([1], Policy())
+        session.close("stop")
+    assert sent == ["SOH", "STX", "ETX", "EOT"]
+    assert session.proof.end == "stop"
 
 
 @given(st.binary(max_size=32))

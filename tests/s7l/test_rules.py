@@ -71,6 +71,13 @@ def test_what_is_not_checked_says_so(pristine):
         assert "not checked: needs inference" in findings[rule].evidence
 
 
+def test_memory_that_can_be_written_is_noticed(pristine):
+    seal = s7l.open(pristine / "moe.s7l")
+    seal._bytes = memoryview(bytearray(seal._bytes))
+    report = s7l.check(seal)
+    assert [f.rule for f in report.findings if f.verdict is s7l.Verdict.FAIL] == ["V4"]
+
+
 def test_re_encoding_is_compared(pristine, monkeypatch):
     encodings = rules.encodings
     monkeypatch.setattr(rules, "encodings", lambda seal: {**encodings(seal), "EDGE": b""})

@@ -22,6 +22,7 @@ from tests.train.stopping import Stopped, stop_at
 from tests.train.training import train_trunk
 
 ROOT = Path(__file__).parent.parent.parent
+HANGS = 1800  # seconds after which something hangs: nothing here is asked to be fast
 SIZE = """model.vocab=320 model.context=32 model.trunk.layers=1 model.trunk.hidden=32
 model.trunk.ffn=64 trunk.tokens=1280 trunk.batch=8 trunk.microbatch=1 experts.batch=8
 experts.microbatch=1""".split()
@@ -150,11 +151,13 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def train_in_processes(processes: int, folder: Path, prepared: Prepared, *extra: str) -> str:
-    """Run experiments/trunk.py as real processes on one 8-device mesh; returns the digest."""
+def train_in_processes(
+    processes: int, mesh: str, folder: Path, prepared: Prepared, *extra: str
+) -> str:
+    """Run experiments/trunk.py as real processes on one mesh; returns the digest."""
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     command = [sys.executable, str(ROOT / "experiments/trunk.py"), "--preset", "s7-nano"]
-    command += ["--mesh", "8x1", "--run", "r", "--prepared", str(prepared.path), "--set", *extra]
+    command += ["--mesh", mesh, "--run", "r", "--prepared", str(prepared.path), "--set", *extra]
     port = free_port()
     running = []
     for i in range(processes):
@@ -165,13 +168,23 @@ def train_in_processes(processes: int, folder: Path, prepared: Prepared, *extra:
                 arguments, cwd=folder, env=env, text=True, stdout=-1, stderr=subprocess.STDOUT
             )
         )
-    outputs = [process.communicate(timeout=300)[0] for process in running]
+    outputs = [process.communicate(timeout=HANGS)[0] for process in running]
     assert [process.returncode for process in running] == [0] * processes, "\n".join(outputs)
     assert not any("sha256" in output for output in outputs[1:]), "only process 0 reports"
     return outputs[0].rsplit("parameters sha256 ", 1)[1].strip()
 
 
-@pytest.mark.parametrize("shapes", [("1x1", "8x1", "one core"), ("1x2", "4x2")], ids=str)
+@pytest.mark.usefixtures("own_programs")
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ("1x1", "4x1", "one core"),
+        ("1x2", "2x2"),
+        pytest.param(("1x1", "8x1"), marks=pytest.mark.long(minutes=2)),
+        pytest.param(("1x2", "4x2"), marks=pytest.mark.long(minutes=2)),
+    ],
+    ids=str,
+)
 def test_commands_give_the_same_bytes_on_any_number_of_devices_and_cores(
     tmp_path, prepared_nano: Path, shapes: tuple[str, ...]
 ):
@@ -186,8 +199,11 @@ def test_commands_give_the_same_bytes_on_any_number_of_devices_and_cores(
             f"import os, sys; os.sched_setaffinity(0, {cores}); "
             "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
         )
+        # What many cores have compiled a single one must not be given.
+        alone = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "alone")} if len(cores) == 1 else {}
         done = subprocess.run(
             [sys.executable, "-c", pin, str(ROOT / "experiments/trunk.py"), *arguments],
+            env=os.environ | alone,
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -197,13 +213,13 @@ def test_commands_give_the_same_bytes_on_any_number_of_devices_and_cores(
     assert len(set(digests.values())) == 1, digests
 
 
-def test_any_split_over_processes_trains_the_same_bytes(tmp_path, prepared: Prepared):
+@pytest.mark.parametrize("shape", ["4x1", pytest.param("8x1", marks=pytest.mark.long(minutes=1.5))])
+def test_any_split_over_processes_trains_the_same_bytes(tmp_path, prepared: Prepared, shape):
     digests = {}
     for processes in (1, 2, 4):
-        (tmp_path / str(processes)).mkdir()
-        digests[processes] = train_in_processes(
-            processes, tmp_path / str(processes), prepared, *SIZE
-        )
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        digests[processes] = train_in_processes(processes, shape, folder, prepared, *SIZE)
     assert len(set(digests.values())) == 1, digests
 
 
@@ -212,10 +228,10 @@ def test_a_run_goes_on_in_another_number_of_processes(
 ):
     changes = [*SIZE, "trunk.checkpoint=256"]
     config = override(preset("s7-nano"), changes)
-    undisturbed = train_trunk(open_run(tmp_path / "undisturbed", config, "8x1"))
+    undisturbed = train_trunk(open_run(tmp_path / "undisturbed", config, "4x1"))
     with pytest.raises(Stopped):
-        stop_at(3, monkeypatch, open_run(tmp_path / "runs/r", config, "4x1"))
-    assert train_in_processes(2, tmp_path, prepared, *changes) == undisturbed
+        stop_at(3, monkeypatch, open_run(tmp_path / "runs/r", config, "2x1"))
+    assert train_in_processes(2, "4x1", tmp_path, prepared, *changes) == undisturbed
 
 
 SLURM = {
@@ -250,7 +266,7 @@ def test_a_scheduler_is_found_by_its_environment(tmp_path, prepared: Prepared, s
         )
         for rank in range(2)
     ]
-    first, second = (process.communicate(timeout=300)[0] for process in running)
+    first, second = (process.communicate(timeout=HANGS)[0] for process in running)
     assert [process.returncode for process in running] == [0, 0], first + second
     assert "in 2 processes" in first
     assert "parameters sha256" in first

@@ -22,6 +22,7 @@ from s7jax.train.step import Stepper, trunk_loss
 from tests.train.training import train_trunk
 
 ROOT = Path(__file__).parent.parent.parent
+HANGS = 1800  # seconds after which something hangs: nothing here is asked to be fast
 SIZE = """model.vocab=320 model.context=32 model.trunk.layers=1 model.trunk.hidden=32
 model.trunk.ffn=64 trunk.tokens=15360 trunk.batch=8 trunk.microbatch=8 trunk.checkpoint=1280
 experts.batch=8 experts.microbatch=8""".split()
@@ -84,28 +85,36 @@ def finish(prepared: Prepared, folder: Path, *extra: str) -> subprocess.Complete
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=HANGS,
     )
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, prepared: Prepared) -> tuple[Path, str, float]:
-    """Folder, digest and seconds of a run that nothing interrupted."""
+def undisturbed(tmp_path_factory, prepared: Prepared) -> tuple[Path, str]:
+    """Folder and digest of a run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    began = time.monotonic()
     result = finish(prepared, folder)
     assert result.returncode == 0, result.stderr
-    return folder, result.stdout.rsplit("sha256 ", 1)[1].strip(), time.monotonic() - began
+    return folder, result.stdout.rsplit("sha256 ", 1)[1].strip()
+
+
+def steps_of(folder: Path) -> int:
+    """Steps whose metrics are written, those done again counted again."""
+    metrics = folder / "runs/r/metrics.jsonl"
+    return metrics.read_text().count("\n") if metrics.exists() else 0
+
+
+def wait_for(process: subprocess.Popen[str], folder: Path, steps: int) -> None:
+    """Until so many steps are written, or the process has ended."""
+    until = time.monotonic() + HANGS
+    while process.poll() is None and steps_of(folder) < steps:
+        assert time.monotonic() < until, "it hangs"
+        time.sleep(0.005)
 
 
 def start_and_wait_for_step(prepared: Prepared, folder: Path, step: int) -> subprocess.Popen[str]:
     process = subprocess.Popen(command(prepared), cwd=folder, text=True, stdout=-1, stderr=-1)
-    metrics = folder / "runs/r/metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if metrics.exists() and metrics.read_text().count("\n") > step:
-            break
-        time.sleep(0.005)
+    wait_for(process, folder, step + 1)
     return process
 
 
@@ -113,10 +122,10 @@ def start_and_wait_for_step(prepared: Prepared, folder: Path, step: int) -> subp
 def test_a_signal_saves_and_the_same_command_goes_on(
     undisturbed, prepared: Prepared, tmp_path: Path, number: int, code: int
 ):
-    _, digest, _ = undisturbed
+    _, digest = undisturbed
     process = start_and_wait_for_step(prepared, tmp_path, 2)
     process.send_signal(number)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=HANGS)
     assert process.returncode == code, err
     saved = int(out.rsplit("saved at step ", 1)[1].split(";")[0])
     assert (tmp_path / f"runs/r/checkpoints/trunk/{saved}").is_dir()
@@ -125,25 +134,21 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert result.stdout.rsplit("sha256 ", 1)[1].strip() == digest
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.usefixtures("own_programs")
+@pytest.mark.parametrize("kills", [6, pytest.param(30, marks=pytest.mark.long(minutes=3))])
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(
-    undisturbed, prepared: Prepared, tmp_path: Path, seed: int
+    undisturbed, prepared: Prepared, tmp_path: Path, kills: int
 ):
     """kill -9 at random moments, start-up and compilation included, until it is through."""
-    kill_until_through(undisturbed, prepared, tmp_path, kills=2, seed=seed)
-
-
-@pytest.mark.long(minutes=4)
-def test_killed_thirty_times(undisturbed, prepared: Prepared, tmp_path: Path):
-    kill_until_through(undisturbed, prepared, tmp_path, kills=30, seed=99)
-
-
-def kill_until_through(undisturbed, prepared, folder: Path, kills: int, seed: int) -> None:
-    _, digest, seconds = undisturbed
-    generator = random.Random(seed)
-    for _ in range(kills):
+    (_, digest), folder = undisturbed, tmp_path
+    generator = random.Random(kills)
+    for kill in range(kills):
         process = subprocess.Popen(command(prepared), cwd=folder, stdout=-3, stderr=-3)
-        time.sleep(generator.uniform(0.2, 1.1) * seconds)
+        if kill % 3:
+            wait_for(process, folder, steps_of(folder) + generator.randrange(1, 20))
+            time.sleep(generator.uniform(0, 0.05))  # somewhere between two steps, or in a save
+        else:
+            time.sleep(generator.uniform(0, 10))
         process.kill()
         process.wait()
         if (folder / "runs/r/checkpoints/trunk_final").is_dir():
@@ -153,6 +158,7 @@ def kill_until_through(undisturbed, prepared, folder: Path, kills: int, seed: in
     assert result.stdout.rsplit("sha256 ", 1)[1].strip() == digest
 
 
+@pytest.mark.usefixtures("own_programs")
 def test_a_second_process_on_the_same_phase_is_refused(prepared: Prepared, tmp_path: Path):
     process = start_and_wait_for_step(prepared, tmp_path, 0)
     try:
@@ -168,7 +174,7 @@ def test_a_second_process_on_the_same_phase_is_refused(prepared: Prepared, tmp_p
 def test_a_tampered_checkpoint_is_named_and_an_older_one_used_only_when_asked(
     undisturbed, prepared: Prepared, tmp_path: Path
 ):
-    folder, digest, _ = undisturbed
+    folder, digest = undisturbed
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "runs/r/checkpoints/trunk_final")
     saves = tmp_path / "runs/r/checkpoints/trunk"
@@ -187,7 +193,7 @@ def test_a_tampered_checkpoint_is_named_and_an_older_one_used_only_when_asked(
 
 
 def test_a_truncated_checkpoint_is_named(undisturbed, prepared: Prepared, tmp_path: Path):
-    folder, _, _ = undisturbed
+    folder, _ = undisturbed
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "runs/r/checkpoints/trunk_final")
     saves = tmp_path / "runs/r/checkpoints/trunk"
@@ -250,10 +256,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def test_a_full_disk_loses_nothing(undisturbed, prepared: Prepared, tmp_path: Path):
     """No file may grow beyond 16 kB: what a full disk does to a save."""
-    _, digest, _ = undisturbed
+    _, digest = undisturbed
     process = start_and_wait_for_step(prepared, tmp_path, 6)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=HANGS)
     assert process.returncode == 143, err
     saves = tmp_path / "runs/r/checkpoints/trunk"
     saved = out.rsplit("saved at step ", 1)[1].split(";")[0]
@@ -264,7 +270,7 @@ def test_a_full_disk_loses_nothing(undisturbed, prepared: Prepared, tmp_path: Pa
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=HANGS,
     )
     assert full.returncode == 1, full.stderr
     assert "could not be saved" in full.stderr
@@ -275,6 +281,7 @@ def test_a_full_disk_loses_nothing(undisturbed, prepared: Prepared, tmp_path: Pa
     assert result.stdout.rsplit("sha256 ", 1)[1].strip() == digest
 
 
+@pytest.mark.usefixtures("own_programs")
 def test_a_step_that_never_ends_ends_the_process(prepared: Prepared, tmp_path: Path):
     """Two processes; one is stopped in its tracks, so the other's collective never returns."""
     with socket.socket() as s:
@@ -293,13 +300,10 @@ def test_a_step_that_never_ends_ends_the_process(prepared: Prepared, tmp_path: P
         )
         for i in range(2)
     ]
-    metrics = tmp_path / "runs/r/metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size > 2_000):
-        time.sleep(0.05)
+    wait_for(running[0], tmp_path, 10)
     os.kill(running[1].pid, signal.SIGSTOP)
     try:
-        _, err = running[0].communicate(timeout=60)
+        _, err = running[0].communicate(timeout=HANGS)
     finally:
         running[1].kill()
         running[1].communicate()

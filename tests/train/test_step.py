@@ -16,7 +16,7 @@ from s7jax import mesh
 from s7jax.config import Config
 from s7jax.model import parameters
 from s7jax.model.loss import cross_entropy
-from s7jax.train import loop, step
+from s7jax.train import step
 from s7jax.train.phase import TRUNK
 from s7jax.train.step import (
     Stepper,
@@ -26,6 +26,7 @@ from s7jax.train.step import (
     place,
     trunk_loss,
 )
+from tests.train.training import train_trunk
 
 
 def tokens(tiny: Config, rows: int = 8):
@@ -123,9 +124,10 @@ def test_what_a_step_moves_it_moves_explicitly(new_run, monkeypatch):
     """Anything else is refused: here the three scalars of a step, given as the host has them."""
     monkeypatch.setattr(step, "everywhere", lambda value, mesh: value)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
-        loop.train_trunk(new_run("implicit"))
+        train_trunk(new_run("implicit"))
 
 
+@pytest.mark.usefixtures("own_programs")
 def test_the_loss_curve_is_the_golden_one():
     """To the last bit where compiler and kind of processor are the same, closely elsewhere.
 
