@@ -23,8 +23,8 @@ ALLOWED = {
     "terminal": {"errors"},
     "architecture": {"errors", "fields"},
     "config": {"architecture", "digests", "errors", "fields"},
-    "s7l": {"architecture", "errors", "fields"},
-    "data": {"config", "digests", "errors", "storage", "terminal"},
+    "s7l": {"architecture", "errors", "fields", "storage"},
+    "data": {"config", "digests", "errors", "s7l", "storage", "terminal"},
     "mesh": {"architecture", "config", "errors"},
     "integer": {"architecture", "errors", "mesh", "s7l"},
     "model": {"architecture", "config", "digests", "mesh"},
@@ -119,8 +119,13 @@ def test_the_rooms_stand_in_an_order():
 
 
 # What of the compute programs may be had outside their room: it computes nothing.
-PROGRAMS = {"s7jax.integer.program": {"route"}, "s7jax.integer.layers": {"Cache"}}
+PROGRAMS = {
+    "s7jax.integer.program": {"route"},
+    "s7jax.integer.layers": {"Cache"},
+    "s7jax.integer.specification": {"Watch"},
+}
 PACKAGES = {"s7jax.integer", *PROGRAMS}  # as objects they give everything in them
+COMPUTERS = {"Program", "_program", "Specification"}
 
 
 def dotted(node: ast.AST) -> str:
@@ -142,13 +147,13 @@ def ways_to_compute(source: str) -> set[str]:
                 for alias in names:
                     name = f"{module}.{alias.name}"
                     harmless = alias.name in PROGRAMS.get(module, {alias.name})
-                    if not harmless or name in PACKAGES or alias.name == "Program":
+                    if not harmless or name in PACKAGES or alias.name in COMPUTERS:
                         found.add(name)
             case ast.Attribute(attr=attr):
-                if attr in {"Program", "_program"} or dotted(node) in PACKAGES:
+                if attr in COMPUTERS or dotted(node) in PACKAGES:
                     found.add(dotted(node))
             case ast.Constant(value=str(text)) if id(node) not in said:
-                if text in {"Program", "_program", *PACKAGES} or text.startswith(tuple(PROGRAMS)):
+                if text in COMPUTERS | PACKAGES or text.startswith(tuple(PROGRAMS)):
                     found.add(text)
     return found
 
@@ -159,7 +164,10 @@ def test_only_the_compute_fold_holds_the_program():
     holders = {path.relative_to(PACKAGE): ways_to_compute(path.read_text()) for path in outside}
     holders = {str(path): found for path, found in holders.items() if found}
     assert set(holders) == {"runtime/compute.py"}
-    assert holders["runtime/compute.py"] > {"s7jax.integer.program.Program"}
+    assert holders["runtime/compute.py"] > {
+        "s7jax.integer.program.Program",
+        "s7jax.integer.specification.Specification",
+    }
 
 
 @pytest.mark.parametrize(
@@ -170,7 +178,9 @@ def test_only_the_compute_fold_holds_the_program():
         "from s7jax.integer.program import (\n    Program as _Ungated,\n)",
         "from s7jax.integer.program import *",
         "from s7jax.integer.layers import trunk",
+        "from s7jax.integer.specification import Specification",
         "from s7jax.runtime.compute import Program",
+        "from s7jax.runtime.compute import Specification",
         "from s7jax.integer import program",
         "from s7jax.integer import layers as arithmetic",
         "from s7jax import integer",
@@ -187,6 +197,7 @@ def test_only_the_compute_fold_holds_the_program():
         "importlib.import_module('s7jax.integer.program')",
         "__import__('s7jax.integer.layers', fromlist=['trunk'])",
         "sys.modules['s7jax.integer.program']",
+        "sys.modules['s7jax.integer.specification'].__dict__['Specification']",
     ],
 )
 def test_no_spelling_gets_through_the_wall(source: str):

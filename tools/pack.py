@@ -63,7 +63,7 @@ def main() -> None:
         print(f"keep secret: {args.new_key}\ngive away:   {signature.new_key(args.new_key)}")
         return
     if args.reseal:
-        done = reseal(args.reseal, args.out)
+        done = reseal(args.reseal, args.out, known_answers=not args.no_answers)
     else:
         seal_now = s7l.seal if args.no_answers else seal_with_answers
         done = seal_now(args.weights_dir, args.vocab, args.out)

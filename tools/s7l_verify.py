@@ -3,17 +3,16 @@
 Prints the root and exits with 0 if every byte is as sealed; else names the place and exits
 with 1 (2 for a wrong command). Tensors are streamed; signatures and bundles are not read.
 
-Examples:
-  python tools/s7l_verify.py model.s7l [--root 9da075e3…]
+Example: python tools/s7l_verify.py model.s7l [--root 9da075e3…]
 """
 
-import argparse
 import hashlib
 import math
 import os
 import re
 import struct
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from typing import Any, BinaryIO
 
 import msgpack
@@ -50,8 +49,7 @@ def need(holds: Any, place: str, problem: str) -> None:
 
 def leaf(tag: bytes, data: bytes) -> bytes:
     """Hash of a leaf."""
-    (state := hashlib.sha256(b"\0" + tag)).update(data)  # data is not copied
-    return state.digest()
+    return hashlib.sha256(b"\0" + tag + data).digest()
 
 
 def tree(leaves: list[bytes]) -> bytes:
@@ -166,18 +164,17 @@ def check_words(found: Any, stream: Any, model: Any) -> None:
         check(i, (0, vocab - 1), f"{place}.specials.{name[:64]!a}")
         fits = 1 <= len(name) <= 256 and tokens[i] == name.encode()
         need(fits, f"{place}.specials.{name[:64]!a}", "not spelt like its token")
-    once = all(x < y for x, y in zip(sorted(merges), sorted(merges)[1:], strict=False))
     odd = set(specials.values())
     spelt = {token for i, token in enumerate(tokens) if i not in odd}
     fits = len(spelt) + len(odd) == vocab and spelt.issuperset(map(bytes, BYTES))
     need(fits, f"{place}.tokens", "two are the same bytes, or a single byte is none")
-    fits = once and all(tokens[a] + tokens[b] in spelt and not {a, b} & odd for a, b in merges)
-    need(fits, f"{place}.merges", "an impossible pair, or one twice")
+    pairs = {(a, b) for a, b in merges if tokens[a] + tokens[b] in spelt and not {a, b} & odd}
+    need(len(pairs) == len(merges), f"{place}.merges", "an impossible pair, or one twice")
     place, one_id = "lane 3 (LANE) ", (0, vocab - 1)
     defaults: Any = {"max_new_tokens": (1, context - 1), "temperature_q16": (0, 1 << 24)}
     defaults.update({"seed": (0, (1 << 32) - 1), "stop": [one_id, 0, 16]})
-    answer: Any = {"domain": "|".join(model["domains"]), "logits": [DIGEST, 1, 64]}
-    answer.update({"prompt": [one_id, 1, 256], "output": [one_id, 1, 64]})
+    answer: Any = {"prompt": [one_id, 1, 256], "output": [one_id, 1, 64]}
+    answer.update({"domain": "|".join(model["domains"]), "logits": [DIGEST, 1, 64]})
     form: Any = {"format": "s7-stream", "version": (1, 1), "fold": "⟁EVENTS_FOLD⟁"}
     check(stream, {**form, "defaults": defaults, "answers": [answer, 0, 64]}, place)
     stop = stream["defaults"]["stop"]
@@ -228,8 +225,8 @@ def check_manifest(found: Any, stream: Any, lanes: Any) -> list[dict[str, Any]]:
     for key, value in same.items():
         where = f"{place}.{key}"
         need(encode(found[key], where) == encode(value), where, "not what the rest demands")
-    named = [{"name": part, "root": tree(list(parts[part].values()))} for part in parts]
-    roots = [leaf(b"S7L3COMP", encode(value)) for value in named]
+    named = {part: encode({"name": part, "root": tree([*parts[part].values()])}) for part in parts}
+    roots = [leaf(b"S7L3COMP", value) for value in named.values()]
     fits = lanes[1][1] == end and hashes[1] == tree(roots)
     need(fits, "lane 2 (FIELD) length, hash", "not what the manifest's tensors demand")
     return wanted
@@ -247,8 +244,7 @@ def check_field(file: BinaryIO, start: int, end: int, tensors: list[dict[str, An
             values, left = data[:left], left - len(data)
             bad = any(data[len(values) :]) or (t["dtype"] == "int8" and b"\x80" in values)
             bad |= t["name"].endswith(".scale") and max(values[3::4]) > 127
-            if t["name"].endswith(".residual"):
-                bad |= not -16 <= int.from_bytes(values, "little", signed=True) <= 29
+            bad |= place.endswith(".residual") and not -16 <= struct.unpack("<i", values)[0] <= 29
             need(not bad, f"{place} chunk {i}", "a value out of range, or padding not zero")
         need(not any(file.read(after - at - t["stored"])), f"FIELD gap after {place}", "not zero")
 
@@ -288,8 +284,7 @@ def verify(path: str) -> bytes:
 
 def main() -> None:
     """Parse, verify, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("file")
     parser.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
     args = parser.parse_args()

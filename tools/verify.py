@@ -4,14 +4,12 @@ Exit code 0 if no rule fails, 1 if one does or the file is no seal, 2 for a wron
 What only a running model can show is reported as not checked, or shown with --run.
 
 Examples:
-  python tools/verify.py model/moe.s7l --json
-  python tools/verify.py model/moe.s7l --run
-  python tools/verify.py model/moe.s7l --root 9da075e3b893…
+  python tools/verify.py model/moe.s7l --json --run --root 9da075e3b893…
   python tools/verify.py model/moe.s7l --trust release.pem.pub --min-version 3
   python tools/verify.py expert2.s7b --trust release.pem.pub --signature model/moe.s7l.sig
   python tools/verify.py model/moe.s7l --replay out.s7p [--mesh 4x2]    compute it again
 
-A seal proves that the file is whole; --root, or --trust with the keys you know, whose it is.
+A seal proves that the file is whole; --root or --trust, with keys you know, whose it is.
 """
 
 import argparse
@@ -21,13 +19,12 @@ from typing import Any
 
 from s7jax import s7l
 from s7jax.errors import InputError, UsageError
-from s7jax.runtime import evidence as rules
-from s7jax.runtime import proof as proofs
+from s7jax.runtime import evidence, proof
 from s7jax.runtime.model import Model, by_devices
 from s7jax.runtime.replay import by_specification, replay
 from s7jax.s7l import signature
 from s7jax.terminal import cli
-from s7jax.terminal.tables import show_replay
+from s7jax.terminal.tables import show_findings, show_replay
 from s7jax.train.folder import newest
 
 
@@ -58,7 +55,7 @@ def main() -> int:
         opening = s7l.open_bundle if s7l.is_bundle(args.file) else s7l.open
         opened = opening(args.file, root=args.root)
         note = args.signature or signature.note_path(args.file)
-        signed = signers(note, opened, args.trust, args.min_version) if args.trust else None
+        signed = signers(note, opened, args) if args.trust else None
         replayed = again(args.replay, opened, args.mesh) if args.replay else None
     except InputError as e:
         if args.json:
@@ -67,14 +64,11 @@ def main() -> int:
         raise
     report = s7l.check(opened)
     if args.run and isinstance(opened, s7l.Seal):
-        report = rules.check(opened, report)
+        report = evidence.check(opened, report)
     if args.json:  # the same file gives the same object
         result |= {"passed": report.passed, "root": opened.root.hex(), "bytes": opened.length}
-        result |= {
-            "signature": signed,
-            "replay": replayed,
-            "rules": [vars(finding) for finding in report.findings],
-        }
+        result |= {"signature": signed, "replay": replayed}
+        result["rules"] = [vars(finding) for finding in report.findings]
         print(json.dumps(result, indent=2))
     else:
         print(f"{args.file}: {opened.length:,} bytes sealed, root {opened.root.hex()}")
@@ -82,8 +76,7 @@ def main() -> int:
             print(f"release {signed['version']}, signed by {', '.join(signed['keys'])}")
         if replayed:
             show_replay(replayed)
-        for finding in report.findings:
-            print(f"{finding.rule:<5}{finding.verdict}\n     {finding.evidence}")
+        show_findings(report.findings)
         print(f"hashed at {report.bytes_per_second / 1e6:,.0f} MB/s")
     return 0 if report.passed else 1
 
@@ -92,17 +85,14 @@ def again(path: Path, opened: s7l.Seal | s7l.Bundle, mesh: str | None) -> dict[s
     """A proof computed again."""
     if isinstance(opened, s7l.Bundle):
         raise UsageError("a proof is replayed with the whole sealed model, not with a bundle")
-    proof = proofs.load(path)
-    return replay(
-        proof, opened, by_devices(Model(opened, mesh)) if mesh else by_specification(opened)
-    )
+    compute = by_devices(Model(opened, mesh)) if mesh else by_specification(opened)
+    return replay(proof.load(path), opened, compute)
 
 
-def signers(
-    note: Path, opened: s7l.Seal | s7l.Bundle, trust: list[Path], oldest: int
-) -> dict[str, Any]:
+def signers(note: Path, opened: s7l.Seal | s7l.Bundle, args: argparse.Namespace) -> dict[str, Any]:
     """Release and trusted signers of an open file."""
-    release, keys = signature.verify(note, opened.root, opened.length, trust, oldest)
+    known = args.trust, args.min_version
+    release, keys = signature.verify(note, opened.root, opened.length, *known)
     return {"version": release.version, "keys": [str(key) for key in keys]}
 
 

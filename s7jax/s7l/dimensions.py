@@ -28,6 +28,8 @@ def parse_architecture(tree: Any, place: str) -> Architecture:
     domains = sequence(tree["domains"], f"{place}.domains", 1, 16)
     for i, domain in enumerate(domains):
         text(domain, DOMAIN, f"{place}.domains[{i}]")
+        if domain in domains[:i]:
+            raise SealError(f"{place}.domains[{i}]", f"{domain!r} is there twice")
     return _made(
         Architecture,
         place,

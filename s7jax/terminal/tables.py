@@ -1,5 +1,6 @@
 """The tables a person reads at the end of a run."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -106,6 +107,12 @@ def _rows(title: str, headings: tuple[str, ...], rows: list[list[Any]]) -> Table
     for row in rows:
         table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
     return table
+
+
+def show_findings(findings: Iterable[Any]) -> None:
+    """Print each rule with its verdict and its evidence."""
+    for finding in findings:
+        print(f"{finding.rule:<5}{finding.verdict}\n     {finding.evidence}")
 
 
 def show_replay(replayed: dict[str, Any]) -> None:

@@ -16,7 +16,9 @@ from s7jax import s7l
 
 ROOT = Path(s7l.__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden/micro.s7l"
-GOLDEN_ROOT = "b4b4e6acca929eb0b49ebd20033d63dc03ff13cca03a94005b7479841db736e3"
+GOLDEN_ROOT = "65ff172d9f2a478fab82f34beb53cd5a3415b1c728ceb884bc10a7cbcc747d8b"
+OLD = GOLDEN.with_name("micro-int8-1.s7l")  # the same model, sealed under numeric scheme s7-int8-1
+OLD_ROOT = "bee6f7d0bed9fff97bc06ea9f97678af041747379c1b23294c2b278b3902cf16"
 ORDERS, SEEDS = 250, (0, 1, 2, 3)  # a thousand seals for each Python
 
 SHUFFLE = """
@@ -94,3 +96,17 @@ def test_the_golden_file():
     # A change of this root is a change of the format: files sealed before become unreadable.
     assert agree(GOLDEN).hex() == GOLDEN_ROOT
     assert make() == GOLDEN.read_bytes()
+
+
+def test_a_seal_of_the_old_scheme_is_refused_and_sealed_again(tmp_path):
+    with pytest.raises(s7l.SealError, match=r"s7-int8-1.*tools/pack\.py --reseal"):
+        s7l.open(OLD)
+    command = [sys.executable, ROOT / "tools/pack.py", "--reseal", OLD, "--out", "new.s7l"]
+    command.append("--no-answers")  # its vocabulary is too small for a prompt
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    new, same = s7l.open(tmp_path / "new.s7l"), s7l.open(GOLDEN)
+    assert agree(tmp_path / "new.s7l") == new.root
+    assert new.manifest.parent.hex() == OLD_ROOT
+    assert list(new.tensors) == list(same.tensors)
+    for name in same.tensors:
+        assert new.tensor(name).tobytes() == same.tensor(name).tobytes()

@@ -102,7 +102,7 @@ FORGED = {
         lambda d, k: d.replace(b"version 3", b"version 9999999999"),
         "alice.pub",
     ),
-    "too long": ("no signed note", lambda d, k: d + b"x" * 70_000, "alice.pub"),
+    "too long": ("more than 65,536 bytes", lambda d, k: d + b"x" * 70_000, "alice.pub"),
     "not UTF-8": ("not a signed note", lambda d, k: d + b"\xff\n", "alice.pub"),
     "empty": ("not a signed note", lambda d, k: b"", "alice.pub"),
 }
