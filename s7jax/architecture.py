@@ -26,7 +26,7 @@ SEALED_DTYPES = ("int8", "int16", "int32")  # little-endian; there is no float i
 class Stack(Checked):
     """A stack of pre-norm transformer layers."""
 
-    layers: int = number(1, 256)
+    layers: int = number(1, 64)
     hidden: int = number(1, 1 << 16, "channels")
     heads: int = number(1, 1 << 12)
     ffn: int = number(1, 1 << 20, "channels between fc1 and fc2")

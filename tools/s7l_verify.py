@@ -28,7 +28,7 @@ FIXED = "426c3c7c7c364872aa630c8aeb375fddb236fc4ce2613284000cfb56d2339ad5"  # fo
 # Forms: {key: form}, [form, least, most], (least, most) integer, range of byte lengths, regex
 DIGEST, KINDS = range(32, 33), (dict, list, type(None), bool, int, float, str, bytes)
 BYTES, WIDTH = [[b] for b in range(256)], {"int8": 1, "int32": 4}
-STACK = {"layers": (1, 256), "hidden": (1, 65_536), "heads": (1, 4_096), "ffn": (1, 1 << 20)}
+STACK = {"layers": (1, 64), "hidden": (1, 65_536), "heads": (1, 4_096), "ffn": (1, 1 << 20)}
 MODEL: Any = {"vocab": (32, 1 << 20), "context": (2, 1 << 16), "routing_window": (1, 1 << 16)}
 MODEL.update({"trunk": STACK, "expert": STACK, "domains": ["[a-z0-9_]{1,64}", 1, 16]})
 EDGE: Any = {"format": "s7-manifest", "version": (1, 1), "method": "per_row_int8", "model": MODEL}

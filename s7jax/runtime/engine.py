@@ -98,7 +98,7 @@ class Engine:
         self, compute: Compute, rows: int = 1, slots: int | None = None, drafts: int = 0
     ) -> None:
         self._cfg = compute.cfg
-        _affordable(compute, rows, min(slots or self._cfg.context, self._cfg.context))
+        check_caches(compute, rows, min(slots or self._cfg.context, self._cfg.context))
         if rows % compute.groups or rows < 1:
             raise UsageError(f"{rows} rows do not divide over {compute.groups} data groups")
         if not 0 <= drafts < CHUNKS[1]:
@@ -327,7 +327,7 @@ class Engine:
         return np.zeros(len(self._rows), np.int32)
 
 
-def _affordable(compute: Compute, rows: int, slots: int) -> None:
+def check_caches(compute: Compute, rows: int, slots: int) -> None:
     """Refuse caches that are out of proportion to the file, before they are asked for.
 
     Raises:

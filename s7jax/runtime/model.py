@@ -18,7 +18,7 @@ from s7jax.errors import UsageError
 from s7jax.integer.routing import route
 from s7jax.integer.sampling import ONE, Sampling
 from s7jax.runtime.compute import Compute, Forward
-from s7jax.runtime.engine import Completion, Engine, Request
+from s7jax.runtime.engine import CHUNKS, Completion, Engine, Request, check_caches
 from s7jax.runtime.policy import Policy, cut
 from s7jax.runtime.prompt import Prompt, of_ids, of_text
 from s7jax.runtime.proof import Proof
@@ -262,23 +262,32 @@ def by_devices(model: Model) -> Forward:
     def forward(
         tokens_T: NDArray[np.int32], first: int
     ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+        rows, length = compute.groups, len(tokens_T)
         # Padding after the last token changes nothing, and few lengths are compiled.
-        length = min(-(-len(tokens_T) // SLOT_STEP) * SLOT_STEP, compute.cfg.context)
-        padded = np.pad(tokens_T, (0, length - len(tokens_T)))
-        rows = np.repeat(padded[None], compute.groups, axis=0)
-        start = np.zeros(compute.groups, np.int32)
+        slots = min(-(-length // SLOT_STEP) * SLOT_STEP, compute.cfg.context)
+        check_caches(compute, rows, slots)
+        starts = {at: np.full(rows, at, np.int32) for at in range(0, length, CHUNKS[-1])}
+        trunk: list[tuple[Any, NDArray[np.int32]]] = []  # h and router logits of each chunk
         with Session(compute) as session:
             gate = session.begin(Prompt(tuple(tokens_T.tolist())), Policy())
-            gates = [gate] * compute.groups
-            cache = compute.trunk_cache(*rows.shape)
-            h, router, _ = compute.trunk(gates, rows, start, cache)
-            wanted = slice(first, len(tokens_T))
-            chosen = route(router, compute.cfg.routing_window)[0, wanted]
-            logits = np.empty((len(chosen), compute.cfg.vocab), np.int32)
-            for e in np.unique(chosen):
-                cache = compute.expert_cache(int(e), *rows.shape)
-                y, _ = compute.expert(gates, int(e), h, start, cache)
-                logits[chosen == e] = compute.head(gates, y)[0, wanted][chosen == e]
-        return router[0, wanted], chosen, logits
+            gates, cache = [gate] * rows, compute.trunk_cache(rows, slots)
+            for at, start in starts.items():
+                chunk = tokens_T[at : at + CHUNKS[-1]]
+                padded = np.pad(chunk, (0, CHUNKS[-1] - len(chunk)))
+                tokens = np.repeat(padded[None], rows, axis=0)
+                h, router, cache = compute.trunk(gates, tokens, start, cache)
+                trunk.append((h, router[:1]))
+            router = np.concatenate([part for _, part in trunk], axis=1)[:, :length]
+            chosen = route(router, compute.cfg.routing_window)[0]
+            logits = np.empty((length - first, compute.cfg.vocab), np.int32)
+            for e in np.unique(chosen[first:]):
+                cache = compute.expert_cache(int(e), rows, slots)
+                for (at, start), (h, _) in zip(starts.items(), trunk, strict=True):
+                    y, cache = compute.expert(gates, int(e), h, start, cache)
+                    wanted = at + np.flatnonzero(chosen[at : at + CHUNKS[-1]] == e)
+                    wanted = wanted[wanted >= first]
+                    if len(wanted):
+                        logits[wanted - first] = compute.head(gates, y)[0, wanted - at]
+        return router[0, first:], chosen[first:], logits
 
     return forward

@@ -117,7 +117,7 @@ class Policy:
         return policy
 
 
-def ending(policy: Policy, room: int, output: list[int], text: bytes) -> str | None:
+def ending(policy: Policy, room: int, output: list[int], text: bytearray, new: int) -> str | None:
     """Why an answer ends here, or None if it continues.
 
     Args:
@@ -125,18 +125,22 @@ def ending(policy: Policy, room: int, output: list[int], text: bytes) -> str | N
         room: positions that the context has for it.
         output: its ids so far.
         text: their bytes.
+        new: how many of the bytes the last id added; a stop text ends among them.
     """
-    if output and (output[-1] in policy.stop or any(t in text for t in policy.stop_texts)):
+    told = len(text) - new
+    if output and output[-1] in policy.stop:
+        return "stop"
+    if any(text.find(t, max(0, told - len(t) + 1)) >= 0 for t in policy.stop_texts):
         return "stop"
     if policy.max_new_tokens is not None and len(output) >= policy.max_new_tokens:
         return "length"
     return "context" if len(output) >= room else None
 
 
-def cut(policy: Policy, text: bytes) -> bytes:
+def cut(policy: Policy, text: bytes | bytearray) -> bytes:
     """The text of an answer up to its first stop text."""
     found = [at for stop in policy.stop_texts if (at := text.find(stop)) >= 0]
-    return text[: min(found)] if found else text
+    return bytes(text[: min(found)] if found else text)
 
 
 def _shortest(texts: tuple[bytes, ...]) -> tuple[bytes, ...]:

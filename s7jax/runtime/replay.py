@@ -20,6 +20,7 @@ from s7jax.runtime.proof import Proof, Step, begin, hashed, trace_root
 from s7jax.runtime.session import Session
 from s7jax.s7l import Seal
 
+MOST_LOGITS = 1 << 32  # bytes of logits held at once
 MOST_OPERATIONS = 10**14  # of a replay in NumPy: about three hours of one core
 
 
@@ -58,6 +59,8 @@ def replay(proof: Proof, seal: Seal, forward: Forward) -> dict[str, Any]:
     tokens = np.array([*prompt.ids, *proof.output[:-1]], np.int32)
     if len(proof.steps) > room or (proof.steps and max(proof.output) >= vocab):
         raise InputError(f"steps: more than {room}, or an id that is not below {vocab}")
+    if 4 * len(proof.steps) * vocab > MOST_LOGITS:
+        raise InputError(f"steps: the logits of {len(proof.steps):,} take more than 4 GiB")
     if proof.steps:
         _check_steps(proof, policy, tokens, count - 1, forward)
     _check_end(proof, policy, room, seal)
@@ -182,15 +185,16 @@ def _check_steps(
 
 def _check_end(proof: Proof, policy: Policy, room: int, seal: Seal) -> None:
     """The end follows from the steps, and the answer's bytes are those of its ids."""
-    words, text, output = seal.vocabulary, b"", []
+    words, text, output = seal.vocabulary, bytearray(), []
     silent = {*policy.stop, *words.specials.values()}
     ended = None
     for i, token in enumerate(proof.output):
         if ended:
             raise InputError(f"step {i}: the answer had ended ({ended}) before it")
         output.append(token)
-        text += b"" if token in silent else words.tokens[token]
-        ended = policies.ending(policy, room, output, text)
+        new = b"" if token in silent else words.tokens[token]
+        text += new
+        ended = policies.ending(policy, room, output, text, len(new))
     if ended != (proof.end if proof.end in NATURAL else None):
         raise InputError(f"end: is {proof.end!r} in the proof; the steps end it by {ended!r}")
     if proof.answer != policies.cut(policy, text):

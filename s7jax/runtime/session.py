@@ -33,7 +33,7 @@ class Session:
         self._prompt: Prompt = Prompt(())
         self._output: list[int] = []
         self._proposed: list[int] = []
-        self._text = b""
+        self._text, self._new = bytearray(), 0  # the bytes of the output, and of its last id
         self._expert: int | None = None
         self.control(Control.SOH)  # opening the seal verified it
 
@@ -119,12 +119,14 @@ class Session:
             self._proposed.clear()
         self._output.append(step.token_out)
         words = self._compute.seal.vocabulary
-        if step.token_out not in (*self._policy.stop, *words.specials.values()):
-            self._text += words.tokens[step.token_out]
+        silent = step.token_out in (*self._policy.stop, *words.specials.values())
+        new = b"" if silent else words.tokens[step.token_out]
+        self._text += new
+        self._new = len(new)
 
     def ending(self) -> str | None:
         """Why the answer ends here, or None if it continues."""
-        return policy.ending(self._policy, self._room, self._output, self._text)
+        return policy.ending(self._policy, self._room, self._output, self._text, self._new)
 
     def close(self, end: str, operators: Sequence[Sequence[bytes]] = ()) -> None:
         """ETX: no further forward pass; ``end`` says why."""

@@ -257,6 +257,7 @@ TABLE = [
     ("99 axis", ".axis", entry(Q, "axis", 2)),
     ("99 other axis", ".axis", entry(Q, "axis", 0)),
     ("105 infinite scale", ".exponent", entry("router.bias", "exponent", 128)),
+    ("residual's exponent", ".exponent", entry("trunk.residual", "exponent", 30)),
     ("exponent of int8", "unknown key 'exponent'", entry(Q, "exponent", 0)),
 ]
 
@@ -390,6 +391,7 @@ DATA = [  # these open; whoever touches the tensor is told
     ("106 padding", "router.bias padding", rehashed(set_byte("router.bias", -1, 1))),
     ("107 gap", "gap after tensor router.weight", rehashed(gap_byte)),
     ("108 experts swapped", "expert0.", swap_experts),
+    ("residual of 30 bits", "trunk.residual", rehashed(set_byte("trunk.residual", 0, 30))),
     ("111 -128", f"{Q}: value 5", rehashed(set_byte(Q, 5, 0x80))),
 ]
 
@@ -402,9 +404,9 @@ def resize_field(size):
 
 
 def biggest(f):
-    """Dimensions of 61,000 tensors in a manifest of 114."""
+    """Dimensions of 19,703 tensors in a manifest of 114."""
     for stack in ("trunk", "expert"):
-        f.edge["model"][stack]["layers"] = 256
+        f.edge["model"][stack]["layers"] = 64
     f.edge["model"]["domains"] = [f"d{i}" for i in range(16)]
 
 

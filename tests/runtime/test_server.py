@@ -19,7 +19,8 @@ from starlette.testclient import TestClient
 
 from s7jax.runtime import Engine, Request
 from s7jax.runtime.model import Model
-from s7jax.runtime.proof import by_specification, parse, replay
+from s7jax.runtime.proof import parse
+from s7jax.runtime.replay import by_specification, replay
 from s7jax.runtime.server import application
 from s7jax.runtime.worker import Limits, Worker
 from s7jax.s7l.canonical import decode

@@ -1,6 +1,7 @@
 """Signed notes: who released a seal, which release it is, and every way to forge that."""
 
 import base64
+import os
 import subprocess
 
 import pytest
@@ -226,3 +227,63 @@ def test_the_tools(model, keys):
     one = check(model / "expert1.s7b", "--trust", keys / "alice.pub", "--signature", note)
     assert one.returncode == 0, one.stderr
     assert "chunks of expert1 and its proof" in one.stdout
+
+
+P_25519, ORDER = 2**255 - 19, 2**252 + 27742317777372353535851937790883648493  # RFC 8032, 5.1
+CURVE_D = -121665 * pow(121666, -1, P_25519) % P_25519
+
+
+def added(p, q):
+    """The sum of two points of edwards25519, by the formula of RFC 8032, 5.1.4."""
+    (a, b), (c, d) = p, q
+    product = CURVE_D * a * b * c * d
+    x = (a * d + b * c) * pow(1 + product, -1, P_25519)
+    y = (b * d + a * c) * pow(1 - product, -1, P_25519)
+    return x % P_25519, y % P_25519
+
+
+def times(n, p):
+    found = (0, 1)
+    for bit in bin(n)[2:]:
+        found = added(found, found)
+        found = added(found, p) if bit == "1" else found
+    return found
+
+
+def points():
+    """Points of the curve: y = 2, 3, … where there is an x."""
+    for y in range(2, 1000):
+        xx = (y * y - 1) * pow(CURVE_D * y * y + 1, -1, P_25519) % P_25519
+        x = pow(xx, (P_25519 + 3) // 8, P_25519)
+        for root in (x, x * pow(2, (P_25519 - 1) // 4, P_25519) % P_25519):
+            if root * root % P_25519 == xx:
+                yield root, y
+                break
+
+
+def test_keys_of_small_order_are_refused(note, release, tmp_path):
+    """The eight points whose eightfold is nothing, and every way to write them down."""
+    torsion = next(t for p in points() if times(4, t := times(ORDER, p)) != (0, 1))
+    small = {times(n, torsion) for n in range(8)}
+    assert len(small) == 8
+    spelt = {y + more for _, y in small for more in (0, P_25519) if y + more < 2**255}
+    for y in spelt:
+        for sign in (0, 1 << 255):
+            der = bytes.fromhex("302a300506032b6570032100") + (y | sign).to_bytes(32, "little")
+            text = base64.b64encode(der).decode()
+            key = tmp_path / "small.pub"
+            key.write_text(f"-----BEGIN PUBLIC KEY-----\n{text}\n-----END PUBLIC KEY-----\n")
+            with pytest.raises(s7l.SealError, match="small order"):
+                verify(note, release, key)
+
+
+@pytest.mark.parametrize("what", ["note", "key", "private key"])
+def test_a_fifo_is_refused_and_waited_for_by_nobody(note, release, keys, tmp_path, what):
+    os.mkfifo(fifo := tmp_path / "fifo")
+    attempts = {
+        "note": lambda: verify(fifo, release, keys / "alice.pub"),
+        "key": lambda: verify(note, release, fifo),
+        "private key": lambda: signature.sign(tmp_path / "new.sig", release, [fifo]),
+    }
+    with pytest.raises(s7l.SealError, match="not a regular file"):
+        attempts[what]()

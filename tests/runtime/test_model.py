@@ -1,0 +1,105 @@
+"""One open model, as programs and people use it: many threads, dropped answers, pinned roots."""
+
+import gc
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from s7jax.errors import InputError, UsageError
+from s7jax.runtime import Engine
+from s7jax.runtime.model import Model
+from s7jax.s7l import signature
+
+ROOT = Path(__file__).parents[2]
+TEXTS = ["def f(x):", "2 + 2 =", "The moon", "Zwölf", "{", "caf\xff"]
+
+
+@pytest.fixture(scope="module")
+def model(seal):
+    return Model(seal)
+
+
+def test_many_threads_may_use_one_model(model):
+    wanted = {text: model.generate(text, max_new_tokens=8).proof for text in TEXTS}
+    found: list[tuple[str, object]] = []
+
+    def ask(first):
+        for text in TEXTS[first:] + TEXTS[:first]:
+            found.append((text, model.generate(text, max_new_tokens=8).proof))
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 * len(TEXTS)
+    assert all(proof == wanted[text] for text, proof in found)
+
+
+def test_two_threads_may_read_one_answer(model):
+    answer, wanted = model.generate("Zwölf"), model.generate("Zwölf").text
+    texts: list[str] = []
+    threads = [threading.Thread(target=lambda: texts.append(answer.text)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert texts == [wanted] * 4
+
+
+def test_a_dropped_answer_is_computed_no_further(model):
+    dropped = model.generate("The moon", max_new_tokens=50, stop=[])
+    next(iter(dropped))
+    completion, engine = dropped.completion, model.engine(dropped.completion.request)
+    del dropped
+    gc.collect()
+    assert model.generate("2 + 2 =", max_new_tokens=2).text is not None
+    assert completion.reason == "client"
+    assert len(completion.output) < 10
+    assert not engine.busy
+
+
+@pytest.mark.parametrize("most", [2**64, 0, -1])
+def test_impossible_numbers_of_tokens_are_refused(model, most):
+    with pytest.raises(UsageError, match="max_new_tokens"):
+        model.generate("x", max_new_tokens=most)
+    assert model.generate("x", max_new_tokens=1).text is not None
+
+
+def test_caches_out_of_proportion_are_refused_with_the_figure(compute):
+    with pytest.raises(InputError, match=r"caches of 1048576 rows of 64 positions take [\d.]+ GiB"):
+        Engine(compute, rows=1 << 20)
+
+
+def run(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "tools" / tool, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_bytes_that_are_no_text_are_the_same_prompt_in_a_file_and_an_argument(sealed, tmp_path):
+    (tmp_path / "prompt").write_bytes(b"caf\xff")
+    options = sealed, "--max-tokens", 1, "--json"
+    found = [
+        json.loads(run("generate.py", *map(str, options), how, what).stdout)
+        for how, what in (("--prompt", b"caf\xff"), ("--file", tmp_path / "prompt"))
+    ]
+    assert found[0] == found[1]
+    assert found[0]["prompt_tokens"] == 5  # the start of the document and four bytes
+
+
+@pytest.mark.parametrize("tool", ["generate.py", "selftest.py", "serve.py"])
+def test_what_was_verified_is_what_runs(sealed, tmp_path, tool):
+    ask = ["--prompt", "x"] if tool == "generate.py" else []
+    done = run(tool, sealed, *ask, "--root", "00" * 32)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "root" in done.stderr
+    signature.new_key(tmp_path / "key.pem")
+    done = run(tool, sealed, *ask, "--trust", tmp_path / "key.pem.pub")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert ".sig" in done.stderr
