@@ -82,13 +82,18 @@ class Session:
             raise GateError(f"{code.name} in {before}: the session is ILLEGAL now")
 
     def begin(self, prompt: Prompt, how: Policy, trace: bool = False) -> Gate:
-        """STX: bind prompt and decoding policy; returns the gate."""
-        self.control(Control.STX)
+        """STX: bind prompt and decoding policy; returns the gate.
+
+        Raises:
+            GateError: the session is not in HEADER.
+            UsageError: the policy is not one of this model; the session stays in HEADER.
+        """
         dimensions = self._compute.seal.manifest.dimensions
-        self._room = dimensions.context - len(prompt.ids)
-        self._policy = how.canonical(dimensions.vocab, self._room)
-        self._prompt = prompt
-        self._growing = begin(self._compute.seal, prompt, self._policy, trace)
+        room = dimensions.context - len(prompt.ids)
+        canonical = how.canonical(dimensions.vocab, room)
+        growing = begin(self._compute.seal, prompt, canonical, trace)
+        self.control(Control.STX)
+        self._room, self._prompt, self._policy, self._growing = room, prompt, canonical, growing
         self._gate = issue(self)
         return self._gate
 

@@ -110,7 +110,7 @@ def sent(monkeypatch):
 
 def test_the_controls_of_a_session_that_changes_experts(seal, sent):
     session = Session(_Fold(seal))
-    session.begin([1], Policy())
+    session.begin(Prompt((1,)), Policy())
     for expert in (2, 2, 0, 0, 2):
         session.enter(expert)
     session.close("stop")
@@ -119,26 +119,26 @@ def test_the_controls_of_a_session_that_changes_experts(seal, sent):
     assert session.proof.end == "stop"
 
 
-def test_a_session_that_is_left_is_closed_as_abandoned_and_collapsed(seal, sent):
+def test_a_session_that_is_left_is_closed_and_collapsed(seal, sent):
     session = Session(_Fold(seal))
 
     def interrupted():
         with session:
-            session.begin([1], Policy())
+            session.begin(Prompt((1,)), Policy())
             raise KeyError
 
     with pytest.raises(KeyError):
         interrupted()
     assert sent == ["SOH", "STX", "ETX", "EOT"]
     assert session.phase is Phase.COLLAPSED
-    assert session.proof.end == "abandoned"
+    assert session.proof.end == "client"
     with pytest.raises(GateError, match="spent"):
         check(session.gate, session.compute)
 
 
 def test_a_session_that_was_closed_is_collapsed_when_left(seal, sent):
     with Session(_Fold(seal)) as session:
-        session.begin([1], Policy())
+        session.begin(Prompt((1,)), Policy())
         session.close("stop")
     assert sent == ["SOH", "STX", "ETX", "EOT"]
     assert session.proof.end == "stop"
@@ -150,4 +150,4 @@ def test_text_never_moves_the_phase(seal, data):
     gate = session.begin(Prompt(tuple(data) or (0,)), Policy())
     assert session.phase is Phase.BODY
     check(gate, session.compute)
-    assert session.tokens(0, 40) == [*data] or [0]
+    assert session.tokens(0, 40) == ([*data] or [0])

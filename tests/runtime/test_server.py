@@ -80,7 +80,7 @@ def wanted(model):
     """Text of each prompt's greedy answer of 8 tokens, from the library."""
     engine, answers = Engine(model.compute), {}
     for prompt in PROMPTS:
-        found = engine.submit(Request(model.encode(prompt), model.policy(max_new_tokens=8)))
+        found = engine.submit(Request(model.prompt(prompt), model.policy(max_new_tokens=8)))
         engine.run()
         answers[prompt] = found.output
     return answers
@@ -133,7 +133,7 @@ def test_several_prompts_and_ids(client, model, wanted):
     answer = client.completions.create(model="tiny", prompt=PROMPTS[:3], max_tokens=8)
     texts = [choice.text for choice in answer.choices]
     assert texts == [text_of(model, wanted[p]) for p in PROMPTS[:3]]
-    ids = list(model.encode("a"))
+    ids = list(model.prompt("a").ids)
     answer = client.completions.create(model="tiny", prompt=ids, max_tokens=8)
     assert answer.choices[0].text == text_of(model, wanted["a"])
 
@@ -213,12 +213,10 @@ def test_a_client_that_goes_away_frees_its_place(server):
 
 def test_a_full_queue_says_so_and_a_slow_answer_is_cut_off(model, seal, monkeypatch):
     """The engine stands still until the queue was full and the time was up."""
-    goes_on, abandoned, step = threading.Event(), threading.Event(), Engine.step
-    abandon = Worker.abandon
+    goes_on, timed_out, step = threading.Event(), threading.Event(), Engine.step
+    cut = Worker.cut
     monkeypatch.setattr(Engine, "step", lambda engine: goes_on.wait() and step(engine))
-    monkeypatch.setattr(
-        Worker, "abandon", lambda *args: (abandon(*args), abandoned.set(), goes_on.set())
-    )
+    monkeypatch.setattr(Worker, "cut", lambda *args: (cut(*args), timed_out.set(), goes_on.set()))
     api, body = "/v1/completions", {"prompt": "a", "max_tokens": 60}
     limits = Limits(rows=1, waiting=0, seconds=0.5)
     with TestClient(application(model, "tiny", limits)) as client, ThreadPoolExecutor(1) as other:
@@ -227,10 +225,10 @@ def test_a_full_queue_says_so_and_a_slow_answer_is_cut_off(model, seal, monkeypa
             time.sleep(0.01)
         assert client.post(api, json=body).status_code == 429
         done = first.result(HANGS).json()
-    assert abandoned.is_set()
+    assert timed_out.is_set()
     assert done["usage"]["completion_tokens"] < 60
     proof = parse(decode(base64.b64decode(done["s7"]["proofs"][0]), "proof"))
-    assert proof.end == "abandoned"
+    assert proof.end == "time"
     replay(proof, seal, by_specification(seal))
 
 
