@@ -26,6 +26,7 @@ from safetensors.numpy import load_file
 from s7jax import s7l
 from s7jax.architecture import sealed_tensors
 from s7jax.config import S7_140M
+from s7jax.s7l.contract import PATTERNS
 from s7jax.s7l.dimensions import architecture_tree, tensor_entry
 from s7jax.terminal import cli
 
@@ -183,7 +184,7 @@ def vocabulary(size: int, rng: random.Random) -> dict[str, Any]:
             merges.append([left, right])
     words = [token.hex() for token in [*tokens, b"<|eod|>"]]
     tree = {"format": "s7-vocab", "version": 1, "tokens": words, "merges": merges}
-    return {**tree, "specials": {"<|eod|>": size - 1}, "pattern": r"\s+|\S+"}
+    return {**tree, "specials": {"<|eod|>": size - 1}, "pattern": PATTERNS[0]}
 
 
 if __name__ == "__main__":

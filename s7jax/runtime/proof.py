@@ -18,6 +18,7 @@ import msgpack
 import numpy as np
 
 from s7jax.data.tokenizer import Tokenizer
+from s7jax.errors import InputError
 from s7jax.runtime import prompt as prompts
 from s7jax.runtime.policy import CUT, NATURAL, Policy
 from s7jax.runtime.prompt import Prompt
@@ -104,8 +105,18 @@ class Proof:
         return found
 
     def save(self, path: Path) -> None:
-        """Write the proof, whole or not at all."""
-        write_bytes(path, encode(self.tree()))
+        """Write the proof, whole or not at all.
+
+        Raises:
+            InputError: it is larger than a proof that is read.
+        """
+        data = encode(self.tree())
+        if len(data) > _MOST_BYTES:
+            raise InputError(
+                f"{path}: the proof takes {len(data):,} bytes, more than {_MOST_BYTES:,}: "
+                "ask for fewer tokens, or without a trace"
+            )
+        write_bytes(path, data)
 
 
 @dataclass
