@@ -9,7 +9,6 @@ Examples:
 
 import hashlib
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -68,4 +67,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.main(main))
+    cli.main(main)
