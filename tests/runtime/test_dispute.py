@@ -24,6 +24,11 @@ def honest(model, seal):
     return traced(model.generate("def f(x)", max_new_tokens=9, stop=[]).proof, seal)
 
 
+@pytest.fixture(scope="module")
+def asked(model, honest):
+    return honest.prompt(model.tokenizer).ids
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 1_000])
 def test_bisection_finds_the_first_in_the_logarithm_of_their_number(count):
     for at in {0, count // 3, max(0, count - 1), count}:
@@ -50,12 +55,12 @@ def lied(proof, at, operator):
 
 @pytest.mark.parametrize(("at", "operator"), [(0, 0), (4, 7), (8, 16)])
 @pytest.mark.parametrize("side", ["a", "b"])
-def test_a_lie_is_led_to_its_operator(honest, seal, at, operator, side):
+def test_a_lie_is_led_to_its_operator(honest, asked, seal, at, operator, side):
     false = lied(honest, at, operator)
     pair = (honest, false) if side == "b" else (false, honest)
     found = settle(*pair, seal, by_specification(seal))
-    tokens = np.array([0], np.int32)
-    names, _ = operator_digests(seal, tokens, honest.steps[at : at + 1], 0)
+    tokens = np.array([*asked, *honest.output[:at]], np.int32)
+    names, _ = operator_digests(seal, tokens, honest.steps[at : at + 1], len(tokens) - 1)
     assert (found.step, found.position) == (at, honest.steps[at].position)
     assert found.difference == names[operator]
     assert found.right == {"a": "b", "b": "a"}[side]

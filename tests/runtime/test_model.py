@@ -97,7 +97,7 @@ def test_bytes_that_are_no_text_are_the_same_prompt_in_a_file_and_an_argument(se
         json.loads(run("generate.py", *map(str, options), how, what).stdout)
         for how, what in (("--prompt", b"caf\xff"), ("--file", tmp_path / "prompt"))
     ]
-    assert found[0] == found[1]
+    assert found[0] | {"seconds": 0} == found[1] | {"seconds": 0}
     assert found[0]["prompt_tokens"] == 5  # the start of the document and four bytes
 
 

@@ -152,7 +152,7 @@ def test_a_seed_decides_what_is_drawn(client):
 
 def test_a_stop_string_ends_the_text_before_it(client, model, wanted):
     text = text_of(model, wanted["2 + 2 ="])
-    stop = text[3:5]
+    stop = next(c for c in text[1:] if c.isascii())  # a replaced byte is no text to stop at
     answer = client.completions.create(model="tiny", prompt="2 + 2 =", max_tokens=8, stop=stop)
     assert answer.choices[0].text == text[: text.index(stop)]
     assert answer.choices[0].finish_reason == "stop"
