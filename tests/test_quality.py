@@ -73,7 +73,7 @@ def command(*arguments: object, cwd: Path) -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.long(minutes=13)
+@pytest.mark.long(minutes=8)
 @pytest.mark.skipif(not TEXT.is_dir(), reason=f"the real text is not in {TEXT}")
 def test_real_text_gives_what_the_readme_says(figures, tmp_path: Path):
     data = [f"{domain}={path}" for domain, path in SOURCES.items()]
@@ -99,7 +99,7 @@ def test_real_text_gives_what_the_readme_says(figures, tmp_path: Path):
         assert figures.same_token[0] - CLOSE_SHARE <= same <= figures.same_token[1] + CLOSE_SHARE
 
 
-@pytest.mark.long(minutes=10)
+@pytest.mark.long(minutes=7)
 def test_the_demo_shows_it_on_the_built_in_corpus(figures, tmp_path: Path):
     arguments = ("--preset", "s7-nano", "--json")
     quality = command(ROOT / "experiments/pipeline.py", *arguments, cwd=tmp_path)["quality"]

@@ -37,14 +37,14 @@ def test_any_number_of_data_groups_trains_the_same_bytes(new_run):
 
 def test_in_bf16_too(tiny, new_run):
     config = override(tiny, ['compute.precision="bf16"'])
-    digests = {train_trunk(new_run(on, config, on)) for on in ("1x1", "4x1")}
+    digests = {train_trunk(new_run(on, config, on)) for on in ("1x1", "2x1")}
     assert len(digests) == 1
 
 
 def test_a_plain_all_reduce_does_not(tiny, new_run):
     """So the test above can fail."""
     config = override(tiny, ['reduction="psum"'])
-    digests = {train_trunk(new_run(on, config, on)) for on in ("1x1", "4x1", "8x1")}
+    digests = {train_trunk(new_run(on, config, on)) for on in ("1x1", "4x1")}
     assert len(digests) > 1
 
 
