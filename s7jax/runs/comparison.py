@@ -122,18 +122,19 @@ def _tally(
         for model in range(answers[0].models):
             expert = model - 1
             whole = expert in (-1, index)
-            if not whole and not any((route == expert).any() for route in routes):
+            if not whole and not any((chosen == expert).any() for chosen in routes):
                 continue
             found = [a.logits(model, start)[:used, new] for a in answers]
             exact, sealed = (x.reshape(len(labels), -1) for x in found)
             if whole:
                 name = "trunk" if model == 0 else "oracle"
                 tallies[name].add(_log_softmax(exact), _log_softmax(sealed), labels)
-            for side, (route, logits) in enumerate(zip(routes, (exact, sealed), strict=True)):
+            for side, (chosen, logits) in enumerate(zip(routes, (exact, sealed), strict=True)):
                 if model == 0:
                     routed[side] = np.empty_like(logits)
-                routed[side][route == expert] = logits[route == expert]
-        tallies["routed"].add(*map(_log_softmax, routed), labels)
+                routed[side][chosen == expert] = logits[chosen == expert]
+        exact, sealed = map(_log_softmax, routed)
+        tallies["routed"].add(exact, sealed, labels)
 
 
 def _float(run: Run, params: Params, inputs: np.ndarray) -> Answer:

@@ -93,10 +93,9 @@ def quantize(run: Run, report: dict[str, Any]) -> None:
         print(f"quantize: already done, {folder.weights}")
         return
     experts = [folder.final(f"expert{e}") for e in range(len(run.config.domains))]
-    count = export(
-        *(folder.final("trunk"), experts, folder.final("router")),
-        *(run.prepared.path, folder.weights, report, meshes.joined(run.pools)),
-    )
+    trunk, fitted = folder.final("trunk"), folder.final("router")
+    mesh = meshes.joined(run.pools)
+    count = export(trunk, experts, fitted, run.prepared.path, folder.weights, report, mesh)
     print(f"quantize: {count} integer tensors in {folder.weights}")
 
 

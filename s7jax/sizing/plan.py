@@ -9,9 +9,10 @@ from s7jax.config import Config
 from s7jax.devices import Device
 from s7jax.errors import UsageError
 from s7jax.mesh import MeshShape, check
-from s7jax.sizing import budget, inference
+from s7jax.sizing import budget, goodput, inference
 from s7jax.sizing.budget import FP32
 from s7jax.sizing.compiled import Compiled, compile_job, cuda_target
+from s7jax.sizing.goodput import USUAL, Failures
 from s7jax.sizing.reconcile import rows
 from s7jax.sizing.schedule import MFU, Job, Time, jobs, roofline, total
 
@@ -30,6 +31,7 @@ def plan(
     price: float | None = None,
     compiled: bool = False,
     sockets: int = 2,
+    failures: Failures = USUAL,
 ) -> dict[str, Any]:
     """Everything about one model, mesh, phase and target.
 
@@ -63,6 +65,7 @@ def plan(
             "cost": cost,
             "wall_hours": _wall(work, walls, shape),
         }
+        tree["goodput"] = goodput.table(_distinct(work), device, mfu, failures, STORAGE)
     if config.preset == "s7-140m":
         tree["specification"] = [{**asdict(row), "ratio": row.ratio} for row in rows(config, mfu)]
     return tree
