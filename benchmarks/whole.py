@@ -7,7 +7,7 @@ that is already measured is not run again, so what was stopped resumes; --only r
 
 Examples:
   python benchmarks/whole.py                      s7-140m in runs/whole: half an hour on two cores
-  python benchmarks/whole.py --only quantize pack
+  python benchmarks/whole.py --only pack "quantize 2x2"
   python benchmarks/whole.py --preset s7-nano --run runs/whole-nano
 """
 
@@ -259,11 +259,13 @@ def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="s7-140m")
     parser.add_argument("--run", type=Path, default=Path("runs/whole"), metavar="DIR")
-    parser.add_argument("--only", nargs="+", metavar="PHASE", help="run these, again if need be")
+    parser.add_argument("--only", nargs="+", metavar="PHASE", help="these, again if need be")
     args: argparse.Namespace = parser.parse_args()
     root = args.run.absolute()
     wanted = rows(root, args.preset)
-    if unknown := set(args.only or []) - {row.name for row in wanted}:
+    labels = [{row.name, f"{row.name} {row.mesh}"} for row in wanted]
+    only = set(args.only or [])
+    if unknown := only - set[str]().union(*labels):
         raise UsageError(f"--only: no phase {', '.join(sorted(unknown))}")
     root.mkdir(parents=True, exist_ok=True)
     results = root / "whole.json"
@@ -271,7 +273,7 @@ def main() -> None:
     taken = {(t["name"], t["mesh"]): Taken(**t) for t in known}
     for i, row in enumerate(wanted):
         key = row.name, row.mesh
-        if row.name in args.only if args.only else key not in taken:
+        if labels[i] & only if only else key not in taken:
             print(f"{row.name} {row.mesh}", end=" ", flush=True)
             found = taken[key] = run_row(row, root / f"{i:02}-{row.name.replace(' ', '-')}.log")
             print(f"{found.wall:.0f} s, {found.peak:.2f} GiB", flush=True)

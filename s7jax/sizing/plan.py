@@ -11,7 +11,7 @@ from s7jax.errors import UsageError
 from s7jax.mesh import MeshShape, check
 from s7jax.sizing import budget, goodput, inference
 from s7jax.sizing.budget import FP32
-from s7jax.sizing.compiled import Compiled, compile_job, cuda_target
+from s7jax.sizing.compiled import Compiled, Platform, compile_job, cuda_target
 from s7jax.sizing.goodput import USUAL, Failures
 from s7jax.sizing.reconcile import rows
 from s7jax.sizing.schedule import MFU, Job, Time, jobs, roofline, total
@@ -74,11 +74,16 @@ def plan(
 @cache
 def compile_for(job: Job, device: Device) -> Compiled:
     """Compile a job's program for a target, once; see :func:`s7jax.sizing.compiled.compile_job`."""
+    return compile_job(job, platform_of(device))
+
+
+def platform_of(device: Device) -> Platform:
+    """What XLA compiles for to run on a device."""
     if device.name == "cpu":
-        return compile_job(job)
+        return Platform()
     if device.name in TOPOLOGIES:
-        return compile_job(job, "tpu", topology=TOPOLOGIES[device.name])
-    return compile_job(job, "cuda", target=cuda_target(device))
+        return Platform("tpu", topology=TOPOLOGIES[device.name])
+    return Platform("cuda", target=cuda_target(device))
 
 
 def placement(config: Config, sockets: int) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ Scores = dict[str, np.ndarray]
 
 
 @partial(jax.jit, static_argnums=0)
-def _trunk(
+def trunk_pass(
     cfg: Architecture, params: Params, tokens_BT: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """What the trunk hands to the experts, and each router's evidence and route."""
@@ -51,7 +51,7 @@ def _trunk(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _losses(
+def model_losses(
     cfg: Architecture,
     compute: ComputeConfig,
     shared: Params,
@@ -62,6 +62,12 @@ def _losses(
     """Loss of every position of the trunk, or of an expert on it: all experts run one program."""
     refined_BTD = h_BTD if expert is None else expert_output(cfg, expert, h_BTD)
     return losses(cfg, compute, shared, refined_BTD, tokens_BT[:, 1:])
+
+
+def exact(compute: ComputeConfig) -> ComputeConfig:
+    """How scores are computed: in float32, never with all logits at once."""
+    chunk = compute.loss_chunk or CHUNK
+    return dataclasses.replace(compute, precision="fp32", loss_chunk=chunk)
 
 
 def score(
@@ -79,15 +85,14 @@ def score(
         Of B sequences in order: ``nll`` float32 [1 + E, B, T] in nats, trunk first; for each of
         :data:`ROUTERS` its evidence float32 [B, T, E], and ``…_route`` int32 [B, T].
     """
-    chunk = compute.loss_chunk or CHUNK
-    exact = dataclasses.replace(compute, precision="fp32", loss_chunk=chunk)
+    full = exact(compute)
     shared = {name: params[name] for name in TRUNK}
     routed = shared | {name: params[name] for name in ROUTERS}
     models = [None, *(params[f"expert{e}"] for e in range(len(cfg.domains)))]
     for filled, counted in _batches(tokens, mesh):
         placed, count = place(filled, mesh), int(counted.sum())
-        h_BTD, found = _trunk(cfg, routed, placed)
-        nll = [_losses(cfg, exact, shared, model, h_BTD, placed) for model in models]
+        h_BTD, found = trunk_pass(cfg, routed, placed)
+        nll = [model_losses(cfg, full, shared, model, h_BTD, placed) for model in models]
         scores = {name: np.asarray(value)[:count] for name, value in found.items()}
         yield {"nll": np.stack([np.asarray(x)[:count] for x in nll]), **scores}
 

@@ -72,7 +72,7 @@ def accumulate(run: Run, trunk: Params) -> Sums:
             data = TrainingBatches(run.prepared, shares={domain: 1}, batch=rows, seed=config.seed)
             for i in range(batches):
                 tokens = data.batch(i).tokens[:, :-1]
-                h_BTD = _features(cfg, trunk, _split(tokens, run.mesh))
+                h_BTD = features(cfg, trunk, _split(tokens, run.mesh))
                 keep = min(rows, config.router_sequences - i * rows)
                 for h_TD in np.asarray(h_BTD)[:keep]:
                     x_TD = np.ones((len(h_TD), D + 1))
@@ -84,7 +84,8 @@ def accumulate(run: Run, trunk: Params) -> Sums:
 
 
 @partial(jax.jit, static_argnums=0)
-def _features(cfg: Architecture, trunk: Params, tokens_BT: jax.Array) -> jax.Array:
+def features(cfg: Architecture, trunk: Params, tokens_BT: jax.Array) -> jax.Array:
+    """The normalised trunk output [B, T, D] that the fit reads."""
     return normalize(cfg, trunk, trunk_output(cfg, trunk, tokens_BT))
 
 
