@@ -2,8 +2,9 @@
 
 Shapes are those of the preset, budgets are not: one step of training, few sequences to evaluate
 and to calibrate. Each row is a process of its own; wall and CPU time, and the peak of resident
-memory, are what the kernel says of it when it ends (of several processes, the largest). A row
-that is already measured is not run again, so what was stopped resumes; --only runs some again.
+memory, are what the kernel says of it when it ends (of several processes, the largest). Beside the
+peak stands what the planner says of that very configuration on this machine. A row that is
+already measured is not run again, so what was stopped resumes; --only runs some again.
 
 Examples:
   python benchmarks/whole.py                      s7-140m in runs/whole: half an hour on two cores
@@ -21,13 +22,18 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from s7jax.config import PRESETS, override, preset
 from s7jax.errors import InputError, UsageError
+from s7jax.mesh import parse
+from s7jax.sizing import process
+from s7jax.sizing.compiled import compile_job, compile_use
+from s7jax.sizing.schedule import jobs
 from s7jax.storage import write_bytes, write_json
 from s7jax.terminal import cli
+from s7jax.train.phase import TRUNK
 
 ROOT = Path(__file__).parents[1]
 LIMIT, SEALING_LIMIT = 12.0, 8.0  # GiB; of Phase 3 the latter
@@ -46,6 +52,7 @@ class Row:
     limit: float = LIMIT
     before: Callable[[], None] | None = None
     during: Callable[[int], None] | None = None  # a server is asked at this port, then ended
+    planned: Callable[[], int] | None = None  # bytes that the planner says
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class Taken:
     peak: float  # GiB resident
     size: int  # bytes written
     limit: float
+    planned: float = 0.0  # GiB; 0: the planner says nothing of it
 
 
 def rows(root: Path, name: str) -> list[Row]:
@@ -71,7 +79,6 @@ def rows(root: Path, name: str) -> list[Row]:
         *(f"router_sequences={SEQUENCES}", f"eval_sequences={SEQUENCES}"),
         f"calibration_sequences={SEQUENCES}",
     ]
-    override(config, [*small, "experts.batch=2"])  # is refused here, not after an hour
     prepared, run = root / "prepared", root / "run"
     sealed, proof, bundle = run / "model/moe.s7l", root / "answer.s7p", root / "expert1.s7b"
     tensors, again = root / "moe.safetensors", root / "again"
@@ -82,7 +89,18 @@ def rows(root: Path, name: str) -> list[Row]:
         where, batch = (run, 2) if mesh == "1x1" else (root / f"trunk-{mesh}", BATCH)
         flags = ("--preset", name, "--prepared", str(prepared), "--run", str(where), "--mesh", mesh)
         start = ("experiments/trunk.py", *flags, "--set", *small, f"experts.batch={batch}")
-        return Row("trunk", start, mesh, (where / "checkpoints/trunk_final",))
+        made = (where / "checkpoints/trunk_final",)
+        return Row("trunk", start, mesh, made, planned=lambda: training("trunk", mesh, batch))
+
+    def training(phase: str, mesh: str, batch: int = 2) -> int:
+        made = override(config, [*small, f"experts.batch={batch}"])
+        shape = parse(mesh)
+        job = jobs(made, shape, phase)[0]
+        return process.training(compile_job(job), job, shape.pools)
+
+    def using(use: str, mesh: str, *components: str) -> Callable[[], int]:
+        made, shape = override(config, [*small, "experts.batch=2"]), parse(mesh)
+        return lambda: process.using(compile_use(made, use, shape), made, components, shape)
 
     def clone() -> None:
         shutil.rmtree(pooled, ignore_errors=True)
@@ -103,6 +121,7 @@ def rows(root: Path, name: str) -> list[Row]:
 
         return remove
 
+    every = config.model.components
     experts = tuple(f"checkpoints/expert{e}_final" for e in range(len(config.domains)))
     weights = (run / "model/weights", run / "model/vocab.json")
     compiled = ("--target", "cpu", "--compile", "--mesh", "2x2", "--json")
@@ -110,23 +129,50 @@ def rows(root: Path, name: str) -> list[Row]:
     return [
         Row("prepare", tool("prepare", "--preset", name, "--out", prepared), "", (prepared,)),
         *(trunk(mesh) for mesh in ("1x1", "4x2", "8x1")),
-        Row("experts", on("experiments/experts.py"), "1x1", tuple(run / e for e in experts)),
+        Row(
+            "experts",
+            on("experiments/experts.py"),
+            "1x1",
+            tuple(run / e for e in experts),
+            planned=lambda: training("experts", "1x1"),
+        ),
         Row(
             "experts",
             on("experiments/experts.py", "--mesh", "4x2x2", folder=pooled),
             "4x2x2",
             tuple(pooled / e for e in experts),
             before=clone,
+            planned=lambda: training("experts", "4x2x2"),
         ),
-        Row("router", on("experiments/router.py"), "1x1", (run / "checkpoints/router_final",)),
-        Row("evaluate", on("experiments/evaluate.py"), "1x1", (run / "evaluation.json",)),
-        Row("quantize", on("tools/quantize.py"), "1x1", weights, SEALING_LIMIT),
+        Row(
+            "router",
+            on("experiments/router.py"),
+            "1x1",
+            (run / "checkpoints/router_final",),
+            planned=using("router", "1x1", *TRUNK),
+        ),
+        Row(
+            "evaluate",
+            on("experiments/evaluate.py"),
+            "1x1",
+            (run / "evaluation.json",),
+            planned=using("evaluate", "1x1", *every),
+        ),
+        Row(
+            "quantize",
+            on("tools/quantize.py"),
+            "1x1",
+            weights,
+            SEALING_LIMIT,
+            planned=using("calibrate", "1x1", *every),
+        ),
         Row(
             "quantize",
             on("tools/quantize.py", "--mesh", "2x2", "--out", root / "sharded/weights"),
             "2x2",
             (root / "sharded/weights",),
             SEALING_LIMIT,
+            planned=using("calibrate", "2x2", *every),
         ),
         Row("pack", on("tools/pack.py"), "", (sealed,), SEALING_LIMIT, fresh(sealed)),
         Row("verify", tool("verify", sealed), ""),
@@ -245,11 +291,12 @@ def _size(path: Path) -> int:
 
 def table(taken: Sequence[Taken]) -> str:
     """The rows as Markdown."""
-    lines = ["| phase | mesh | wall, s | CPU, s | peak, GiB | at most | written, MB |"]
-    lines.append("|---" * 7 + "|")
+    lines = ["| phase | mesh | wall, s | CPU, s | peak, GiB | planned | at most | written, MB |"]
+    lines.append("|---" * 8 + "|")
     for t in taken:
         size = f"{t.size / 1e6:,.1f}" if t.size else ""
-        cells = [t.name, t.mesh, f"{t.wall:,.0f}", f"{t.cpu:,.0f}", f"{t.peak:.2f}"]
+        planned = f"{t.planned:.2f}" if t.planned else ""
+        cells = [t.name, t.mesh, f"{t.wall:,.0f}", f"{t.cpu:,.0f}", f"{t.peak:.2f}", planned]
         lines.append("| " + " | ".join([*cells, f"{t.limit:.0f}", size]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -277,6 +324,12 @@ def main() -> None:
             print(f"{row.name} {row.mesh}", end=" ", flush=True)
             found = taken[key] = run_row(row, root / f"{i:02}-{row.name.replace(' ', '-')}.log")
             print(f"{found.wall:.0f} s, {found.peak:.2f} GiB", flush=True)
+            write_json(results, [asdict(t) for t in taken.values()])
+    for row in [] if only else wanted:
+        found = taken[row.name, row.mesh]
+        if row.planned and not found.planned:
+            planned = row.planned() / 2**30
+            taken[row.name, row.mesh] = replace(found, planned=planned)
             write_json(results, [asdict(t) for t in taken.values()])
     done = [taken[row.name, row.mesh] for row in wanted if (row.name, row.mesh) in taken]
     write_bytes(root / "whole.md", table(done).encode())

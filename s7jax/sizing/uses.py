@@ -28,6 +28,10 @@ from s7jax.train.phase import TRUNK
 _TYPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8e\w+|c64|c128|token|opaque)\[")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = .*? ([a-z][\w\-]*)\(")
+# A scalar's arithmetic runs where control does (on TPUs it stands between the kernels).
+_SCALAR = re.compile(
+    r"^\s+(?:ROOT )?%?[\w.\-]+ = \w+\[(?:1,)*1?\]\S* (?!fusion|custom-call|call)[a-z][\w\-]*\("
+)
 _CALLED = re.compile(r"(?:body|condition|to_apply|called_computations)=\{?%?([\w.\-]+)")
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
@@ -152,5 +156,6 @@ def kernels(text: str) -> int:
             opcode = found[1]
             if opcode in ("while", "call", "conditional"):
                 waiting += _CALLED.findall(line)
-            count += opcode not in _FREE and not opcode.endswith("-done")
+            launched = opcode not in _FREE and not opcode.endswith("-done")
+            count += launched and not _SCALAR.match(line)
     return count
