@@ -7,7 +7,8 @@ Examples:
   python tools/plan.py --target v5e --mesh 4x2 --compile     needs libtpu, no TPU
   python tools/plan.py --phase experts --mesh 4x2x2          pools × data × model
   python tools/plan.py --phase trunk --target v5e --mesh 4x2 --fit
-  python tools/plan.py --document docs/sizing.md             needs the extras gpu and tpu
+  python tools/plan.py --document docs/sizing.md --measured runs/whole/whole.md
+                                                             needs the extras gpu and tpu
 
 With --compile the very programs that training runs are compiled for the target, which need not
 be at hand, and their memory is reported. --set reaches any field of the configuration.
@@ -57,6 +58,7 @@ def parse() -> argparse.Namespace:
     for form in ("--json", "--markdown"):
         p.add_argument(form, action="store_true")
     p.add_argument("--document", type=Path, metavar="FILE", help="the whole of docs/sizing.md")
+    p.add_argument("--measured", type=Path, metavar="FILE", help="for it: make whole's whole.md")
     p.add_argument("--html", type=Path, metavar="FILE", help="one page with plots")
     args = p.parse_args()
     if args.target not in DEVICES:
@@ -88,7 +90,8 @@ def main() -> None:
     options["failures"] = failures
     tree = plan(config, shape, args.phase, device, compiled=args.compile or args.fit, **options)
     if args.document:
-        write_bytes(args.document, document(config, mfu).encode())
+        measured = args.measured.read_text() if args.measured else ""
+        write_bytes(args.document, document(config, mfu, measured).encode())
         print(f"written: {args.document}")
     elif args.html:
         others = sweep(config, shape, args.phase, device, **options)

@@ -59,8 +59,23 @@ programs.
 """
 
 
-def document(config: Config, mfu: float) -> str:
+_MEASURED = """## The whole chain on two cores, measured
+
+`make whole`: every phase and tool at the true size, vocabulary {vocab:,} and context {context:,},
+with one step of training and one sequence per domain to route, evaluate and calibrate with. Wall
+time is that of a machine with other work; peaks are of resident memory. *Planned* is what the
+planner says of that very configuration on this processor: all virtual devices in one process.
+
+"""
+
+
+def document(config: Config, mfu: float, measured: str = "") -> str:
     """The page as Markdown.
+
+    Args:
+        config: a preset.
+        mfu: assumed utilisation.
+        measured: the table that ``make whole`` wrote, if it ran.
 
     Raises:
         UsageError: a compiler is not installed.
@@ -87,9 +102,11 @@ def document(config: Config, mfu: float) -> str:
     uses = _USES.format(context=config.model.context) + _uses(bf16)
     whole = plan(config, parse("4x2"), "all", DEVICES["a100-40gb"], mfu=mfu)
     compiled = _COMPILED.format(jax=version("jax")) + table + "\n".join(rows)
-    measured = "no accelerator has run this model yet, so none is measured."
+    head = _HEAD.format(measured="no accelerator has run this model yet, so none is measured.")
+    shape = {"vocab": config.model.vocab, "context": config.model.context}
+    chain = _MEASURED.format(**shape) + measured + "\n" if measured else ""
     tables = show.markdown(whole).split("\n", 1)[1]
-    return _HEAD.format(measured=measured) + compiled + "\n" + uses + tables
+    return head + chain + compiled + "\n" + uses + tables
 
 
 def _uses(config: Config) -> str:
