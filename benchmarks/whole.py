@@ -3,8 +3,9 @@
 Shapes are those of the preset, budgets are not: one step of training, few sequences to evaluate
 and to calibrate. Each row is a process of its own; wall and CPU time, and the peak of resident
 memory, are what the kernel says of it when it ends (of several processes, the largest). Beside the
-peak stands what the planner says of that very configuration on this machine. A row that is
-already measured is not run again, so what was stopped resumes; --only runs some again.
+peak stands what the planner says of that very configuration on this machine. Programs that one
+row has compiled the next ones load. A row that is already measured is not run again, so what was
+stopped resumes; --only runs some again.
 
 Examples:
   python benchmarks/whole.py                      s7-140m in runs/whole: half an hour on two cores
@@ -100,7 +101,13 @@ def rows(root: Path, name: str) -> list[Row]:
 
     def using(use: str, mesh: str, *components: str) -> Callable[[], int]:
         made, shape = override(config, [*small, "experts.batch=2"]), parse(mesh)
-        return lambda: process.using(compile_use(made, use, shape), made, components, shape)
+        together = 1 if use == "router" else len(config.domains)
+
+        def planned() -> int:
+            found = compile_use(made, use, shape)
+            return process.using(found, made, components, shape, together)
+
+        return planned
 
     def clone() -> None:
         shutil.rmtree(pooled, ignore_errors=True)
@@ -232,6 +239,7 @@ def run_row(row: Row, log: Path) -> Taken:
     if row.during:
         command += ["--port", str(port)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(log.parent / "programs")}
     with log.open("w") as out:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT

@@ -15,7 +15,7 @@ from s7jax.sizing.budget import FP32
 from s7jax.sizing.compiled import Compiled
 from s7jax.sizing.schedule import Job
 
-JAX = 400 << 20  # Python, JAX, XLA and what it has compiled; measured
+JAX = 560 << 20  # Python, JAX, XLA and what it has compiled; measured
 
 
 def training(found: Compiled, job: Job, pools: int = 1, cores: int | None = None) -> int:
@@ -38,6 +38,7 @@ def using(
     config: Config,
     components: Sequence[str],
     shape: MeshShape,
+    together: int = 1,
     cores: int | None = None,
 ) -> int:
     """Bytes of a process that runs the float programs of one use.
@@ -47,13 +48,14 @@ def using(
         config: of the model.
         components: whose float32 parameters are loaded.
         shape: the mesh.
+        together: programs that do not wait for each other, such as those of the experts.
         cores: that compute; default: this machine's.
     """
     devices, sizes = shape.devices, counts(config.model)
     weights = FP32 * sum(sizes[name] for name in components) // shape.model
     working = max(program["temporaries"] + program["outputs"] for program in found)
-    return JAX + devices * weights + _at_once(devices, shape.model, cores) * working
+    return JAX + devices * weights + _at_once(together * devices, shape.model, cores) * working
 
 
-def _at_once(devices: int, model: int, cores: int | None) -> int:
-    return min(devices, model * (cores or os.cpu_count() or 1))
+def _at_once(programs: int, model: int, cores: int | None) -> int:
+    return min(programs, model * (cores or os.cpu_count() or 1))

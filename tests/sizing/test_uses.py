@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 
+from s7jax.architecture import counts
 from s7jax.config import override, preset
 from s7jax.devices import DEVICES
 from s7jax.mesh import MeshShape, parse
@@ -12,6 +13,7 @@ from s7jax.sizing.compiled import Compiled, compile_use
 from s7jax.sizing.plan import platform_of
 from s7jax.sizing.schedule import jobs
 from s7jax.sizing.uses import Executable, kernels
+from s7jax.train.phase import TRUNK
 
 NANO = preset("s7-nano")
 
@@ -104,3 +106,16 @@ def test_what_a_process_of_virtual_devices_holds():
     assert process.training(big, job, cores=2) == process.JAX + 8 * (300 + 100) + 2 * 10_000
     (job,) = jobs(config, parse("4x2"), "trunk")
     assert process.training(big, job, cores=2) == process.JAX + 8 * (300 + 200) + 4 * 10_000
+
+
+def test_what_a_process_holds_that_runs_the_experts_side_by_side():
+    programs = [{"temporaries": 70, "outputs": 30}, {"temporaries": 1_000, "outputs": 0}]
+    trunk = 4 * sum(n for name, n in counts(NANO.model).items() if name in TRUNK)
+
+    def held(mesh, together):
+        found = process.using(programs, NANO, TRUNK, parse(mesh), together, cores=2)
+        return found - process.JAX
+
+    assert held("1x1", 1) == trunk + 1_000
+    assert held("1x1", 4) == trunk + 2 * 1_000  # as many as cores
+    assert held("2x2", 4) == 4 * (trunk // 2) + 4 * 1_000  # each with the other of its group
