@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-long mutants fuzz clean
+.PHONY: demo test test-long whole mutants fuzz clean
 
 # The whole chain with s7-nano on the built-in corpus, in runs/demo.
 demo: $(INSTALLED)
@@ -21,6 +21,11 @@ test: $(INSTALLED)
 # The tests that take minutes each; with BUDGET=2400 as many as fit in so many seconds.
 test-long: $(INSTALLED)
 	$(PY) -m pytest -m long $(if $(BUDGET),--budget $(BUDGET))
+
+# Every phase and tool at the true size with a tiny budget, and a table of what each takes: an hour
+# on two cores.
+whole: $(INSTALLED)
+	$(PY) benchmarks/whole.py
 
 # Re-sealed mutants of the sealed file on every core (an hour on two), and guided by coverage
 # (some ten thousand a minute).

@@ -6,6 +6,7 @@ A100s, is ``4x2``. Axes are explicit: array types carry their sharding, and a wr
 an error at trace time.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from s7jax.config import Recipe
 from s7jax.errors import UsageError
 
 DATA, MODEL = AXES = "data", "model"
+# XLA ends a process whose devices come to a collective too far apart. Virtual devices take turns on
+# the cores: with one gradient of s7-140m each, eight of them on two busy cores come 27 s apart.
+PATIENCE = {"warn_stuck": 600, "terminate": 3_600}  # seconds
 EXPLICIT = (AxisType.Explicit, AxisType.Explicit)
 
 
@@ -139,6 +143,7 @@ def provision(shape: MeshShape | None, cluster: Cluster | None = None) -> str:
         )
     if wanted > 1:
         jax.config.update("jax_num_cpu_devices", wanted // processes)
+        _wait_for_slow_devices()
     backend, found = jax.default_backend(), jax.device_count()
     enough = shape.data * shape.model if shape else 1
     if found < enough:
@@ -151,6 +156,16 @@ def provision(shape: MeshShape | None, cluster: Cluster | None = None) -> str:
         return f"no accelerator: {wanted} virtual CPU device{'s' * (wanted > 1)}{where}"
     few = f", {found // enough} of {shape.pools} pools at once" if shape and found < wanted else ""
     return f"{found} {jax.devices()[0].device_kind}{where}{few}"
+
+
+def _wait_for_slow_devices() -> None:
+    """Have XLA on CPUs wait :data:`PATIENCE`, unless the environment says how long."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    for what, seconds in PATIENCE.items():
+        flag = f"--xla_cpu_collective_call_{what}_timeout_seconds"
+        if flag not in flags:
+            flags += f" {flag}={seconds}"
+    os.environ["XLA_FLAGS"] = flags.strip()
 
 
 def partition(tensor: Parameter | TensorSpec) -> P:

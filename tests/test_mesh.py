@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from s7jax import mesh
@@ -52,3 +56,43 @@ def test_a_mesh_that_does_not_divide_is_refused_with_the_numbers_and_ones_that_w
 
 def test_the_specified_cluster_fits():
     mesh.check(mesh.parse("4x2"), preset("s7-140m").model, RECIPE)
+
+
+APART = """
+import os, time
+import jax, numpy as np
+from jax.sharding import PartitionSpec as P
+from s7jax import mesh as meshes
+
+meshes.provision(meshes.parse("2x1"))
+mesh = meshes.make(meshes.parse("2x1"))
+
+def wait(x):
+    time.sleep(4 * float(x[0]))
+    return x
+
+def run(x):
+    x = jax.pure_callback(wait, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+    return jax.lax.psum(x, "data")
+
+with jax.set_mesh(mesh):
+    run = jax.jit(jax.shard_map(run, in_specs=P("data"), out_specs=P(), check_vma=False))
+    rows = jax.NamedSharding(mesh, P("data"))
+    print(run(jax.device_put(np.arange(2, dtype=np.float32), rows)))
+print(os.environ["XLA_FLAGS"])
+"""
+
+
+def test_devices_may_come_to_a_collective_far_apart():
+    """With limits of 1 s XLA ends the process; without any in the environment, ours are wide."""
+    flag = "--xla_cpu_collective_call_{}_timeout_seconds=1"
+    impatient = f"{flag.format('warn_stuck')} {flag.format('terminate')}"
+
+    def outcome(flags: str) -> subprocess.CompletedProcess[str]:
+        command, env = [sys.executable, "-c", APART], os.environ | {"XLA_FLAGS": flags}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    assert outcome(impatient).returncode != 0
+    value, flags = outcome("").stdout.splitlines()
+    assert value == "[1.]"
+    assert "terminate_timeout_seconds=3600" in flags

@@ -7,7 +7,8 @@ Examples:
   python tools/plan.py --target v5e --mesh 4x2 --compile     needs libtpu, no TPU
   python tools/plan.py --phase experts --mesh 4x2x2          pools × data × model
   python tools/plan.py --phase trunk --target v5e --mesh 4x2 --fit
-  python tools/plan.py --document docs/sizing.md             needs the extras gpu and tpu
+  python tools/plan.py --document docs/sizing.md --measured runs/whole/whole.md
+                                                             needs the extras gpu and tpu
 
 With --compile the very programs that training runs are compiled for the target, which need not
 be at hand, and their memory is reported. --set reaches any field of the configuration.
@@ -18,6 +19,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # compilers run in processes of their own
 from s7jax.config import PRESETS, override, preset
@@ -27,6 +29,7 @@ from s7jax.mesh import parse as parse_mesh
 from s7jax.sizing import show
 from s7jax.sizing.document import document
 from s7jax.sizing.fit import described, fit
+from s7jax.sizing.goodput import RATE, RESTART, Failures
 from s7jax.sizing.plan import compile_for, plan, sweep
 from s7jax.sizing.schedule import MFU, jobs, measured_mfu
 from s7jax.storage import write_bytes
@@ -47,12 +50,15 @@ def parse() -> argparse.Namespace:
     p.add_argument("--mfu", type=float, default=MFU, help="assumed utilisation (default: 0.5)")
     p.add_argument("--calibrate", type=Path, metavar="METRICS", help="a run's metrics.jsonl")
     p.add_argument("--price", type=float, help="dollars per hour of one device")
+    p.add_argument("--failures", type=float, default=RATE, help="per device-hour (Llama 3's)")
+    p.add_argument("--restart", type=float, default=RESTART, help="seconds after a failure")
     p.add_argument("--sockets", type=int, default=2, help="NUMA sockets to place weights on (§8)")
     p.add_argument("--compile", action="store_true", help="compile the step for the target")
     p.add_argument("--fit", action="store_true", help="search for the fastest plan that fits")
     for form in ("--json", "--markdown"):
         p.add_argument(form, action="store_true")
     p.add_argument("--document", type=Path, metavar="FILE", help="the whole of docs/sizing.md")
+    p.add_argument("--measured", type=Path, metavar="FILE", help="for it: make whole's whole.md")
     p.add_argument("--html", type=Path, metavar="FILE", help="one page with plots")
     args = p.parse_args()
     if args.target not in DEVICES:
@@ -79,10 +85,13 @@ def main() -> None:
     if args.fit:
         config, shape, _ = fit(config, shape, args.phase, device, compile_for)
         print(f"fits: {described(config, shape, args.phase)}", file=sys.stderr)
-    options = {"mfu": mfu, "price": args.price, "sockets": args.sockets}
+    failures = Failures(rate=args.failures, restart=args.restart)
+    options: dict[str, Any] = {"mfu": mfu, "price": args.price, "sockets": args.sockets}
+    options["failures"] = failures
     tree = plan(config, shape, args.phase, device, compiled=args.compile or args.fit, **options)
     if args.document:
-        write_bytes(args.document, document(config, mfu).encode())
+        measured = args.measured.read_text() if args.measured else ""
+        write_bytes(args.document, document(config, mfu, measured).encode())
         print(f"written: {args.document}")
     elif args.html:
         others = sweep(config, shape, args.phase, device, **options)

@@ -2,7 +2,7 @@ r"""Phase 3: calibrate on held-out text, quantise final checkpoints to INT8.
 
 Examples:
   python tools/quantize.py                        the newest run
-  python tools/quantize.py --run demo
+  python tools/quantize.py --run demo --mesh 4x2
   python tools/quantize.py \
       --checkpoint checkpoints/trunk_final/ \
       --experts    checkpoints/expert{0,1,2,3}_final/ \
@@ -16,6 +16,7 @@ import argparse
 import json
 from pathlib import Path
 
+from s7jax import mesh as meshes
 from s7jax.config import Config
 from s7jax.errors import UsageError
 from s7jax.quantize.export import export
@@ -38,8 +39,11 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="weights folder (default: the run's)")
     parser.add_argument("--method", choices=[METHOD], default=METHOD)
+    parser.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="devices that calibrate")
     determinism.enforce()  # calibration runs the float model
     args = parser.parse_args()
+    shape = meshes.parse(args.mesh)
+    meshes.provision(shape)
     run = _run(args)
     trunk = args.checkpoint or run.checkpoints / "trunk_final"
     router = args.router or trunk.parent / "router_final"
@@ -47,7 +51,10 @@ def main() -> None:
     prepared = args.prepared or run.prepared
     quality = json.loads(run.evaluation.read_text())["quality"] if run.evaluation.exists() else None
     out = args.out or run.weights
-    count = export(trunk, experts, router, prepared, out, quality)
+    config = Config.from_json(read_record(router)["config"])
+    meshes.check_model(shape, config.model)
+    mesh = meshes.joined(meshes.pools(shape))
+    count = export(trunk, experts, router, prepared, out, quality, mesh)
     print(f"{count} integer tensors in {out}\nvocabulary in {out.parent / 'vocab.json'}")
 
 

@@ -122,16 +122,23 @@ class Program:
         logits = np.stack([np.asarray(self.head(x)) for x in outputs])
         return logits, route(np.asarray(evidence), self.cfg.routing_window)
 
-    def lowered(self, rows: int, length: int, slots: int) -> dict[str, jax.stages.Lowered]:
-        """Every program, lowered for a shape: what is to be inspected is what runs."""
-        return {name: run.lower(*args) for name, (run, args) in self._calls(rows, length, slots)}
+    def lowered(
+        self, rows: int, length: int, slots: int, mesh: Mesh | None = None
+    ) -> dict[str, jax.stages.Lowered]:
+        """Every program, lowered for a shape: what is to be inspected is what runs.
+
+        With ``mesh`` for other devices in the same arrangement; they need not be there.
+        """
+        calls = self._calls(rows, length, slots, mesh or self.mesh)
+        return {name: run.lower(*args) for name, (run, args) in calls}
 
     def traced(self, rows: int, length: int, slots: int) -> dict[str, Any]:
         """Every program's closed jaxpr for a shape."""
-        calls = self._calls(rows, length, slots)
+        calls = self._calls(rows, length, slots, self.mesh)
         return {name: run.trace(*args).jaxpr for name, (run, args) in calls}
 
-    def _calls(self, rows: int, length: int, slots: int) -> list[tuple[str, Any]]:
+    def _calls(self, rows: int, length: int, slots: int, mesh: Mesh) -> list[tuple[str, Any]]:
+        """Programs for a mesh and their arguments, as shapes."""
         tokens, start = self._put(self.mesh, np.zeros((rows, length)), np.zeros(rows))
         h = jnp.zeros(
             (rows, length, self.cfg.trunk.hidden),
@@ -141,11 +148,18 @@ class Program:
         self._enter(0)
         residual, cache = self.shared["trunk"]["residual"], self.trunk_cache(rows, slots)
         refined = self._experts[0], residual, h, start, self.expert_cache(0, rows, slots)
-        return [
-            ("trunk", (self._trunk, (self.shared, tokens, start, cache))),
-            ("expert", (self._expert(self._meshes[0]), refined)),
-            ("head", (self._head, (self.shared, h))),
+        calls = [
+            ("trunk", self._trunk_on(mesh), (self.shared, tokens, start, cache)),
+            ("expert", self._expert(mesh), refined),
+            ("head", self._head_on(mesh), (self.shared, h)),
         ]
+
+        def shape(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+            assert isinstance(leaf.sharding, NamedSharding)
+            there = NamedSharding(mesh, leaf.sharding.spec)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there)
+
+        return [(name, (run, jax.tree.map(shape, args))) for name, run, args in calls]
 
     def _enter(self, e: int) -> Params:
         """An expert's parameters, loaded and verified the first time."""
@@ -167,12 +181,15 @@ class Program:
 
     @cached_property
     def _trunk(self) -> Any:
+        return self._trunk_on(self.mesh)
+
+    def _trunk_on(self, mesh: Mesh) -> Any:
         def run(params: Params, tokens: jax.Array, start: jax.Array, cache: Cache) -> Any:
             h, kept = model.trunk(self.cfg, params, tokens, start, cache, SPLIT)
             return h.m, model.router(self.cfg, params, h.m).m, kept
 
         shards = (_specs(self.cfg, self.shared), _ROWS, P(DATA), _SLOTS)
-        return _compile(run, self.mesh, shards, (_TOKENS, _TOKENS, _SLOTS), donated=3)
+        return _compile(run, mesh, shards, (_TOKENS, _TOKENS, _SLOTS), donated=3)
 
     def _expert(self, mesh: Mesh) -> Any:
         def run(
@@ -210,11 +227,14 @@ class Program:
 
     @cached_property
     def _head(self) -> Any:
+        return self._head_on(self.mesh)
+
+    def _head_on(self, mesh: Mesh) -> Any:
         def run(params: Params, h: jax.Array) -> jax.Array:
             return model.head(params, h).m
 
         shards = (_specs(self.cfg, self.shared), _TOKENS)
-        return _compile(run, self.mesh, shards, P(DATA, None, MODEL))
+        return _compile(run, mesh, shards, P(DATA, None, MODEL))
 
 
 def _compile(run: Any, mesh: Mesh, ins: Any, outs: Any, donated: int | None = None) -> Any:

@@ -132,18 +132,19 @@ def _observe(
 ) -> dict[str, Any]:
     """What a batch shows of the watched components, as trees like the parameters'."""
     shared = {name: params[name] for name in ("embedding", "trunk")}
-    h_BTD, seen = _observe_trunk(cfg, shared, tokens_BT, counted_B)
+    h_BTD, seen = observe_trunk(cfg, shared, tokens_BT, counted_B)
     found = {"trunk": seen} if "trunk" in watched else {}
     for name in watched:
         if name != "trunk":
-            found[name] = _observe_expert(cfg, params[name], h_BTD, counted_B)
+            found[name] = observe_expert(cfg, params[name], h_BTD, counted_B)
     return found
 
 
 @partial(jax.jit, static_argnums=0)
-def _observe_trunk(
+def observe_trunk(
     cfg: Architecture, params: Params, tokens_BT: jax.Array, counted_B: jax.Array
 ) -> tuple[jax.Array, Any]:
+    """The trunk's output for the experts, and what a batch shows of the trunk."""
     x_BTD = Embedding(cfg).apply({"params": params["embedding"]}, tokens_BT)
     with nn.intercept_methods(_measuring(counted_B)):
         h_BTD, seen = Trunk(cfg).apply({"params": params["trunk"]}, x_BTD, mutable=[RANGES])
@@ -151,9 +152,10 @@ def _observe_trunk(
 
 
 @partial(jax.jit, static_argnums=0)
-def _observe_expert(
+def observe_expert(
     cfg: Architecture, params: Params, h_BTD: jax.Array, counted_B: jax.Array
 ) -> Any:
+    """What a batch shows of one expert."""
     with nn.intercept_methods(_measuring(counted_B)):
         _, seen = Expert(cfg).apply({"params": params}, h_BTD, mutable=[RANGES])
     return seen[RANGES]

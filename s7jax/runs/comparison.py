@@ -1,7 +1,11 @@
-"""A sealed model beside the float one it was made from, on the same held-out tokens."""
+"""A sealed model beside the float one it was made from, on the same held-out tokens.
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+Of every model the refined positions are kept, and logits of a few positions at a time.
+Shape suffixes: B batch, T time, N positions, D hidden, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,7 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from s7jax.architecture import Architecture
-from s7jax.data.batching import full_batches
+from s7jax.data.batching import full_batches, group_rows
 from s7jax.data.mixture import held_out
 from s7jax.errors import InputError
 from s7jax.integer.loading import LOGIT_BITS
@@ -26,11 +30,17 @@ from s7jax.runtime.prompt import Prompt
 from s7jax.s7l import Seal
 from s7jax.train.run import Run
 
-ROWS = 2  # sequences per data group at a time
+CHUNK = 128  # positions of a sequence whose logits exist at once
 MODELS = ("trunk", "oracle", "routed")
 
-# The route int32 [N], then log-probabilities float64 [N, V] of trunk, expert 0, 1, …
-Answer = tuple[np.ndarray, Iterator[np.ndarray]]
+
+@dataclass(frozen=True)
+class Answer:
+    """What one side gives for a batch."""
+
+    route: np.ndarray  # int32 [B, T]
+    models: int  # trunk, expert 0, 1, …
+    logits: Callable[[int, int], np.ndarray]  # (model, start) → [B, CHUNK or T, V], in nats
 
 
 @dataclass
@@ -84,11 +94,13 @@ def compare(run: Run, params: Params, seal: Seal) -> dict[str, Any]:
     with Progress("compare", sum(map(len, rows.values())), "sequences") as progress:
         for index, domain in enumerate(cfg.domains):
             tallies = {name: Tally() for name in MODELS}
-            for batch, counted in full_batches(rows[domain], ROWS * run.mesh.shape[DATA]):
-                used = int(counted.sum())
-                inputs, labels = batch[:, :-1], batch[:used, 1:].ravel()
-                answers = _float(run, params, inputs, used), _sealed(compute, inputs, used)
-                _tally(tallies, answers, index, labels)
+            groups = run.mesh.shape[DATA]
+            size = groups * group_rows(cfg.context, len(rows[domain]), groups)
+            for batch, counted in full_batches(rows[domain], size):
+                used, inputs = int(counted.sum()), batch[:, :-1]
+                with _sealed(compute, inputs) as sealed:
+                    answers = _float(run, params, inputs), sealed
+                    _tally(tallies, answers, index, batch[:used, 1:])
                 progress.advance(used)
             size = int(tokenizer.token_lengths[rows[domain][:, 1:]].sum())
             report[domain] = {name: tally.figures(size) for name, tally in tallies.items()}
@@ -96,55 +108,68 @@ def compare(run: Run, params: Params, seal: Seal) -> dict[str, Any]:
 
 
 def _tally(
-    tallies: dict[str, Tally], answers: tuple[Answer, Answer], index: int, labels: np.ndarray
+    tallies: dict[str, Tally], answers: tuple[Answer, Answer], index: int, labels_BT: np.ndarray
 ) -> None:
-    (route_exact, exact_models), (route_sealed, sealed_models) = answers
-    trunk = next(exact_models), next(sealed_models)
-    tallies["trunk"].add(*trunk, labels)
-    routed = np.empty_like(trunk[0]), np.empty_like(trunk[1])
-    for e, (exact, sealed) in enumerate(zip(exact_models, sealed_models, strict=True)):
-        if e == index:
-            tallies["oracle"].add(exact, sealed, labels)
-        routed[0][route_exact == e] = exact[route_exact == e]
-        routed[1][route_sealed == e] = sealed[route_sealed == e]
-    tallies["routed"].add(*routed, labels)
+    """Add the sequences that have labels, chunk by chunk."""
+    used, T = labels_BT.shape
+    size = min(CHUNK, T)
+    for first in range(0, T, size):
+        start = min(first, T - size)  # the last chunk ends where the sequence does
+        new = slice(first - start, None)
+        labels = labels_BT[:, first : start + size].ravel()
+        routes = [a.route[:used, first : start + size].ravel() for a in answers]
+        routed = [np.empty((len(labels), 0)) for _ in answers]
+        for model in range(answers[0].models):
+            expert = model - 1
+            whole = expert in (-1, index)
+            if not whole and not any((chosen == expert).any() for chosen in routes):
+                continue
+            found = [a.logits(model, start)[:used, new] for a in answers]
+            exact, sealed = (x.reshape(len(labels), -1) for x in found)
+            if whole:
+                name = "trunk" if model == 0 else "oracle"
+                tallies[name].add(_log_softmax(exact), _log_softmax(sealed), labels)
+            for side, (chosen, logits) in enumerate(zip(routes, (exact, sealed), strict=True)):
+                if model == 0:
+                    routed[side] = np.empty_like(logits)
+                routed[side][chosen == expert] = logits[chosen == expert]
+        exact, sealed = map(_log_softmax, routed)
+        tallies["routed"].add(exact, sealed, labels)
 
 
-def _float(run: Run, params: Params, inputs: np.ndarray, used: int) -> Answer:
-    cfg = run.config.model
-    with jax.set_mesh(run.mesh):
-        h, evidence = _float_trunk(
-            cfg, params, jax.device_put(inputs, NamedSharding(run.mesh, P(DATA, None)))
-        )
+def _float(run: Run, params: Params, inputs: np.ndarray) -> Answer:
+    cfg, mesh = run.config.model, run.mesh
+    with jax.set_mesh(mesh):
+        tokens = jax.device_put(inputs, NamedSharding(mesh, P(DATA, None)))
+        h, evidence = _float_trunk(cfg, params, tokens)
+        experts = [params[f"expert{e}"] for e in range(len(cfg.domains))]
+        refined = [h, *(_float_expert(cfg, expert, h) for expert in experts)]
 
-    def models() -> Iterator[np.ndarray]:
-        for e in (None, *range(len(cfg.domains))):
-            with jax.set_mesh(run.mesh):
-                refined = h if e is None else _float_expert(cfg, params[f"expert{e}"], h)
-                logits = np.asarray(_float_head(cfg, params, refined))
-            yield _log_softmax(logits[:used].astype(np.float64))
+    def logits(model: int, start: int) -> np.ndarray:
+        with jax.set_mesh(mesh):
+            return np.asarray(_float_head(cfg, params, refined[model], np.int32(start)))
 
-    return route(_fixed(np.asarray(evidence)), cfg.routing_window)[:used].ravel(), models()
+    return Answer(route(_fixed(np.asarray(evidence)), cfg.routing_window), len(refined), logits)
 
 
-def _sealed(compute: Compute, inputs: np.ndarray, used: int) -> Answer:
-    cfg, start = compute.cfg, np.zeros(len(inputs), np.int32)
-    sessions = [Session(compute) for _ in inputs]
-    prompts = [Prompt(tuple(row)) for row in inputs.tolist()]
-    gates = [s.begin(p, Policy()) for s, p in zip(sessions, prompts, strict=True)]
-    h, evidence, _ = compute.trunk(gates, inputs, start, compute.trunk_cache(*inputs.shape))
+@contextmanager
+def _sealed(compute: Compute, inputs: np.ndarray) -> Iterator[Answer]:
+    cfg, (B, T) = compute.cfg, inputs.shape
+    with ExitStack() as ended:
+        sessions = [ended.enter_context(Session(compute)) for _ in inputs]
+        prompts = [Prompt(tuple(row)) for row in inputs.tolist()]
+        gates = [s.begin(p, Policy()) for s, p in zip(sessions, prompts, strict=True)]
+        zero = np.zeros(B, np.int32)
+        h, evidence, _ = compute.trunk(gates, inputs, zero, compute.trunk_cache(B, T))
+        refined = [h]
+        for e in range(len(cfg.domains)):
+            refined.append(compute.expert(gates, e, h, zero, compute.expert_cache(e, B, T))[0])
 
-    def models() -> Iterator[np.ndarray]:
-        with ExitStack() as ended:
-            for session in sessions:
-                ended.enter_context(session)
-            for e in (None, *range(len(cfg.domains))):
-                cache = None if e is None else compute.expert_cache(e, *inputs.shape)
-                refined = h if cache is None else compute.expert(gates, e or 0, h, start, cache)[0]
-                logits = compute.head(gates, refined)
-                yield _log_softmax(logits[:used] / float(1 << LOGIT_BITS))
+        def logits(model: int, start: int) -> np.ndarray:
+            chunk = compute.recall(refined[model], zero + np.int32(start), min(CHUNK, T))
+            return compute.head(gates, chunk) / float(1 << LOGIT_BITS)
 
-    return route(evidence, cfg.routing_window)[:used].ravel(), models()
+        yield Answer(route(evidence, cfg.routing_window), len(refined), logits)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -156,7 +181,15 @@ def _float_trunk(
 
 
 _float_expert = partial(jax.jit, static_argnums=0)(expert_output)
-_float_head = partial(jax.jit, static_argnums=0)(head)
+
+
+@partial(jax.jit, static_argnums=0)
+def _float_head(
+    cfg: Architecture, params: Params, h_BTD: jax.Array, start: jax.Array
+) -> jax.Array:
+    size = min(CHUNK, h_BTD.shape[1])
+    return head(cfg, params, jax.lax.dynamic_slice_in_dim(h_BTD, start, size, axis=1))
+
 
 
 def _fixed(evidence: np.ndarray) -> np.ndarray:
@@ -164,8 +197,9 @@ def _fixed(evidence: np.ndarray) -> np.ndarray:
     return np.round(evidence * (1 << LOGIT_BITS)).astype(np.int32)
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    """[B, T, V] → log-probabilities [B · T, V]."""
-    flat = logits.reshape(-1, logits.shape[-1])
-    flat = flat - flat.max(axis=-1, keepdims=True)
-    return flat - np.log(np.exp(flat).sum(axis=-1, keepdims=True))
+def _log_softmax(logits_NV: np.ndarray) -> np.ndarray:
+    """Log-probabilities, float64."""
+    shifted = logits_NV.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted

@@ -27,11 +27,16 @@ from s7jax.train.run import Run, load_expert, load_trunk
 
 def train_trunk(run: Run, resume_from: int | None = None) -> None:
     """Phase 1, on the devices of all pools together."""
-    whole = meshes.joined(run.pools)
-    shape = meshes.MeshShape(data=whole.shape[meshes.DATA], model=whole.shape[meshes.MODEL])
+    joined = _joined(run)
+    sizes = joined.mesh.shape
+    shape = meshes.MeshShape(data=sizes[meshes.DATA], model=sizes[meshes.MODEL])
     meshes.check(shape, run.config.model, run.config.trunk)
-    joined = dataclasses.replace(run, pools=(whole,))
     loop.train(joined, Phase(run.config), {}, resume_from)
+
+
+def _joined(run: Run) -> Run:
+    """The same on the devices of all pools together."""
+    return dataclasses.replace(run, pools=(meshes.joined(run.pools),))
 
 
 def train_experts(
@@ -45,19 +50,24 @@ def train_experts(
 
 
 def fit_router(run: Run) -> None:
-    """The router on the frozen trunk."""
-    router.fit(run, load_trunk(run))
+    """The router on the frozen trunk, on the devices of all pools together."""
+    joined = _joined(run)
+    router.fit(joined, load_trunk(joined))
 
 
 def quality(run: Run) -> dict[str, Any]:
-    """The held-out report of the finished model, from ``evaluation.json`` if still valid."""
+    """The held-out report of the finished model, from ``evaluation.json`` if still valid.
+
+    Measured on the devices of all pools together.
+    """
     inputs = _digests(run)
     if run.folder.evaluation.exists():
         saved = json.loads(run.folder.evaluation.read_text())
         if saved.get("inputs") == inputs:
             print(f"evaluation: already done, {run.folder.evaluation}")
             return dict(saved["quality"])
-    report = evaluate(run, _params(run))
+    joined = _joined(run)
+    report = evaluate(joined, _params(joined))
     write_json(run.folder.evaluation, {"inputs": inputs, "quality": report})
     return report
 
@@ -74,16 +84,18 @@ def sealed_quality(run: Run, sealed: Path) -> dict[str, Any]:
 
 
 def quantize(run: Run, report: dict[str, Any]) -> None:
-    """INT8 weights of the finished model, with its held-out report as provenance."""
+    """INT8 weights of the finished model, with its held-out report as provenance.
+
+    Calibrated on the devices of all pools together.
+    """
     folder = run.folder
     if _weights_valid(run):
         print(f"quantize: already done, {folder.weights}")
         return
     experts = [folder.final(f"expert{e}") for e in range(len(run.config.domains))]
-    count = export(
-        *(folder.final("trunk"), experts, folder.final("router")),
-        *(run.prepared.path, folder.weights, report),
-    )
+    trunk, fitted = folder.final("trunk"), folder.final("router")
+    mesh = meshes.joined(run.pools)
+    count = export(trunk, experts, fitted, run.prepared.path, folder.weights, report, mesh)
     print(f"quantize: {count} integer tensors in {folder.weights}")
 
 

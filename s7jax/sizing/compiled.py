@@ -1,9 +1,9 @@
-"""What XLA makes of the training step for a target: memory, collectives, kernels.
+"""What XLA makes of our programs for a target: memory, collectives, kernels.
 
 The very programs that training runs (:mod:`s7jax.train.step`) are lowered from shapes alone, on
-one data group's devices, and compiled; nothing is executed. Runs as a process of its own, since
-platforms and device counts are fixed when JAX starts:
-``python -m s7jax.sizing.compiled < request.json``.
+one data group's devices, and compiled; so are those of :mod:`s7jax.sizing.uses`. Nothing is
+executed. Runs as a process of its own, since platforms and device counts are fixed when JAX
+starts: ``python -m s7jax.sizing.compiled < request.json``.
 """
 
 import importlib
@@ -18,7 +18,16 @@ from typing import Any
 from s7jax.config import Config
 from s7jax.devices import Device
 from s7jax.errors import InputError, UsageError
+from s7jax.mesh import MeshShape
 from s7jax.sizing.schedule import Job
+
+# What a sealed model does: its name → rows and tokens of a call; None: the whole context
+SEALED: dict[str, tuple[int, int | None]] = {
+    "prefill": (1, None),
+    "decode 1": (1, 1),
+    "decode 64": (64, 1),
+}
+USES = ("router", "evaluate", "calibrate", *SEALED)
 
 _EXTRAS = {"tpu": "tpu", "cuda": "gpu"}
 _MODULES = {"tpu": "libtpu", "cuda": "jax_cuda12_plugin"}
@@ -50,31 +59,59 @@ class Compiled:
         return held + self.batch + self.temporaries
 
 
-def compile_job(job: Job, platform: str = "cpu", topology: str = "", target: str = "") -> Compiled:
-    """Compile a job's gradient program for a platform, in a process of its own.
+@dataclass(frozen=True)
+class Platform:
+    """What XLA is to compile for; it needs not be there."""
 
-    Args:
-        job: what is trained, and on which mesh.
-        platform: ``cpu``, ``tpu`` or ``cuda``; none of the last two needs to be there.
-        topology: of TPUs, such as ``v5e:2x4``.
-        target: of NVIDIA GPUs, :func:`cuda_target`.
+    name: str = "cpu"  # or tpu, cuda
+    topology: str = ""  # of TPUs, such as ``v5e:2x4``
+    target: str = ""  # of NVIDIA GPUs, :func:`cuda_target`
+
+
+CPU = Platform()
+
+
+def compile_job(job: Job, platform: Platform = CPU) -> Compiled:
+    """Compile a job's gradient program, in a process of its own.
 
     Raises:
         UsageError: what the platform needs is not installed.
         InputError: the compiler refused; its last words are in the message.
     """
+    shape = MeshShape(data=1, model=job.shape.model)
+    found = _ask(job.phase.config, {"phase": job.phase.name}, shape, platform)
+    return Compiled(**found)
+
+
+def compile_use(config: Config, use: str, shape: MeshShape, platform: Platform = CPU) -> list[Any]:
+    """Compile every program of one of :data:`USES`, in a process of its own.
+
+    Returns:
+        :class:`s7jax.sizing.uses.Executable` of each, as JSON types.
+
+    Raises:
+        UsageError: what the platform needs is not installed.
+        InputError: the compiler refused; its last words are in the message.
+    """
+    data = 1 if use in SEALED else shape.data
+    found = _ask(config, {"use": use}, MeshShape(data=data, model=shape.model), platform)
+    return list(found)
+
+
+def _ask(config: Config, what: dict[str, str], shape: MeshShape, platform: Platform) -> Any:
     request = {
-        "config": job.phase.config.to_json(),
-        "phase": job.phase.name,
-        "model": job.shape.model,
-        "platform": platform,
-        "topology": topology,
-        "target": target,
+        "config": config.to_json(),
+        **what,
+        "data": shape.data,
+        "model": shape.model,
+        "platform": platform.name,
+        "topology": platform.topology,
+        "target": platform.target,
     }
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    if platform == "tpu":
+    if platform.name == "tpu":
         environment |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    if platform == "cuda":
+    if platform.name == "cuda":
         flags = f"{environment.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
         environment |= {"JAX_PLATFORMS": "cpu,cuda", "XLA_FLAGS": flags}
         environment |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
@@ -87,12 +124,12 @@ def compile_job(job: Job, platform: str = "cpu", topology: str = "", target: str
         check=False,
     )
     if done.returncode == 3:
-        extra = f"pip install 's7jax[{_EXTRAS[platform]}]'"
-        raise UsageError(f"compiling for {platform} needs {_MODULES[platform]}: {extra}")
+        extra = f"pip install 's7jax[{_EXTRAS[platform.name]}]'"
+        raise UsageError(f"compiling for {platform.name} needs {_MODULES[platform.name]}: {extra}")
     if done.returncode:
         words = done.stderr.strip().splitlines() or ["no message"]
-        raise InputError(f"compiling for {platform} failed: {words[-1]}")
-    return Compiled(**json.loads(done.stdout))
+        raise InputError(f"compiling for {platform.name} failed: {words[-1]}")
+    return json.loads(done.stdout)
 
 
 def cuda_target(device: Device) -> str:
@@ -130,15 +167,31 @@ def cuda_target(device: Device) -> str:
 def _main() -> None:
     request = json.loads(sys.stdin.read())
     try:
-        found = _compile(request)
+        found = _uses(request) if "use" in request else asdict(_gradient(request))
     except ModuleNotFoundError as e:
         print(e, file=sys.stderr)
         sys.exit(3)
-    print(json.dumps(asdict(found)))
+    print(json.dumps(found))
 
 
-def _compile(request: dict[str, Any]) -> Compiled:
-    import jax  # noqa: PLC0415 in this process alone, after the platform is set
+def _uses(request: dict[str, Any]) -> list[dict[str, Any]]:
+    from s7jax.sizing import uses  # noqa: PLC0415 in this process alone, after the platform is set
+
+    mesh, found = _mesh(request), []
+    for name, layers, low in uses.programs(
+        Config.from_json(request["config"]), request["use"], mesh
+    ):
+        made: Any = low.compile()
+        text = made.as_text()
+        one = uses.executable(
+            *(request["use"], name, layers, made, _collectives(text), _attention(text))
+        )
+        found.append(one.to_json())
+    return found
+
+
+def _gradient(request: dict[str, Any]) -> Compiled:
+    import jax  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
     from jax.sharding import NamedSharding  # noqa: PLC0415
     from jax.sharding import PartitionSpec as P  # noqa: PLC0415
@@ -148,8 +201,7 @@ def _compile(request: dict[str, Any]) -> Compiled:
     from s7jax.train import step  # noqa: PLC0415
     from s7jax.train.phase import TRUNK, phase_of  # noqa: PLC0415
 
-    config, count = Config.from_json(request["config"]), request["model"]
-    mesh = _mesh(request, count)
+    config, mesh = Config.from_json(request["config"]), _mesh(request)
     table = parameters.table(config.model)
 
     def abstract(tree: Any) -> Any:
@@ -184,19 +236,24 @@ def _compile(request: dict[str, Any]) -> Compiled:
         batch=_local(tokens),
         temporaries=int(memory.temp_size_in_bytes),
         collectives=_collectives(text),
-        flash=len(re.findall(r"custom-call.*(?:fmha|flash|splash)", text)),
+        flash=_attention(text),
     )
 
 
-def _mesh(request: dict[str, Any], count: int) -> Any:
+def _attention(text: str) -> int:
+    """Calls of a fused attention kernel."""
+    return len(re.findall(r"custom-call.*(?:fmha|flash|splash)", text))
+
+
+def _mesh(request: dict[str, Any]) -> Any:
     import jax  # noqa: PLC0415
     from jax.experimental import topologies  # noqa: PLC0415
 
     from s7jax import mesh as meshes  # noqa: PLC0415
 
-    platform = request["platform"]
+    platform, count = request["platform"], request["data"] * request["model"]
+    jax.config.update("jax_num_cpu_devices", count)
     if platform == "cpu":
-        jax.config.update("jax_num_cpu_devices", count)
         devices = jax.devices()[:count]
     else:
         importlib.import_module(_MODULES[platform])  # says early and plainly that it is missing
@@ -204,7 +261,8 @@ def _mesh(request: dict[str, Any], count: int) -> Any:
         if platform == "cuda":
             options = {"topology": f"1x1x{count}", "target_config": request["target"]}
         devices = topologies.get_topology_desc(platform=platform, **options).devices[:count]
-    return meshes.of(meshes.MeshShape(data=1, model=count), devices)
+    shape = meshes.MeshShape(data=request["data"], model=request["model"])
+    return meshes.of(shape, devices)
 
 
 def _local(tree: Any) -> int:

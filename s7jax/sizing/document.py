@@ -2,12 +2,14 @@
 
 import dataclasses
 from importlib.metadata import version
+from typing import Any
 
 from s7jax.config import Config
 from s7jax.devices import DEVICES
-from s7jax.mesh import parse
+from s7jax.mesh import SINGLE, MeshShape, parse
 from s7jax.sizing import show
-from s7jax.sizing.plan import plan
+from s7jax.sizing.compiled import SEALED, USES, compile_use
+from s7jax.sizing.plan import plan, platform_of
 
 # (phase, mesh, target): the plans whose programs are compiled.
 COMPILED = (
@@ -30,6 +32,21 @@ square); {measured}
 
 """
 
+# The rest, on every target at once: mesh by target's kind of training above.
+TARGETS = (("a100-40gb", "4x2"), ("h100", "8x1"), ("v5e", "4x2"), ("v6e", "8x1"))
+
+_USES = """
+## Everything else as compiled
+
+Router, evaluation and calibration in float32 on the whole mesh, as they run; the sealed model on
+one device, a context of {context:,} positions in its cache: a prefill of all of them, and one
+token of 1 and of 64 sequences. Per device and program; kernels are what one call launches (a
+loop's body once), and of the sealed model, whose layers stand one after the other, those of a
+layer. *Floats* are the floating-point types of any value in the optimised program: a sealed model
+must have none.
+
+"""
+
 _COMPILED = """## The step as compiled
 
 The very gradient programs that `experiments/` run, compiled by XLA for devices that were not
@@ -42,8 +59,23 @@ programs.
 """
 
 
-def document(config: Config, mfu: float) -> str:
+_MEASURED = """## The whole chain on two cores, measured
+
+`make whole`: every phase and tool at the true size, vocabulary {vocab:,} and context {context:,},
+with one step of training and one sequence per domain to route, evaluate and calibrate with. Wall
+time is that of a machine with other work; peaks are of resident memory. *Planned* is what the
+planner says of that very configuration on this processor: all virtual devices in one process.
+
+"""
+
+
+def document(config: Config, mfu: float, measured: str = "") -> str:
     """The page as Markdown.
+
+    Args:
+        config: a preset.
+        mfu: assumed utilisation.
+        measured: the table that ``make whole`` wrote, if it ran.
 
     Raises:
         UsageError: a compiler is not installed.
@@ -67,8 +99,39 @@ def document(config: Config, mfu: float) -> str:
         "| target | mesh | program | weights, GiB | frozen | optimizer | temporaries | peak "
         "| fits | collectives, MiB | attention kernels |\n" + "|---" * 11 + "|\n"
     )
+    uses = _USES.format(context=config.model.context) + _uses(bf16)
     whole = plan(config, parse("4x2"), "all", DEVICES["a100-40gb"], mfu=mfu)
     compiled = _COMPILED.format(jax=version("jax")) + table + "\n".join(rows)
-    measured = "no accelerator has run this model yet, so none is measured."
+    head = _HEAD.format(measured="no accelerator has run this model yet, so none is measured.")
+    shape = {"vocab": config.model.vocab, "context": config.model.context}
+    chain = _MEASURED.format(**shape) + measured + "\n" if measured else ""
     tables = show.markdown(whole).split("\n", 1)[1]
-    return _HEAD.format(measured=measured) + compiled + "\n" + tables
+    return head + chain + compiled + "\n" + uses + tables
+
+
+def _uses(config: Config) -> str:
+    columns = "target mesh use program weights_and_inputs,_GiB results temporaries peak fits"
+    columns += " collectives,_MiB kernels per_layer attention_kernels floats"
+    head = [column.replace("_", " ") for column in columns.split()]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for target, mesh in TARGETS:
+        for use in USES:
+            shape = SINGLE if use in SEALED else parse(mesh)
+            for found in compile_use(config, use, shape, platform_of(DEVICES[target])):
+                lines.append("| " + " | ".join(_use(found, target, shape)) + " |")
+    return "\n".join(lines) + "\n\n"
+
+
+def _use(found: dict[str, Any], target: str, shape: MeshShape) -> list[str]:
+    memory, layers = DEVICES[target].memory, found["layers"]
+    sealed = found["use"] in SEALED
+    return [
+        *(target, str(shape), found["use"], found["program"]),
+        *(f"{found[k] / 2**30:.2f}" for k in ("arguments", "outputs", "temporaries", "peak")),
+        "yes" if memory is not None and found["peak"] <= memory else "no",
+        f"{sum(found['collectives'].values()) / 2**20:.1f}",
+        f"{found['kernels']}",
+        f"{found['kernels'] / layers:.0f}" if sealed and layers else "",
+        f"{found['attention']}",
+        ", ".join(found["floats"]) or "none",
+    ]

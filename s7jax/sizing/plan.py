@@ -9,9 +9,10 @@ from s7jax.config import Config
 from s7jax.devices import Device
 from s7jax.errors import UsageError
 from s7jax.mesh import MeshShape, check
-from s7jax.sizing import budget, inference
+from s7jax.sizing import budget, goodput, inference
 from s7jax.sizing.budget import FP32
-from s7jax.sizing.compiled import Compiled, compile_job, cuda_target
+from s7jax.sizing.compiled import Compiled, Platform, compile_job, cuda_target
+from s7jax.sizing.goodput import USUAL, Failures
 from s7jax.sizing.reconcile import rows
 from s7jax.sizing.schedule import MFU, Job, Time, jobs, roofline, total
 
@@ -30,6 +31,7 @@ def plan(
     price: float | None = None,
     compiled: bool = False,
     sockets: int = 2,
+    failures: Failures = USUAL,
 ) -> dict[str, Any]:
     """Everything about one model, mesh, phase and target.
 
@@ -63,6 +65,7 @@ def plan(
             "cost": cost,
             "wall_hours": _wall(work, walls, shape),
         }
+        tree["goodput"] = goodput.table(_distinct(work), device, mfu, failures, STORAGE)
     if config.preset == "s7-140m":
         tree["specification"] = [{**asdict(row), "ratio": row.ratio} for row in rows(config, mfu)]
     return tree
@@ -71,11 +74,16 @@ def plan(
 @cache
 def compile_for(job: Job, device: Device) -> Compiled:
     """Compile a job's program for a target, once; see :func:`s7jax.sizing.compiled.compile_job`."""
+    return compile_job(job, platform_of(device))
+
+
+def platform_of(device: Device) -> Platform:
+    """What XLA compiles for to run on a device."""
     if device.name == "cpu":
-        return compile_job(job)
+        return Platform()
     if device.name in TOPOLOGIES:
-        return compile_job(job, "tpu", topology=TOPOLOGIES[device.name])
-    return compile_job(job, "cuda", target=cuda_target(device))
+        return Platform("tpu", topology=TOPOLOGIES[device.name])
+    return Platform("cuda", target=cuda_target(device))
 
 
 def placement(config: Config, sockets: int) -> list[dict[str, Any]]:

@@ -33,6 +33,8 @@ def sections(tree: dict[str, Any]) -> list[Section]:
         found += _jobs(tree)
     if tree["memory"]:
         found.append(_memory(tree))
+    if tree.get("goodput"):
+        found.append(_goodput(tree))
     found += _phases(tree["phases"])
     found += _layout(tree)
     if specification := tree.get("specification"):
@@ -191,6 +193,30 @@ def _memory(tree: dict[str, Any]) -> Section:
     columns += ("temporaries", "peak")
     columns += ("fits", "collectives of a microbatch", "attention kernels")
     return ("Memory of a device as compiled", columns, rows)
+
+
+def _goodput(tree: dict[str, Any]) -> Section:
+    rows = [
+        [
+            *(row["job"], f"{row['devices']:,}", row["mesh"]),
+            *(f"{row[f'hours_{k}']:,.4g}" for k in ("without", "as_specified", "at_best")),
+            f"{row['goodput']:.3%}",
+            *(f"{row[f'tokens_{k}'] / 1e9:,.3g} B" for k in ("as_specified", "at_best")),
+            f"{row['minutes_at_best']:,.3g}",
+            *(f"{row[k]:,.3g}" for k in ("hours_between_failures", "failures_expected")),
+            *(f"{60 * row[f'hours_lost_{k}']:,.3g}" for k in ("as_specified", "per_failure")),
+            "" if row["cost_per_failure"] is None else f"${row['cost_per_failure']:,.2f}",
+        ]
+        for row in tree["goodput"]
+    ]
+    first = tree["goodput"][0]
+    columns: tuple[str, ...] = ("job", "devices", "mesh", "hours without failures")
+    columns += ("saving as specified", "at best", "goodput", "saved every", "at best every")
+    columns += ("minutes", "hours between failures", "failures", "minutes lost by one", "at best")
+    title = (
+        f"With {first['rate']:.2g} failures per device-hour, {first['restart']:,.0f} s to restart"
+    )
+    return (title, (*columns, "cost of one"), rows)
 
 
 def _phases(tree: dict[str, Any]) -> list[Section]:

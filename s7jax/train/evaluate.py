@@ -5,49 +5,69 @@ among those scores, position by position.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
 from s7jax.architecture import Architecture
 from s7jax.config import ComputeConfig
-from s7jax.data.batching import full_batches
+from s7jax.data.batching import full_batches, group_rows
 from s7jax.data.mixture import held_out
 from s7jax.mesh import DATA
 from s7jax.model.language_model import EXACT, Params, expert_output, router_logits, trunk_output
 from s7jax.model.loss import losses
 from s7jax.model.routing import route
 from s7jax.terminal.progress import Progress
-from s7jax.train.phase import Phase
+from s7jax.train.phase import TRUNK, Phase
 from s7jax.train.run import Run
 from s7jax.train.step import place
 
-ROWS = 4  # sequences per data-parallel group in one forward pass
 WINDOW = 256  # positions over which router accuracy is counted
+CHUNK = 256  # positions whose logits exist at once, where the configuration wants all
 ROUTERS = ("router", "nearest_centroid")
 
 Scores = dict[str, np.ndarray]
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _score(
-    cfg: Architecture, compute: ComputeConfig, params: Params, tokens_BT: jax.Array
-) -> dict[str, jax.Array]:
-    inputs_BT, labels_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
-    h_BTD = trunk_output(cfg, params, inputs_BT)
-    refined = [expert_output(cfg, params[f"expert{e}"], h_BTD) for e in range(len(cfg.domains))]
-    nll = [losses(cfg, compute, params, h, labels_BT) for h in (h_BTD, *refined)]
+@partial(jax.jit, static_argnums=0)
+def trunk_pass(
+    cfg: Architecture, params: Params, tokens_BT: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What the trunk hands to the experts, and each router's evidence and route."""
+    h_BTD = trunk_output(cfg, params, tokens_BT[:, :-1])
     evidence = {
         name: router_logits(cfg, params | {"router": params[name]}, h_BTD) for name in ROUTERS
     }
     routes = {f"{name}_route": route(evidence[name], cfg.routing_window) for name in ROUTERS}
-    return {"nll": jnp.stack(nll), **evidence, **routes}
+    return h_BTD, evidence | routes
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def model_losses(
+    cfg: Architecture,
+    compute: ComputeConfig,
+    shared: Params,
+    expert: Params | None,
+    h_BTD: jax.Array,
+    tokens_BT: jax.Array,
+) -> jax.Array:
+    """Loss of every position of the trunk, or of an expert on it: all experts run one program."""
+    refined_BTD = h_BTD if expert is None else expert_output(cfg, expert, h_BTD)
+    return losses(cfg, compute, shared, refined_BTD, tokens_BT[:, 1:])
+
+
+def exact(compute: ComputeConfig) -> ComputeConfig:
+    """How scores are computed: in float32, never with all logits at once."""
+    chunk = compute.loss_chunk or CHUNK
+    return dataclasses.replace(compute, precision="fp32", loss_chunk=chunk)
 
 
 def score(
@@ -56,45 +76,50 @@ def score(
     tokens: np.ndarray,
     mesh: Mesh,
     compute: ComputeConfig = EXACT,
-) -> Scores:
-    """Score sequences int32 [N, context + 1] on a mesh, in float32.
+) -> Iterator[Scores]:
+    """Score sequences int32 [N, context + 1] on a mesh, in float32, batch after batch.
 
-    Returns:
-        ``nll`` float32 [1 + E, N, T] in nats, trunk first; for each of :data:`ROUTERS` its
-        evidence float32 [N, T, E], and ``…_route`` int32 [N, T].
+    One batch exists at a time, of one model at a time, and of its logits one chunk.
+
+    Yields:
+        Of B sequences in order: ``nll`` float32 [1 + E, B, T] in nats, trunk first; for each of
+        :data:`ROUTERS` its evidence float32 [B, T, E], and ``…_route`` int32 [B, T].
     """
-    exact, batches = dataclasses.replace(compute, precision="fp32"), []
+    full = exact(compute)
+    shared = {name: params[name] for name in TRUNK}
+    routed = shared | {name: params[name] for name in ROUTERS}
+    models = [None, *(params[f"expert{e}"] for e in range(len(cfg.domains)))]
     for filled, counted in _batches(tokens, mesh):
-        result = jax.tree.map(np.asarray, _score(cfg, exact, params, place(filled, mesh)))
-        batches.append({k: _rows(k, v, int(counted.sum())) for k, v in result.items()})
-    return {
-        name: np.concatenate([b[name] for b in batches], axis=1 if name == "nll" else 0)
-        for name in batches[0]
-    }
+        placed, count = place(filled, mesh), int(counted.sum())
+        h_BTD, found = trunk_pass(cfg, routed, placed)
+        nll = [model_losses(cfg, full, shared, model, h_BTD, placed) for model in models]
+        scores = {name: np.asarray(value)[:count] for name, value in found.items()}
+        yield {"nll": np.stack([np.asarray(x)[:count] for x in nll]), **scores}
 
 
 def _batches(tokens: np.ndarray, mesh: Mesh) -> Iterator[tuple[np.ndarray, NDArray[np.bool_]]]:
-    """Batches of :data:`ROWS` per group, and which of their rows count."""
-    return full_batches(tokens, ROWS * mesh.shape[DATA])
+    """Batches of sequences [N, context + 1], and which of their rows count."""
+    groups, (count, length) = mesh.shape[DATA], tokens.shape
+    return full_batches(tokens, groups * group_rows(length - 1, count, groups))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _total_loss(
+def _row_losses(
     cfg: Architecture,
     compute: ComputeConfig,
     expert: bool,
     params: Params,
     frozen: Params,
     tokens_BT: jax.Array,
-    counted_B: jax.Array,
 ) -> jax.Array:
-    """Loss over the rows that count, of the trunk or of an expert on it, float32, in nats."""
+    """Loss of each sequence, of the trunk or of an expert on it, float32 [B], in nats."""
     shared = frozen if expert else params
     h_BTD = trunk_output(cfg, shared, tokens_BT[:, :-1], compute)
     if expert:
         h_BTD = expert_output(cfg, params, h_BTD, compute)
     nll_BT = losses(cfg, compute, shared, h_BTD, tokens_BT[:, 1:])
-    return jnp.sum(nll_BT * counted_B[:, None])
+    # On every device, so that every process can read it.
+    return jax.sharding.reshard(jnp.sum(nll_BT, axis=1), P())
 
 
 def bits_per_byte(run: Run, phase: Phase, params: Params, frozen: Params) -> dict[str, float]:
@@ -102,25 +127,28 @@ def bits_per_byte(run: Run, phase: Phase, params: Params, frozen: Params) -> dic
 
     Computed as training computes, on all of the run's mesh, whatever its processes.
     """
-    cfg, found = run.config.model, {}
-    lengths = run.prepared.tokenizer.token_lengths
+    cfg, compute, expert = run.config.model, run.config.compute, phase.expert is not None
+    rows = _held_out(run, phase.shares if expert else cfg.domains)
+    nats: list[float] = []
     with jax.set_mesh(run.mesh):
-        for domain in cfg.domains if phase.expert is None else phase.shares:
-            tokens, nats = held_out(run.prepared, domain, run.config.eval_sequences), 0.0
-            for filled, counted in _batches(tokens, run.mesh):
-                weights = counted.astype(np.float32)
-                placed = place(filled, run.mesh), place(weights, run.mesh)
-                nats += float(
-                    _total_loss(
-                        cfg, run.config.compute, phase.expert is not None, params, frozen, *placed
-                    )
-                )
-            found[domain] = nats / (np.log(2) * float(lengths[tokens[:, 1:]].sum()))
+        for filled, counted in _batches(np.concatenate(list(rows.values())), run.mesh):
+            placed = place(filled, run.mesh)
+            losses_B = _row_losses(cfg, compute, expert, params, frozen, placed)
+            nats += np.asarray(losses_B)[counted].astype(np.float64).tolist()
+    left, found = iter(nats), {}
+    for domain, tokens in rows.items():
+        found[domain] = sum(islice(left, len(tokens))) / _nats_per_bit(run, tokens)
     return found
 
 
-def _rows(name: str, value: np.ndarray, count: int) -> np.ndarray:
-    return value[:, :count] if name == "nll" else value[:count]
+def _held_out(run: Run, domains: Iterable[str]) -> dict[str, np.ndarray]:
+    """What evaluation reads, by domain; on a mesh they go in one stream, so that few fill it."""
+    return {d: held_out(run.prepared, d, run.config.eval_sequences) for d in domains}
+
+
+def _nats_per_bit(run: Run, tokens: np.ndarray) -> float:
+    """What divides a text's nats to give bits per byte."""
+    return float(np.log(2) * run.prepared.tokenizer.token_lengths[tokens[:, 1:]].sum())
 
 
 def evaluate(run: Run, params: Params) -> dict[str, Any]:
@@ -131,27 +159,31 @@ def evaluate(run: Run, params: Params) -> dict[str, Any]:
     :data:`WINDOW` tokens, confusion matrix (rows: true domain) and bits per byte per domain.
     """
     cfg = run.config.model
-    lengths = run.prepared.tokenizer.token_lengths
     bits: dict[str, dict[str, float]] = {}
     routers: dict[str, dict[str, Any]] = {
         name: {"confusion": [], "bits_per_byte": {}} for name in ROUTERS
     }
-    with jax.set_mesh(run.mesh), Progress("evaluate", len(cfg.domains), "domains") as progress:
-        for index, domain in enumerate(cfg.domains):
-            tokens = held_out(run.prepared, domain, run.config.eval_sequences)
-            scores = score(cfg, params, tokens, run.mesh, run.config.compute)
-            per_byte = np.log(2) * lengths[tokens[:, 1:]].sum()
-            nll = scores["nll"].astype(np.float64)
-            trunk, *experts = (nll.sum(axis=(1, 2)) / per_byte).tolist()
-            bits[domain] = {"trunk": trunk}
-            bits[domain] |= {f"expert{e}": value for e, value in enumerate(experts)}
-            for name in ROUTERS:
-                chosen = np.take_along_axis(nll[1:], scores[f"{name}_route"][None], axis=0)
-                routers[name]["bits_per_byte"][domain] = float(chosen.sum() / per_byte)
-                routers[name]["confusion"].append(_window_votes(scores[name]))
-            bits[domain]["routed"] = routers["router"]["bits_per_byte"][domain]
-            bits[domain]["oracle"] = experts[index]
-            progress.advance(1)
+    rows = _held_out(run, cfg.domains)
+    domain_N = np.repeat(np.arange(len(rows)), [len(tokens) for tokens in rows.values()])
+    sums = [_Sums(len(rows)) for _ in rows]
+    with jax.set_mesh(run.mesh), Progress("evaluate", len(domain_N), "sequences") as progress:
+        done, every = 0, np.concatenate(list(rows.values()))
+        for scores in score(cfg, params, every, run.mesh, run.config.compute):
+            domain_B = domain_N[done : done + scores["nll"].shape[1]]
+            for index in np.unique(domain_B):
+                sums[index].add(scores, domain_B == index)
+            done += len(domain_B)
+            progress.advance(len(domain_B))
+    for index, ((domain, tokens), total) in enumerate(zip(rows.items(), sums, strict=True)):
+        per_byte = _nats_per_bit(run, tokens)
+        trunk, *experts = (total.nll / per_byte).tolist()
+        bits[domain] = {"trunk": trunk}
+        bits[domain] |= {f"expert{e}": value for e, value in enumerate(experts)}
+        for name in ROUTERS:
+            routers[name]["bits_per_byte"][domain] = total.routed[name] / per_byte
+            routers[name]["confusion"].append(total.votes[name].tolist())
+        bits[domain]["routed"] = routers["router"]["bits_per_byte"][domain]
+        bits[domain]["oracle"] = experts[index]
     for row in routers.values():
         confusion = np.array(row["confusion"])
         row["accuracy"] = float(np.trace(confusion) / confusion.sum())
@@ -170,10 +202,28 @@ def evaluate(run: Run, params: Params) -> dict[str, Any]:
     return {"domains": list(cfg.domains), "bits_per_byte": bits, "routers": routers}
 
 
-def _window_votes(evidence_NTE: np.ndarray) -> list[int]:
+class _Sums:
+    """What a report needs of one domain's scores, float64."""
+
+    def __init__(self, experts: int) -> None:
+        self.nll = np.zeros(1 + experts)  # nats: trunk, experts
+        self.routed = dict.fromkeys(ROUTERS, 0.0)
+        self.votes = {name: np.zeros(experts, np.int64) for name in ROUTERS}
+
+    def add(self, scores: Scores, mine_B: NDArray[np.bool_]) -> None:
+        """Add those sequences of a batch that are the domain's."""
+        nll = scores["nll"][:, mine_B].astype(np.float64)
+        self.nll += nll.sum(axis=(1, 2))
+        for name in ROUTERS:
+            chosen = np.take_along_axis(nll[1:], scores[f"{name}_route"][mine_B][None], axis=0)
+            self.routed[name] += float(chosen.sum())
+            self.votes[name] += _window_votes(scores[name][mine_B])
+
+
+def _window_votes(evidence_BTE: np.ndarray) -> NDArray[np.int64]:
     """How many windows go to each expert, by the evidence summed over the whole window."""
-    _, T, E = evidence_NTE.shape
+    _, T, E = evidence_BTE.shape
     window = min(WINDOW, T)
     used = T // window * window
-    sums = evidence_NTE[:, :used].astype(np.float64).reshape(-1, window, E).sum(axis=1)
-    return np.bincount(sums.argmax(axis=-1), minlength=E).tolist()
+    sums = evidence_BTE[:, :used].astype(np.float64).reshape(-1, window, E).sum(axis=1)
+    return np.bincount(sums.argmax(axis=-1), minlength=E)

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from s7jax.architecture import Architecture
+from s7jax.data.batching import group_rows
 from s7jax.data.mixture import TrainingBatches
 from s7jax.mesh import DATA
 from s7jax.model import parameters
@@ -28,7 +29,6 @@ from s7jax.train import checkpoint
 from s7jax.train.run import Run, inputs_record
 
 RIDGE = 1e-2  # λ
-ROWS = 8  # sequences per data-parallel group in one forward pass
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,12 @@ def _linear(weight: np.ndarray, bias: np.ndarray) -> Params:
 
 
 def accumulate(run: Run, trunk: Params) -> Sums:
-    """The sums over ``router_sequences`` training sequences of each domain."""
+    """The sums over ``router_sequences`` training sequences of each domain, one after the other."""
     config, cfg = run.config, run.config.model
     D, E = cfg.trunk.hidden, len(cfg.domains)
     xx, xy = np.zeros((D + 1, D + 1)), np.zeros((D + 1, E))
-    rows = ROWS * run.mesh.shape[DATA]
+    groups = run.mesh.shape[DATA]
+    rows = groups * group_rows(cfg.context, config.router_sequences, groups)
     batches = -(-config.router_sequences // rows)
     with (
         jax.set_mesh(run.mesh),
@@ -71,18 +72,20 @@ def accumulate(run: Run, trunk: Params) -> Sums:
             data = TrainingBatches(run.prepared, shares={domain: 1}, batch=rows, seed=config.seed)
             for i in range(batches):
                 tokens = data.batch(i).tokens[:, :-1]
-                h_BTD = _features(cfg, trunk, _split(tokens, run.mesh))
+                h_BTD = features(cfg, trunk, _split(tokens, run.mesh))
                 keep = min(rows, config.router_sequences - i * rows)
-                h = np.asarray(h_BTD)[:keep].reshape(-1, D).astype(np.float64)
-                h = np.concatenate([h, np.ones((len(h), 1))], axis=1)
-                xx += h.T @ h
-                xy[:, e] += h.sum(axis=0)
+                for h_TD in np.asarray(h_BTD)[:keep]:
+                    x_TD = np.ones((len(h_TD), D + 1))
+                    x_TD[:, :-1] = h_TD
+                    xx += x_TD.T @ x_TD
+                    xy[:, e] += x_TD.sum(axis=0)
                 progress.advance(keep)
     return Sums(xx, xy)
 
 
 @partial(jax.jit, static_argnums=0)
-def _features(cfg: Architecture, trunk: Params, tokens_BT: jax.Array) -> jax.Array:
+def features(cfg: Architecture, trunk: Params, tokens_BT: jax.Array) -> jax.Array:
+    """The normalised trunk output [B, T, D] that the fit reads."""
     return normalize(cfg, trunk, trunk_output(cfg, trunk, tokens_BT))
 
 

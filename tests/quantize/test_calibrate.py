@@ -75,13 +75,13 @@ def test_maxima_are_exact_and_percentiles_within_one_bin(params, monkeypatch):
         return measure(x, counted_B, count) | {"raw": x}
 
     monkeypatch.setattr(module, "_measure", with_raw)
-    for program in (module._observe_trunk, module._observe_expert):
+    for program in (module.observe_trunk, module.observe_expert):
         program.clear_cache()
     with jax.set_mesh(meshes.single()):
         rows = jax.device_put(tokens(64)[:, :-1], jax.NamedSharding(meshes.single(), jax.P("data")))
         counted = np.arange(64) < 61
         seen = module._observe(CFG, params, rows, jax.device_put(counted, rows.sharding))
-    for program in (module._observe_trunk, module._observe_expert):
+    for program in (module.observe_trunk, module.observe_expert):
         program.clear_cache()
     found = {name: np.asarray(value) for name, value in named_tensors(seen)}
     checked = 0

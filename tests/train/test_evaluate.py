@@ -55,9 +55,10 @@ def test_the_routed_row_is_the_choice_among_the_experts(
 ):
     with jax.set_mesh(single):
         tokens = held_out(prepared, "math", tiny.eval_sequences)
-        scores = score(tiny.model, params, tokens, single)
+        batches = list(score(tiny.model, params, tokens, single))
     total = sum(
         float(scores["nll"][1 + expert, n, t])
+        for scores in batches
         for (n, t), expert in np.ndenumerate(scores["router_route"])
     )
     bytes_ = prepared.tokenizer.token_lengths[tokens[:, 1:]].sum()
