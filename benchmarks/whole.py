@@ -8,7 +8,7 @@ row has compiled the next ones load. A row that is already measured is not run a
 stopped resumes; --only runs some again.
 
 Examples:
-  python benchmarks/whole.py                      s7-140m in runs/whole: half an hour on two cores
+  python benchmarks/whole.py                      s7-140m in runs/whole: an hour on two cores
   python benchmarks/whole.py --only pack "quantize 2x2"
   python benchmarks/whole.py --preset s7-nano --run runs/whole-nano
 """

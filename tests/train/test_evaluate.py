@@ -2,13 +2,15 @@ import jax
 import numpy as np
 import pytest
 
-from s7jax.config import Config
+from s7jax.config import ComputeConfig, Config
+from s7jax.data.batching import group_rows
 from s7jax.data.mixture import held_out
 from s7jax.data.prepared import Prepared
 from s7jax.model import parameters
 from s7jax.train import router
-from s7jax.train.evaluate import evaluate, score
+from s7jax.train.evaluate import CHUNK, evaluate, exact, model_losses, score
 from s7jax.train.phase import TRUNK
+from s7jax.train.step import place
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +90,33 @@ def test_sharded_evaluation_agrees(tiny: Config, opened, open_run, params, repor
     for domain, row in report["bits_per_byte"].items():
         for name, value in row.items():
             assert sharded["bits_per_byte"][domain][name] == pytest.approx(value, rel=1e-5)
+
+
+def shapes_in(jaxpr):
+    """Shapes of every value in a program, loops' bodies included."""
+    for eqn in jaxpr.eqns:
+        yield from (var.aval.shape for var in eqn.outvars)
+        for value in eqn.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(part, "jaxpr", part)
+                if hasattr(inner, "eqns"):
+                    yield from shapes_in(inner)
+
+
+def test_no_more_logits_exist_than_of_a_chunk(tiny: Config, params, single):
+    compute = exact(tiny.compute)
+    assert (compute.loss_chunk, exact(ComputeConfig()).loss_chunk) == (8, CHUNK)
+    shared = {name: params[name] for name in TRUNK}
+    tokens = place(np.zeros((1, tiny.model.context + 1), np.int32), single)
+    h = place(np.zeros((1, tiny.model.context, tiny.model.trunk.hidden), np.float32), single)
+    with jax.set_mesh(single):
+        args = tiny.model, compute, shared, params["expert0"], h, tokens
+        traced = model_losses.trace(*args).jaxpr
+    logits = {shape for shape in shapes_in(traced.jaxpr) if tiny.model.vocab in shape[-1:]}
+    assert logits
+    assert max(int(np.prod(shape[:-1])) for shape in logits) == 8
+
+
+def test_rows_of_a_pass_hold_as_many_positions_whatever_the_context():
+    assert [group_rows(context, 512, 4) for context in (256, 512, 2_048, 8_192)] == [8, 4, 1, 1]
+    assert group_rows(256, 6, 4) == 2, "no more than there are"
