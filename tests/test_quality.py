@@ -13,12 +13,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from s7jax.config import DOMAINS
+from s7jax.config import preset
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text().replace("\n", " ").replace("−", "-")
 QUANTIZATION = (ROOT / "docs/quantization.md").read_text().replace("−", "-")
 TEXT = ROOT.parent / "shared/data"
+DOMAINS = preset("s7-nano").model.domains
 SOURCES = {d: TEXT / f"{d}.jsonl.zst" for d in DOMAINS} | {"reason": TEXT / "reasoning.jsonl.zst"}
 
 NUMBER = r"([-+]?\d+\.\d+)"

@@ -3,7 +3,8 @@
 Prints the root and exits with 0 if every byte is as sealed; else names the place and exits
 with 1 (2 for a wrong command). Tensors are streamed; signatures and bundles are not read.
 
-Example: python tools/s7l_verify.py model.s7l [--root 9da075e3…]
+Examples:
+  python tools/s7l_verify.py model.s7l [--root 9da075e3…]
 """
 
 import hashlib
@@ -225,9 +226,8 @@ def check_manifest(found: Any, stream: Any, lanes: Any) -> list[dict[str, Any]]:
     for key, value in same.items():
         where = f"{place}.{key}"
         need(encode(found[key], where) == encode(value), where, "not what the rest demands")
-    named = {part: encode({"name": part, "root": tree([*parts[part].values()])}) for part in parts}
-    roots = [leaf(b"S7L3COMP", value) for value in named.values()]
-    fits = lanes[1][1] == end and hashes[1] == tree(roots)
+    named = [encode({"name": p, "root": tree([*parts[p].values()])}) for p in parts]
+    fits = lanes[1][1] == end and hashes[1] == tree([leaf(b"S7L3COMP", n) for n in named])
     need(fits, "lane 2 (FIELD) length, hash", "not what the manifest's tensors demand")
     return wanted
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from s7jax import s7l
+from s7jax.data.tokenizer import Tokenizer
 from s7jax.errors import InputError
 from s7jax.mesh import parse, pools
 from s7jax.runtime import answers
@@ -14,14 +15,14 @@ from s7jax.runtime.compute import Compute
 from s7jax.runtime.engine import Engine, Request
 from s7jax.runtime.gate import GateError
 from s7jax.runtime.policy import Policy
-from s7jax.runtime.prompt import Prompt
+from s7jax.runtime.prompt import Prompt, of_ids
 from s7jax.runtime.replay import by_specification, replay
 from s7jax.runtime.session import Session
 
 # Every element type of XLA, as it stands in HLO: s8[4,2], f32[], pred[1].
 _TYPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8e\w+|c64|c128)\[")
 _INTEGERS = {"pred", "s8", "s16", "s32", "u8", "u16", "u32"}
-_PROMPT = Prompt((0, 1, 2, 3))
+_IDS = (0, 1, 2, 3)
 
 
 def check(seal: s7l.Seal, report: s7l.Report) -> s7l.Report:
@@ -56,7 +57,7 @@ def _with(finding: s7l.Finding, show: Callable[[], str] | None) -> s7l.Finding:
 def _gate(compute: Compute) -> str:
     """Every compute entry refuses no gate and a spent one."""
     session = Session(compute)
-    spent = session.begin(_PROMPT, Policy())
+    spent = session.begin(Prompt(_IDS), Policy())
     session.close("client")
     start, tokens, h = np.zeros(1, np.int32), np.zeros((1, 1), np.int32), compute.history(1, 1)
     for gates in ([], [spent]):
@@ -76,7 +77,8 @@ def _gate(compute: Compute) -> str:
 def _proof(compute: Compute) -> str:
     """An answer carries seal and trace."""
     seal, engine = compute.seal, Engine(compute)
-    found = engine.submit(Request(_PROMPT, Policy(max_new_tokens=2)))
+    prompt = of_ids(Tokenizer.from_vocabulary(seal.vocabulary.file_tree()), _IDS)
+    found = engine.submit(Request(prompt, Policy(max_new_tokens=2)))
     engine.run()
     if found.proof is None or found.proof.head["root"] != seal.root:
         raise InputError("an answer came without a proof of this seal")

@@ -71,7 +71,7 @@ def test_collectives_are_integer_sums_and_maxima(lowered):
 
 
 def test_a_float_would_be_found():
-    traced = jax.make_jaxpr(lambda x: (x * 0.5).astype(jnp.int32))(jnp.arange(3))
+    traced = jax.make_jaxpr(lambda x: (x.astype(jnp.float32) * 2).astype(jnp.int32))(jnp.arange(3))
     assert not set(dict(types_of(traced.jaxpr))) <= INTEGERS
 
 

@@ -109,7 +109,7 @@ def test_with_experts_spread_over_devices(seal, tokens, wanted):
 def test_in_any_chunks(program, tokens, wanted, lengths):
     (logits, evidence), at = in_chunks(program, tokens[None], lengths, 96, e=1), sum(lengths)
     assert np.array_equal(logits[0], wanted[0][2, :at])
-    assert np.array_equal(route(program.cfg, evidence)[0], wanted[1][:at])
+    assert np.array_equal(route(evidence, program.cfg.routing_window)[0], wanted[1][:at])
 
 
 @pytest.mark.parametrize("slots", [64, 65, 200])
