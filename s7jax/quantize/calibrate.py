@@ -200,7 +200,8 @@ def _measure_shard(x: jax.Array, counted_B: jax.Array, count: bool) -> dict[str,
     if count:
         C = size.shape[-1]
         top = jax.lax.bitcast_convert_type(size, jnp.int32) >> _DROPPED
-        index = jnp.clip(top - _LOWEST, 0, _BINS - 1) + jnp.arange(C, dtype=jnp.int32) * _BINS
+        first_C = jnp.arange(C, dtype=jnp.int32) * _BINS
+        index = jnp.clip(top - _LOWEST, 0, _BINS - 1) + first_C[None, None]
         weight = jnp.broadcast_to(counted_BTC, index.shape).astype(jnp.int32)
         bins = jnp.zeros(C * _BINS, jnp.int32).at[index].add(weight)
         found["bins"] = jax.lax.psum(bins.reshape(C, _BINS), DATA)

@@ -11,6 +11,7 @@ from s7jax.model.parameters import host, named_tensors
 from s7jax.quantize import calibrate as module
 from s7jax.quantize.calibrate import PERCENTILE, Ranges, calibrate
 
+ALL = tuple(CFG.segments)
 ROWS = {"code": tokens(5, seed=1), "math": tokens(3, seed=2)}
 BIN = 1 + 2.0**-3  # the widest bin's edges, one over the other
 
@@ -80,7 +81,7 @@ def test_maxima_are_exact_and_percentiles_within_one_bin(params, monkeypatch):
     with jax.set_mesh(meshes.single()):
         rows = jax.device_put(tokens(64)[:, :-1], jax.NamedSharding(meshes.single(), jax.P("data")))
         counted = np.arange(64) < 61
-        seen = module._observe(CFG, params, rows, jax.device_put(counted, rows.sharding))
+        seen = module._observe(CFG, params, rows, jax.device_put(counted, rows.sharding), ALL)
     for program in (module.observe_trunk, module.observe_expert):
         program.clear_cache()
     found = {name: np.asarray(value) for name, value in named_tensors(seen)}
@@ -125,7 +126,9 @@ def test_rows_that_fill_up_a_batch_do_not_count(params, ranges):
         with jax.set_mesh(meshes.single()):
             where = jax.NamedSharding(meshes.single(), jax.P("data"))
             laid_out = (jax.device_put(x, where) for x in (batch, counted))
-            state.take(module._observe(CFG, params, *laid_out), int(counted.sum()), CFG.context)
+            state.take(
+                module._observe(CFG, params, *laid_out, ALL), int(counted.sum()), CFG.context
+            )
     found, wanted = module._ranges(state, {"all": 5}), calibrate(CFG, params, alone)
     assert same(found, wanted)
     bins = [x for name, x in state.totals.items() if name.endswith(".bins")]
@@ -204,7 +207,7 @@ def test_device_counts_are_emptied_before_they_could_overflow(params, ranges, mo
     monkeypatch.setattr(module, "_MOST", 2 * 4 * CFG.context)
     monkeypatch.setattr(module._State, "empty", lambda self: (emptied.append(1), empty(self)))
     assert same(calibrate(CFG, params, ROWS), ranges)
-    assert len(emptied) == 2  # after eight sequences, and at the end
+    assert len(emptied) == 3  # after eight sequences, after the pass, and at the end
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
