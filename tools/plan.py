@@ -4,14 +4,12 @@ Examples:
   python tools/plan.py                                     s7-140m, both phases, §3's cluster
   python tools/plan.py --phase trunk --target h100 --mesh 8x1 --mfu 0.45
   python tools/plan.py --preset s7-nano --target cpu --mesh 2x1 --compile
-  python tools/plan.py --target v5e --mesh 4x2 --compile     needs libtpu, no TPU
+  python tools/plan.py --target v5e --phase trunk --fit      needs libtpu, no TPU
   python tools/plan.py --phase experts --mesh 4x2x2          pools × data × model
-  python tools/plan.py --phase trunk --target v5e --mesh 4x2 --fit
-  python tools/plan.py --document docs/sizing.md --measured runs/whole/whole.md
-                                                             needs the extras gpu and tpu
+  python tools/plan.py --document docs/sizing.md             needs the extras gpu and tpu
 
-With --compile the very programs that training runs are compiled for the target, which need not
-be at hand, and their memory is reported. --set reaches any field of the configuration.
+With --compile the programs that training runs are compiled for the target, which need not be at
+hand, and their memory is reported. --set reaches any field of the configuration.
 """
 
 import argparse
@@ -41,12 +39,11 @@ def parse() -> argparse.Namespace:
     p = cli.parser(__doc__)
     p.add_argument("--preset", choices=PRESETS, default="s7-140m")
     p.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE")
-    phases = ("trunk", "experts", "quantize", "infer", "all")
-    p.add_argument("--phase", choices=phases, default="all")
+    p.add_argument("--phase", choices="trunk experts quantize infer all".split(), default="all")
     p.add_argument("--mesh", default="4x2", metavar="[PxDx]M")
     p.add_argument("--batch", type=int, metavar="SEQUENCES", help="of a step")
     p.add_argument("--context", type=int, metavar="TOKENS")
-    p.add_argument("--target", default="a100-40gb", help=f"one of {', '.join(DEVICES)}")
+    p.add_argument("--target", choices=DEVICES, default="a100-40gb")
     p.add_argument("--mfu", type=float, default=MFU, help="assumed utilisation (default: 0.5)")
     p.add_argument("--calibrate", type=Path, metavar="METRICS", help="a run's metrics.jsonl")
     p.add_argument("--price", type=float, help="dollars per hour of one device")
@@ -55,14 +52,12 @@ def parse() -> argparse.Namespace:
     p.add_argument("--sockets", type=int, default=2, help="NUMA sockets to place weights on (§8)")
     p.add_argument("--compile", action="store_true", help="compile the step for the target")
     p.add_argument("--fit", action="store_true", help="search for the fastest plan that fits")
-    for form in ("--json", "--markdown"):
-        p.add_argument(form, action="store_true")
+    p.add_argument("--json", action="store_true")
+    p.add_argument("--markdown", action="store_true")
     p.add_argument("--document", type=Path, metavar="FILE", help="the whole of docs/sizing.md")
     p.add_argument("--measured", type=Path, metavar="FILE", help="for it: make whole's whole.md")
     p.add_argument("--html", type=Path, metavar="FILE", help="one page with plots")
     args = p.parse_args()
-    if args.target not in DEVICES:
-        raise UsageError(f"--target {args.target}: expected one of {', '.join(DEVICES)}")
     if args.fit and args.phase not in ("trunk", "experts"):
         raise UsageError("--fit needs --phase trunk or --phase experts")
     if not 0 < args.mfu <= 1:
@@ -74,29 +69,25 @@ def main() -> None:
     """Plan, print."""
     args = parse()
     device, shape = DEVICES[args.target], parse_mesh(args.mesh)
-    sizes = [] if args.context is None else [f"model.context={args.context}"]
-    if args.batch is not None:
-        sizes += [f"trunk.batch={args.batch}", f"experts.batch={args.batch}"]
-    if device.name != "cpu":  # as training does on accelerators
-        sizes.append('compute.precision="bf16"')
+    sizes = [] if device.name == "cpu" else ['compute.precision="bf16"']  # as training there
+    given = {"model.context": args.context, "trunk.batch": args.batch, "experts.batch": args.batch}
+    sizes += [f"{name}={value}" for name, value in given.items() if value is not None]
     config = override(preset(args.preset), [*sizes, *args.set])
     first = jobs(config, shape, args.phase)[:1]
     mfu = measured_mfu(args.calibrate, first[0], device) if args.calibrate else args.mfu
     if args.fit:
         config, shape, _ = fit(config, shape, args.phase, device, compile_for)
         print(f"fits: {described(config, shape, args.phase)}", file=sys.stderr)
-    failures = Failures(rate=args.failures, restart=args.restart)
     options: dict[str, Any] = {"mfu": mfu, "price": args.price, "sockets": args.sockets}
-    options["failures"] = failures
+    options["failures"] = Failures(rate=args.failures, restart=args.restart)
     tree = plan(config, shape, args.phase, device, compiled=args.compile or args.fit, **options)
-    if args.document:
-        measured = args.measured.read_text() if args.measured else ""
-        write_bytes(args.document, document(config, mfu, measured).encode())
-        print(f"written: {args.document}")
-    elif args.html:
-        others = sweep(config, shape, args.phase, device, **options)
-        write_bytes(args.html, show.page(tree, others).encode())
-        print(f"written: {args.html}")
+    if args.document or args.html:
+        if args.document:
+            page = document(config, mfu, args.measured.read_text() if args.measured else "")
+        else:
+            page = show.page(tree, sweep(config, shape, args.phase, device, **options))
+        write_bytes(args.document or args.html, page.encode())
+        print(f"written: {args.document or args.html}")
     elif args.json:
         print(json.dumps(tree, indent=1))
     elif args.markdown:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from s7jax import mesh as meshes
-from s7jax.errors import InputError
+from s7jax.errors import InputError, UsageError
 from s7jax.integer import layers as model
 from s7jax.integer import operators as op
 from s7jax.integer.loading import check_bounds
@@ -96,7 +96,7 @@ def test_sums_of_extremes_are_exact(width):
 def test_dimensions_beyond_the_bounds_are_refused(seal):
     cfg = seal.manifest.dimensions
     check_bounds(cfg)
-    with pytest.raises(InputError, match="probabilities of a row"):
+    with pytest.raises(UsageError, match="context is 131072"):
         check_bounds(dataclasses.replace(cfg, context=1 << 17))
     wide = dataclasses.replace(cfg.trunk, ffn=1 << 17)
     with pytest.raises(InputError, match="products over trunk ffn"):
