@@ -13,9 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from s7jax.config import DOMAINS
-
 ROOT = Path(__file__).parent.parent
+DOMAINS = ("code", "math", "reason", "general")
 README = (ROOT / "README.md").read_text().replace("\n", " ").replace("−", "-")
 QUANTIZATION = (ROOT / "docs/quantization.md").read_text().replace("−", "-")
 TEXT = ROOT.parent / "shared/data"

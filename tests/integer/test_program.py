@@ -105,7 +105,7 @@ def test_with_experts_spread_over_devices(seal, tokens, wanted):
     assert np.array_equal(logits[:, 0], wanted[0][:, :64])
 
 
-@pytest.mark.parametrize("lengths", [[7] * 9 + [1], [64], [1] * 3 + [61], [1] * 64])
+@pytest.mark.parametrize("lengths", [[7] * 9 + [1], [64], [1] * 3 + [7] * 8 + [1] * 5, [1] * 64])
 def test_in_any_chunks(program, tokens, wanted, lengths):
     (logits, evidence), at = in_chunks(program, tokens[None], lengths, 96, e=1), sum(lengths)
     assert np.array_equal(logits[0], wanted[0][2, :at])
