@@ -89,7 +89,9 @@ def test_the_specification_needs_no_jax(sealed):
     assert done.stdout == "False\n", done.stderr
 
 
-@pytest.mark.parametrize("shape", ["2x1", "1x2", "4x2", "8x1"])
+@pytest.mark.parametrize(
+    "shape", ["2x1", "1x2", "4x2", pytest.param("8x1", marks=pytest.mark.long(minutes=0.5))]
+)
 def test_on_every_mesh(seal, program, shape, tokens, wanted):
     rows = tokens.reshape(8, 64)  # 8 sequences, so that 8 data groups have one each
     logits, chosen = on(seal, shape).answer(rows)

@@ -179,7 +179,6 @@ def train_in_processes(
     "shapes",
     [
         ("1x1", "2x1", "one core"),
-        ("1x2", "2x2"),
         pytest.param(("1x1", "8x1"), marks=pytest.mark.long(minutes=2)),
         pytest.param(("1x2", "4x2"), marks=pytest.mark.long(minutes=2)),
     ],
