@@ -89,7 +89,9 @@ def test_the_specification_needs_no_jax(sealed):
     assert done.stdout == "False\n", done.stderr
 
 
-@pytest.mark.parametrize("shape", ["2x1", "1x2", "4x2", "8x1"])
+@pytest.mark.parametrize(
+    "shape", ["2x1", "1x2", "4x2", pytest.param("8x1", marks=pytest.mark.long(minutes=0.5))]
+)
 def test_on_every_mesh(seal, program, shape, tokens, wanted):
     rows = tokens.reshape(8, 64)  # 8 sequences, so that 8 data groups have one each
     logits, chosen = on(seal, shape).answer(rows)
@@ -105,7 +107,7 @@ def test_with_experts_spread_over_devices(seal, tokens, wanted):
     assert np.array_equal(logits[:, 0], wanted[0][:, :64])
 
 
-@pytest.mark.parametrize("lengths", [[7] * 9 + [1], [64], [1] * 3 + [61], [1] * 64])
+@pytest.mark.parametrize("lengths", [[7] * 9 + [1], [64], [1] * 3 + [7] * 8 + [1] * 5, [1] * 64])
 def test_in_any_chunks(program, tokens, wanted, lengths):
     (logits, evidence), at = in_chunks(program, tokens[None], lengths, 96, e=1), sum(lengths)
     assert np.array_equal(logits[0], wanted[0][2, :at])

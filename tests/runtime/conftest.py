@@ -13,7 +13,8 @@ from s7jax.runtime.sealing import seal_with_answers
 def sealed(tmp_path_factory):
     """Path of a sealed model with known answers."""
     root = tmp_path_factory.mktemp("runtime")
-    write_model(root, MODEL | {"context": 64, "trunk": MODEL["trunk"] | {"layers": 1}})
+    small = {name: MODEL[name] | {"layers": 1} for name in ("trunk", "expert")}
+    write_model(root, MODEL | small | {"context": 64})
     seal_with_answers(root / "weights", root / "vocab.json", root / "model.s7l")
     return root / "model.s7l"
 
