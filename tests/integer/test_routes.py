@@ -1,21 +1,19 @@
 """The routing rule on integers: exact windows, ties to the lowest expert, prefixes alone."""
 
-from types import SimpleNamespace
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from s7jax.integer.fixed import LIMIT
-from s7jax.integer.program import route
+from s7jax.integer.routing import route
 
 few = hnp.arrays(np.int32, (2, 9, 3), elements=st.integers(-2, 2))  # few values: many ties
 
 
 @given(few, st.integers(1, 12))
 def test_the_expert_is_the_first_with_the_largest_sum_over_the_window(logits_BTE, window):
-    found = route(SimpleNamespace(routing_window=window), logits_BTE)
+    found = route(logits_BTE, window)
     assert found.dtype == np.int32
     for b, t in np.ndindex(2, 9):
         sums = logits_BTE[b, max(0, t - window + 1) : t + 1].sum(axis=0).tolist()
@@ -28,6 +26,6 @@ def test_running_sums_may_wrap():
     logits_BTE = np.zeros((1, T, 2), np.int32)
     logits_BTE[..., 0] = LIMIT // window
     logits_BTE[:, T // 2 :, 1] = LIMIT // window + 1
-    found = route(SimpleNamespace(routing_window=window), logits_BTE)[0]
+    found = route(logits_BTE, window)[0]
     change = T // 2 + window - 1  # all of the window is past the middle
     assert found.tolist() == [0] * change + [1] * (T - change)
