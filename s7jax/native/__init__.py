@@ -1,0 +1,1 @@
+"""The native engine: the integer model in C, on the sealed tensors where they lie."""

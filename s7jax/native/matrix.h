@@ -1,0 +1,171 @@
+/* Products of 15-bit activations and int8 weights where they lie, exact in int64.
+
+   Activations are int16 rows whose stride is a multiple of GROUP, zero beyond their width. Weights
+   are [in, out] (products) or [out, in] (dots: embedding and keys). Sums of at most RUN products
+   stay in int32 lanes; runs are added in int64, so 15-bit activations need one pass. */
+
+#ifndef S7_MATRIX_H
+#define S7_MATRIX_H
+
+#include "fixed.h"
+#include "tuning.h"
+#include "vector.h"
+
+#define WIDTH (2 * LANES) /* columns of a panel: two vectors */
+#define ROWS (LANES / 2)  /* rows that share a loaded piece of the panel in registers */
+
+/* Row k of a matrix with K of them; the last one again beyond, where activations are zero. */
+static inline const int8_t *row_of(const int8_t *w, size_t ld, int k, int K) {
+    return w + ld * (size_t)(k < K ? k : K - 1);
+}
+
+/* T[m, n] = Σ a[m, k] w[k, n] over start ≤ k < end, for M ≤ FEW rows and n < count ≤ SPAN; T is
+   [M, wide]. A group of rows of weights goes past all M rows of sums, which stay in the cache;
+   memory is read in order, as processors foresee it. */
+static void few_products(const int16_t *a, size_t stride, int M, int start, int end, int K,
+                         const int8_t *w, size_t ld, int count, int32_t *sums, int64_t *T,
+                         size_t wide) {
+    for (int m = 0; m < M; m++) memset(T + (size_t)m * wide, 0, sizeof *T * (size_t)count);
+    for (; start < end; start += RUN) {
+        int stop = start + RUN < end ? start + RUN : end;
+        memset(sums, 0, sizeof *sums * SPAN * (size_t)M);
+        for (int k = start; k < stop; k += GROUP) {
+            const int8_t *rows[GROUP], *next = row_of(w, ld, k + PREFETCH * GROUP, K);
+            for (int i = 0; i < GROUP; i++) rows[i] = row_of(w, ld, k + i, K);
+            int n = 0, ahead = 0;
+            for (; n + LANES <= count; n += LANES) {
+                if (n % LINE == 0)
+                    for (int i = 0; i < GROUP; i++) {
+                        __builtin_prefetch(next + ahead);
+                        ahead += LINE;
+                        if (ahead >= count) ahead = 0, next += ld;
+                    }
+                Vector first = interleave(rows[0] + n, rows[1] + n);
+                Vector second = interleave(rows[2] + n, rows[3] + n);
+                for (int m = 0; m < M; m++) {
+                    const int16_t *pair = a + stride * (size_t)m + k;
+                    int32_t *at = sums + m * SPAN + n;
+                    Vector sum = dot(load_lanes(at), repeat(pair), first);
+                    store_lanes(at, dot(sum, repeat(pair + 2), second));
+                }
+            }
+            for (; n < count; n++)
+                for (int m = 0; m < M; m++)
+                    for (int i = 0; i < GROUP; i++)
+                        sums[m * SPAN + n] += a[stride * (size_t)m + (size_t)(k + i)] * rows[i][n];
+        }
+        for (int m = 0; m < M; m++)
+            for (int n = 0; n < count; n++) T[(size_t)m * wide + (size_t)n] += sums[m * SPAN + n];
+    }
+}
+
+/* Rows [k, k + 2 · pairs) and count ≤ WIDTH columns, widened, two rows side by side. */
+static void pack(const int8_t *w, size_t ld, int k, int K, int pairs, int count, int16_t *panel) {
+    for (int j = 0; j < pairs; j++, panel += 2 * WIDTH) {
+        const int8_t *first = row_of(w, ld, k + 2 * j, K), *second = row_of(w, ld, k + 2 * j + 1, K);
+        if (count == WIDTH) {
+            __builtin_prefetch(row_of(w, ld, k + 2 * (j + 4 * PREFETCH), K));
+            __builtin_prefetch(row_of(w, ld, k + 2 * (j + 4 * PREFETCH) + 1, K));
+            store_pairs(panel, interleave(first, second));
+            store_pairs(panel + WIDTH, interleave(first + LANES, second + LANES));
+            continue;
+        }
+        for (int n = 0; n < WIDTH; n++) {
+            panel[2 * n] = n < count ? first[n] : 0;
+            panel[2 * n + 1] = n < count ? second[n] : 0;
+        }
+    }
+}
+
+/* The same of a transposed matrix: count rows of it are the panel's columns. */
+static void pack_transposed(const int8_t *w, size_t ld, int k, int K, int pairs, int count,
+                            int16_t *panel) {
+    for (int n = 0; n < WIDTH; n++) {
+        const int8_t *row = w + ld * (size_t)(n < count ? n : 0);
+        for (int j = 0; j < pairs; j++) {
+            int at = k + 2 * j;
+            panel[j * 2 * WIDTH + 2 * n] = row[at];
+            panel[j * 2 * WIDTH + 2 * n + 1] = row[at + 1 < K ? at + 1 : at];
+        }
+    }
+}
+
+/* T[m, n] += over one run, for `rows` ≤ ROWS rows known at compile time. */
+static inline __attribute__((always_inline)) void tile(const int rows, const int16_t *a,
+                                                       size_t stride, const int16_t *panel,
+                                                       int pairs, int64_t *T) {
+    Vector sums[ROWS][2];
+    for (int m = 0; m < rows; m++) sums[m][0] = sums[m][1] = zero();
+    for (int j = 0; j < pairs; j++, panel += 2 * WIDTH) {
+        Vector left = load_pairs(panel), right = load_pairs(panel + WIDTH);
+        for (int m = 0; m < rows; m++) {
+            Vector pair = repeat(a + stride * (size_t)m + 2 * j);
+            sums[m][0] = dot(sums[m][0], pair, left);
+            sums[m][1] = dot(sums[m][1], pair, right);
+        }
+    }
+    for (int m = 0; m < rows; m++) {
+        int32_t lanes[WIDTH];
+        store_lanes(lanes, sums[m][0]);
+        store_lanes(lanes + LANES, sums[m][1]);
+        for (int n = 0; n < WIDTH; n++) T[m * WIDTH + n] += lanes[n];
+    }
+}
+
+/* T[m, n] = Σ a[m, k] w[k, n] (or w[n, k] if transposed) for n < count ≤ WIDTH, T [M, WIDTH];
+   panel has room for RUN · WIDTH numbers. */
+static void panel_product(const int16_t *a, size_t stride, int M, int K, const int8_t *w,
+                          size_t ld, int transposed, int count, int16_t *panel, int64_t *T) {
+    memset(T, 0, sizeof *T * WIDTH * (size_t)M);
+    for (int k = 0; k < K; k += RUN) {
+        int pairs = ((k + RUN < K ? RUN : K - k) + 1) / 2;
+        (transposed ? pack_transposed : pack)(w, ld, k, K, pairs, count, panel);
+        for (int m = 0; m < M;) {
+            const int16_t *at = a + stride * (size_t)m + k;
+            int left = M - m, done = left >= ROWS ? ROWS : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+            if (done == ROWS) tile(ROWS, at, stride, panel, pairs, T + m * WIDTH);
+            else if (done == 4) tile(4, at, stride, panel, pairs, T + m * WIDTH);
+            else if (done == 2) tile(2, at, stride, panel, pairs, T + m * WIDTH);
+            else tile(1, at, stride, panel, pairs, T + m * WIDTH);
+            m += done;
+        }
+    }
+}
+
+/* T[m · wide] = Σ a[m, k] w[k] along one row of weights, for `rows` known at compile time. */
+static inline __attribute__((always_inline)) void dot_tile(const int rows, const int16_t *a,
+                                                           size_t stride, int K, const int8_t *w,
+                                                           int64_t *T, size_t wide) {
+    for (int m = 0; m < rows; m++) T[(size_t)m * wide] = 0;
+    for (int start = 0; start < K; start += RUN) {
+        int end = start + RUN < K ? start + RUN : K, k = start;
+        Vector sums[4];
+        for (int m = 0; m < rows; m++) sums[m] = zero();
+        for (; k + WIDTH <= end; k += WIDTH) {
+            __builtin_prefetch(w + k + 16 * LINE);
+            Vector weights = widen(w + k);
+            for (int m = 0; m < rows; m++)
+                sums[m] = dot(sums[m], load_pairs(a + stride * (size_t)m + k), weights);
+        }
+        for (int m = 0; m < rows; m++) {
+            int32_t sum = total(sums[m]);
+            for (int i = k; i < end; i++) sum += a[stride * (size_t)m + (size_t)i] * w[i];
+            T[(size_t)m * wide] += sum;
+        }
+    }
+}
+
+/* T[m, n] = Σ a[m, k] w[n, k] for n < count, T [M, wide]. */
+static void dots(const int16_t *a, size_t stride, int M, int K, const int8_t *w, size_t ld,
+                 int count, int64_t *T, size_t wide) {
+    for (int n = 0; n < count; n++)
+        for (int m = 0; m < M;) {
+            const int16_t *at = a + stride * (size_t)m;
+            const int8_t *row = w + ld * (size_t)n;
+            int64_t *to = T + (size_t)m * wide + n;
+            if (M - m >= 4) dot_tile(4, at, stride, K, row, to, wide), m += 4;
+            else dot_tile(1, at, stride, K, row, to, wide), m++;
+        }
+}
+
+#endif
