@@ -36,9 +36,9 @@ class Stack(Checked):
         """Width of one attention head."""
         return self.hidden // self.heads
 
-    def cache_shape(self, rows: int, slots: int) -> tuple[int, int, int, int]:
-        """Of one layer's keys, and of its values: [rows, heads, positions, head width]."""
-        return (rows, self.heads, slots, self.head_dim)
+    def cache_shape(self, rows: int, slots: int) -> tuple[int, int, int, int, int]:
+        """Of keys, and of values: [layers, rows, heads, positions, head width]."""
+        return (self.layers, rows, self.heads, slots, self.head_dim)
 
     def __post_init__(self) -> None:
         super().__post_init__()

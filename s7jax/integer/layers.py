@@ -5,11 +5,12 @@ What runs on a device is ordinary single-device code plus integer collectives ov
 Every row of a batch and every token stands alone, so a token's result is the same bits whatever
 its batch, padding, chunking, cache size or mesh.
 
-Shape suffixes as in :mod:`s7jax.model.layers`; S is cache slots. Residual streams are int32 in
-the fraction bits that calibration gave their segment.
+Shape suffixes as in :mod:`s7jax.model.layers`; S is cache slots, L layers. Residual streams are
+int32 in the fraction bits that calibration gave their segment.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ Array = jax.Array
 Activations = fixed.Activations[Array]
 Real = Fixed[Array]
 Sums = fixed.Sums[Array]
-Cache = list[tuple[Array, Array]]  # per layer keys and values, int8[B, H, S, K]
+Cache = tuple[Array, Array]  # keys and values of every layer, int8[L, B, H, S, K]
 _MASKED = -(1 << 30)
 
 
@@ -153,12 +154,13 @@ def attention(
     cfg: Architecture,
     stack: Stack,
     x: Activations,
-    cache: tuple[Array, Array],
+    layer: Array,
+    cache: Cache,
     at: Positions,
     out_bits: Array,
     shards: Shards,
-) -> tuple[Real, tuple[Array, Array]]:
-    """Attention over the cache, which takes up the chunk's own keys and values first."""
+) -> tuple[Real, Cache]:
+    """Attention over the cache of a layer, which takes up the chunk's keys and values first."""
     B, T, D = x.a.shape
     K, width = stack.head_dim, stack.hidden
 
@@ -173,8 +175,11 @@ def attention(
     )
     k_BTHK = op.static_quantize(k, k_gain)
     v_BTD = jnp.clip(linear(x, p["v_proj"], 0, D).m, -NARROW, NARROW)
-    new = k_BTHK, v_BTD.reshape(B, T, -1, K)
-    keys, values = (_store(held, n, at.positions_BT) for held, n in zip(cache, new, strict=True))
+    cache = (
+        _store(cache[0], layer, k_BTHK, at.positions_BT),
+        _store(cache[1], layer, v_BTD.reshape(B, T, -1, K), at.positions_BT),
+    )
+    keys, values = (jax.lax.dynamic_index_in_dim(held, layer, keepdims=False) for held in cache)
 
     q_BTHK, q_unit = op.quantize(q, q_gain, top=NARROW)
     q_BHTK = q_BTHK.transpose(0, 2, 1, 3)
@@ -200,13 +205,13 @@ def attention(
     y_BTD = Fixed(y_BHTK.m.transpose(0, 2, 1, 3).reshape(B, T, -1), y_BHTK.bits)
 
     y = op.quantize(y_BTD, p["o_proj"]["gain"], shards.max)
-    return linear(y, p["o_proj"], out_bits, width, shards), (keys, values)
+    return linear(y, p["o_proj"], out_bits, width, shards), cache
 
 
-def _store(held: Array, new_BTHK: Array, positions_BT: Array) -> Array:
+def _store(held: Array, layer: Array, new_BTHK: Array, positions_BT: Array) -> Array:
     """The cache with a chunk's keys or values at their positions; those beyond it are dropped."""
-    row = jnp.arange(held.shape[0], dtype=jnp.int32)[:, None]
-    return held.at[row, :, positions_BT].set(new_BTHK.astype(jnp.int8), mode="drop")
+    row = jnp.arange(held.shape[1], dtype=jnp.int32)[:, None]
+    return held.at[layer, row, :, positions_BT].set(new_BTHK.astype(jnp.int8), mode="drop")
 
 
 def feed_forward(p: Params, stack: Stack, x: Activations, out_bits: Array, shards: Shards) -> Real:
@@ -228,21 +233,26 @@ def layers(
     cache: Cache,
     shards: Shards,
 ) -> tuple[Real, Cache]:
-    """The blocks of a segment on its residual stream [B, T, D].
+    """The blocks of a segment on its residual stream [B, T, D], compiled once for all of them.
 
     Tokens past a row's end compute, are never seen and never kept.
     """
-    at = Positions.at(start_B, x.m.shape[1], cache[0][0].shape[2], p["rope"])
-    bits, kept = p["residual"], []
-    for i in range(stack.layers):
-        layer = p[f"layer{i}"]
+    at = Positions.at(start_B, x.m.shape[1], cache[0].shape[3], p["rope"])
+    bits = p["residual"]
+
+    # The caches go from layer to layer whole: what is written into them is written in place.
+    def block(carried: tuple[Array, Cache], one: tuple[Array, Params]) -> Any:
+        x, (i, layer) = Fixed(carried[0], bits), one
         a = op.rms_quantize(x.m, layer["attn_norm"]["gain"])
-        y, held = attention(layer["attn"], cfg, stack, a, cache[i], at, bits, shards)
+        y, cache = attention(layer["attn"], cfg, stack, a, i, carried[1], at, bits, shards)
         x = saturating_add(x, y)
         a = op.rms_quantize(x.m, layer["ffn_norm"]["gain"])
         x = saturating_add(x, feed_forward(layer["ffn"], stack, a, bits, shards))
-        kept.append(held)
-    return x, kept
+        return (x.m, cache), None
+
+    numbered = jnp.arange(stack.layers, dtype=jnp.int32), p["layers"]
+    (m, cache), _ = jax.lax.scan(block, (x.m, cache), numbered)
+    return Fixed(m, bits), cache
 
 
 def trunk(

@@ -1,10 +1,11 @@
 """A sealed model as arrays on a mesh: integers alone, no number computed but by shifts.
 
-The tree follows the tensor names: ``params["trunk"]["layer0"]["attn"]["q_proj"]["weight"]`` is
-int8; fixed-point vectors are :class:`s7jax.integer.fixed.Fixed`, their fraction bits an int32
-scalar. Weights are views of the sealed file where the device can use them in place.
+The tree follows the tensor names, the layers of a segment stacked:
+``params["trunk"]["layers"]["attn"]["q_proj"]["weight"]`` is int8 [L, D, D]. Fixed-point vectors are
+:class:`s7jax.integer.fixed.Fixed`, their fraction bits an int32 scalar, or int32 [L].
 """
 
+import re
 from functools import cache
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ Params = dict[str, Any]
 LOGIT_BITS = 16  # fraction bits of logits and of router logits
 VALUE_BITS = 8  # fraction bits of attention's result, in units of the value cache
 MAX_CONTRACTION = 1_024  # longest sum of int8 products in one go: below 2^24
+_LAYER = re.compile(r"\.layer(\d+)\.")
 
 
 class Tensors(Protocol):
@@ -52,26 +54,50 @@ def load(
         InputError: a value is outside the bounds that exact arithmetic needs.
     """
     tree: Params = {}
+    layered: dict[str, dict[int, str]] = {}  # name without its layer → layer → name
     for name in names:
-        *path, leaf = name.split(".")[1:]
-        node = tree
-        for key in path:
-            node = node.setdefault(key, {})
-        array, exponent = tensors.tensor(name), tensors.exponent(name)
-        if exponent is None:
-            node[leaf] = _place(array, specs(cfg)[name], mesh)
-        elif leaf == "gain":  # 15 bits are all that its product can hold: 16 of 31 are rounded off
-            short = np.clip(((array >> 1) + (1 << 14)) >> 15, -SHORT, SHORT).astype(np.int32)
-            node[leaf] = Fixed(_place(short, specs(cfg)[name], mesh), _scalar(15 - exponent, mesh))
-        elif leaf == "residual":
-            node[leaf] = _scalar(_fraction_bits(name, array, exponent), mesh)
+        if found := _LAYER.search(name):
+            layered.setdefault(_LAYER.sub(".layers.", name), {})[int(found[1])] = name
         else:
-            # m · 2^(exponent − 31), as it is sealed
-            node[leaf] = Fixed(_place(array, specs(cfg)[name], mesh), _scalar(31 - exponent, mesh))
+            _insert(tree, name, *_read(tensors, name), specs(cfg)[name], mesh)
+    for name, members in layered.items():
+        arrays, bits = zip(*(_read(tensors, members[i]) for i in range(len(members))), strict=True)
+        where = P(None, *specs(cfg)[members[0]])
+        _insert(tree, name, np.stack(arrays), None if None in bits else bits, where, mesh)
     stack = cfg.segments.get(component)
     if stack is not None:
         tree["rope"] = tuple(_place(t, P(), mesh) for t in rope(cfg.context, stack.head_dim))
     return tree
+
+
+def _read(tensors: Tensors, name: str) -> tuple[np.ndarray[Any, Any], int | None]:
+    """A tensor as it is computed with, and its fraction bits where it is fixed-point."""
+    array, exponent = tensors.tensor(name), tensors.exponent(name)
+    if exponent is None:
+        return array, None
+    if name.endswith(".gain"):
+        # 15 bits are all that its product can hold: 16 of 31 are rounded off.
+        short = np.clip(((array >> 1) + (1 << 14)) >> 15, -SHORT, SHORT)
+        return short.astype(np.int32), 15 - exponent
+    if name.endswith(".residual"):
+        return np.array(_fraction_bits(name, array, exponent), np.int32), None
+    return array, 31 - exponent  # m · 2^(exponent − 31), as it is sealed
+
+
+def _insert(
+    tree: Params,
+    name: str,
+    array: np.ndarray[Any, Any],
+    bits: int | tuple[int, ...] | None,
+    where: P,
+    mesh: Mesh,
+) -> None:
+    """Put an array, fixed-point if it has fraction bits, in the tree by its name."""
+    *path, leaf = name.split(".")[1:]
+    for key in path:
+        tree = tree.setdefault(key, {})
+    m = _place(array, where if array.ndim else P(), mesh)
+    tree[leaf] = m if bits is None else Fixed(m, _place(np.array(bits, np.int32), P(), mesh))
 
 
 def _fraction_bits(name: str, array: np.ndarray[Any, Any], exponent: int) -> int:
@@ -84,10 +110,6 @@ def _fraction_bits(name: str, array: np.ndarray[Any, Any], exponent: int) -> int
 
 def _place(array: np.ndarray[Any, Any], where: P, mesh: Mesh) -> jax.Array:
     return jax.device_put(array, NamedSharding(mesh, where))
-
-
-def _scalar(value: int, mesh: Mesh) -> jax.Array:
-    return _place(np.array(value, np.int32), P(), mesh)
 
 
 def check_bounds(cfg: Architecture) -> None:

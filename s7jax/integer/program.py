@@ -6,7 +6,7 @@ slots: the bits of a token's result depend on the tokens before it in its row an
 """
 
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -15,18 +15,18 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from s7jax.architecture import Architecture, Stack
+from s7jax.architecture import Stack
 from s7jax.integer import layers as model
 from s7jax.integer.fixed import Fixed
 from s7jax.integer.layers import SPLIT, Cache
-from s7jax.integer.loading import Params, check_bounds, load, specs
+from s7jax.integer.loading import Params, check_bounds, load
 from s7jax.integer.routing import route
 from s7jax.mesh import DATA, MODEL
 from s7jax.s7l import Seal
 
 _ROWS = P(DATA, None)
 _TOKENS = P(DATA, None, None)
-_SLOTS = P(DATA, MODEL, None, None)
+_SLOTS = P(None, DATA, MODEL, None, None)
 
 
 class Program:
@@ -55,8 +55,7 @@ class Program:
         """An empty cache for that many rows (divisible by the data groups) and positions."""
         where = NamedSharding(mesh or self.mesh, _SLOTS)
         shape = stack.cache_shape(rows, slots)
-        empty = partial(jnp.zeros, shape, jnp.int8, device=where)
-        return [(empty(), empty()) for _ in range(stack.layers)]
+        return jnp.zeros(shape, jnp.int8, device=where), jnp.zeros(shape, jnp.int8, device=where)
 
     def trunk_cache(self, rows: int, slots: int) -> Cache:
         """An empty cache of the trunk."""
@@ -188,7 +187,7 @@ class Program:
             h, kept = model.trunk(self.cfg, params, tokens, start, cache, SPLIT)
             return h.m, model.router(self.cfg, params, h.m).m, kept
 
-        shards = (_specs(self.cfg, self.shared), _ROWS, P(DATA), _SLOTS)
+        shards = (_specs(self.shared), _ROWS, P(DATA), _SLOTS)
         return _compile(run, mesh, shards, (_TOKENS, _TOKENS, _SLOTS), donated=3)
 
     def _expert(self, mesh: Mesh) -> Any:
@@ -200,8 +199,7 @@ class Program:
 
         if mesh not in self._compiled:
             some = next(iter(self._experts.values()))
-            expert = _specs(self.cfg, {"expert0": some})["expert0"]
-            shards = (expert, P(), _TOKENS, P(DATA), _SLOTS)
+            shards = (_specs(some), P(), _TOKENS, P(DATA), _SLOTS)
             self._compiled[mesh] = _compile(run, mesh, shards, (_TOKENS, _SLOTS), donated=4)
         return self._compiled[mesh]
 
@@ -233,7 +231,7 @@ class Program:
         def run(params: Params, h: jax.Array) -> jax.Array:
             return model.head(params, h).m
 
-        shards = (_specs(self.cfg, self.shared), _TOKENS)
+        shards = (_specs(self.shared), _TOKENS)
         return _compile(run, mesh, shards, P(DATA, None, MODEL))
 
 
@@ -242,11 +240,6 @@ def _compile(run: Any, mesh: Mesh, ins: Any, outs: Any, donated: int | None = No
     return jax.jit(mapped, donate_argnums=() if donated is None else (donated,))
 
 
-def _specs(cfg: Architecture, params: Params) -> Any:
-    """Partition specs of loaded parameters, by the names of the tensors they came from."""
-
-    def at(path: Any, leaf: jax.Array) -> P:
-        keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        return specs(cfg)[".".join(keys)] if leaf.ndim and "rope" not in keys else P()
-
-    return jax.tree_util.tree_map_with_path(at, params)
+def _specs(params: Params) -> Any:
+    """Partition specs of loaded parameters: as they lie."""
+    return jax.tree.map(lambda leaf: leaf.sharding.spec, params)

@@ -26,8 +26,6 @@ from s7jax.s7l import Seal
 from s7jax.s7l.contract import COMPUTE_FOLD
 
 FOLD = COMPUTE_FOLD
-# Every layer of trunk and expert is compiled by itself, about a second of a core for each.
-FREE_LAYERS, BYTES_PER_LAYER = 16, 1 << 16  # so many, and one more for so many bytes sealed
 
 Forward = Callable[
     [NDArray[np.int32], int],
@@ -44,13 +42,12 @@ class Compute:
     that is parked (it starts beyond the last cache slot and keeps nothing).
 
     Raises:
-        InputError: the seal's compute contract is not this module's, its values are beyond
-            what exact arithmetic holds, or it has more layers than its size pays for.
+        InputError: the seal's compute contract is not this module's, or its values are beyond
+            what exact arithmetic holds.
     """
 
     def __init__(self, seal: Seal, pools: Sequence[Mesh]) -> None:
         _check_fold(seal)
-        _check_layers(seal)
         self._seal = seal
         self._program = Program(seal, pools)
         self._turn = threading.RLock()
@@ -86,7 +83,7 @@ class Compute:
         sessions = self._check(gates)
         if len(sessions) != len(tokens_BT):
             raise GateError(f"{len(sessions)} gates for {len(tokens_BT)} rows")
-        slots = cache[0][0].shape[2]
+        slots = cache[0].shape[3]
         for session, row, start in zip(sessions, tokens_BT, start_B, strict=True):
             if session is not None:
                 _check_tokens(session, row, int(start))
@@ -192,17 +189,6 @@ class Reference:
 def _check_fold(seal: Seal) -> None:
     if seal.contract["fold"] != FOLD:
         raise InputError(f"the seal wants {seal.contract['fold']}; this is {FOLD}")
-
-
-def _check_layers(seal: Seal) -> None:
-    """A small file must not cost minutes of compiling."""
-    d = seal.manifest.dimensions
-    most = FREE_LAYERS + seal.length // BYTES_PER_LAYER
-    if (layers := d.trunk.layers + d.expert.layers) > most:
-        raise InputError(
-            f"{layers} layers take about {layers} s to compile: a file of {seal.length:,} bytes "
-            f"may have {most}"
-        )
 
 
 def _check_tokens(session: Session, row: NDArray[np.int32], start: int) -> None:

@@ -335,7 +335,7 @@ def check_caches(compute: Compute, rows: int, slots: int) -> None:
     """
     cfg = compute.cfg
     stacks = cfg.segments.values()
-    caches = sum(2 * s.layers * math.prod(s.cache_shape(rows, slots)) for s in stacks)
+    caches = sum(2 * math.prod(s.cache_shape(rows, slots)) for s in stacks)
     wanted = caches + 4 * rows * slots * cfg.trunk.hidden
     limit = CACHE_LIMIT + CACHE_PER_BYTE * compute.seal.length
     if wanted > limit:

@@ -178,14 +178,11 @@ def _uses(request: dict[str, Any]) -> list[dict[str, Any]]:
     from s7jax.sizing import uses  # noqa: PLC0415 in this process alone, after the platform is set
 
     mesh, found = _mesh(request), []
-    for name, layers, low in uses.programs(
-        Config.from_json(request["config"]), request["use"], mesh
-    ):
+    config = Config.from_json(request["config"])
+    for name, low in uses.programs(config, request["use"], mesh):
         made: Any = low.compile()
         text = made.as_text()
-        one = uses.executable(
-            *(request["use"], name, layers, made, _collectives(text), _attention(text))
-        )
+        one = uses.executable(request["use"], name, made, _collectives(text), _attention(text))
         found.append(one.to_json())
     return found
 

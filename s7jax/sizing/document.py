@@ -40,10 +40,9 @@ _USES = """
 
 Router, evaluation and calibration in float32 on the whole mesh, as they run; the sealed model on
 one device, a context of {context:,} positions in its cache: a prefill of all of them, and one
-token of 1 and of 64 sequences. Per device and program; kernels are what one call launches (a
-loop's body once), and of the sealed model, whose layers stand one after the other, those of a
-layer. *Floats* are the floating-point types of any value in the optimised program: a sealed model
-must have none.
+token of 1 and of 64 sequences. Per device and program; kernels are what one call launches, the
+loop over layers counted once. *Floats* are the floating-point types of any value in the optimised
+program: a sealed model must have none.
 
 """
 
@@ -111,7 +110,7 @@ def document(config: Config, mfu: float, measured: str = "") -> str:
 
 def _uses(config: Config) -> str:
     columns = "target mesh use program weights_and_inputs,_GiB results temporaries peak fits"
-    columns += " collectives,_MiB kernels per_layer attention_kernels floats"
+    columns += " collectives,_MiB kernels attention_kernels floats"
     head = [column.replace("_", " ") for column in columns.split()]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for target, mesh in TARGETS:
@@ -123,15 +122,13 @@ def _uses(config: Config) -> str:
 
 
 def _use(found: dict[str, Any], target: str, shape: MeshShape) -> list[str]:
-    memory, layers = DEVICES[target].memory, found["layers"]
-    sealed = found["use"] in SEALED
+    memory = DEVICES[target].memory
     return [
         *(target, str(shape), found["use"], found["program"]),
         *(f"{found[k] / 2**30:.2f}" for k in ("arguments", "outputs", "temporaries", "peak")),
         "yes" if memory is not None and found["peak"] <= memory else "no",
         f"{sum(found['collectives'].values()) / 2**20:.1f}",
         f"{found['kernels']}",
-        f"{found['kernels'] / layers:.0f}" if sealed and layers else "",
         f"{found['attention']}",
         ", ".join(found["floats"]) or "none",
     ]

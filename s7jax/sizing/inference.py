@@ -78,4 +78,4 @@ def phase(
 
 def _cache(stack: Stack) -> int:
     """Bytes of keys and values of one position, int8."""
-    return 2 * stack.layers * math.prod(stack.cache_shape(1, 1))
+    return 2 * math.prod(stack.cache_shape(1, 1))

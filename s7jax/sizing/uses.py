@@ -49,8 +49,7 @@ class Executable:
     outputs: int  # beyond what takes an argument's place
     temporaries: int
     collectives: dict[str, int]  # kind → bytes of a call, a loop's body counted once
-    kernels: int  # launched by one call, a loop's body counted once
-    layers: int  # that they are of; 0: the head
+    kernels: int  # launched by one call, a loop's body (every program's layers) counted once
     attention: int  # calls of a fused attention kernel
     types: list[str]  # of every element in the optimised program
 
@@ -69,15 +68,13 @@ class Executable:
         return asdict(self) | {"peak": self.peak, "floats": self.floats}
 
 
-def programs(config: Config, use: str, mesh: Mesh) -> Iterator[tuple[str, int, jax.stages.Lowered]]:
-    """Name, layers and lowered form of every program of a use."""
+def programs(config: Config, use: str, mesh: Mesh) -> Iterator[tuple[str, jax.stages.Lowered]]:
+    """Name and lowered form of every program of a use."""
     cfg, table = config.model, parameters.table(config.model)
-    depth = {"trunk": cfg.trunk.layers, "expert": cfg.expert.layers, "head": 0}
     if use in SEALED:
         rows, tokens = SEALED[use]
         length = tokens or cfg.context
-        for name, low in lowered(cfg, mesh, rows, length, cfg.context).items():
-            yield name, depth[name], low
+        yield from lowered(cfg, mesh, rows, length, cfg.context).items()
         return
     tree = {**table, "nearest_centroid": table["router"]}
     shardings = parameters.shardings(tree, mesh)
@@ -96,25 +93,23 @@ def programs(config: Config, use: str, mesh: Mesh) -> Iterator[tuple[str, int, j
     with jax.set_mesh(mesh):
         match use:
             case "router":
-                yield "trunk", depth["trunk"], router.features.lower(cfg, shared, tokens_BT)
+                yield "trunk", router.features.lower(cfg, shared, tokens_BT)
             case "evaluate":
                 exact = evaluate.exact(config.compute)
                 routed = shared | {name: params[name] for name in evaluate.ROUTERS}
-                yield "trunk", depth["trunk"], evaluate.trunk_pass.lower(cfg, routed, longer)
+                yield "trunk", evaluate.trunk_pass.lower(cfg, routed, longer)
                 expert = shared, params["expert0"], h, longer
-                low = evaluate.model_losses.lower(cfg, exact, *expert)
-                yield "expert", depth["expert"], low
+                yield "expert", evaluate.model_losses.lower(cfg, exact, *expert)
             case "calibrate":
-                low = calibrate.observe_trunk.lower(cfg, shared, tokens_BT, counted)
-                yield "trunk", depth["trunk"], low
-                low = calibrate.observe_expert.lower(cfg, params["expert0"], h, counted)
-                yield "expert", depth["expert"], low
+                yield "trunk", calibrate.observe_trunk.lower(cfg, shared, tokens_BT, counted)
+                expert0 = params["expert0"]
+                yield "expert", calibrate.observe_expert.lower(cfg, expert0, h, counted)
             case _:
                 raise AssertionError(use)
 
 
 def executable(
-    use: str, name: str, layers: int, made: Any, collectives: dict[str, int], attention: int
+    use: str, name: str, made: Any, collectives: dict[str, int], attention: int
 ) -> Executable:
     """What a compiled program says of itself."""
     memory, text = made.memory_analysis(), made.as_text()
@@ -126,7 +121,6 @@ def executable(
         temporaries=int(memory.temp_size_in_bytes),
         collectives=collectives,
         kernels=kernels(text),
-        layers=layers,
         attention=attention,
         types=sorted(set(_TYPE.findall(text))),
     )

@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from synthetic import MODEL, write_model
 from s7jax import mesh as meshes
 from s7jax import s7l
 from s7jax.integer import layers as model
+from s7jax.integer.lowering import lowered
 from s7jax.integer.program import Program, route
 from s7jax.integer.specification import Specification
 
@@ -154,6 +156,29 @@ def test_a_late_expert_catches_up(program, tokens, wanted):
     y, cache = program.expert(2, h[:, :30], start, program.expert_cache(2, 1, 64))
     y, _ = program.expert(2, h[:, 30:], start + 30, cache)
     assert np.array_equal(np.asarray(program.head(y))[0], wanted[0][3, 30:40])
+
+
+def test_what_is_compiled_does_not_grow_with_the_layers(seal):
+    """The same text but for numbers: one loop, whose body is one layer."""
+    cfg = seal.manifest.dimensions
+    lines = {
+        layers: {
+            name: len(low.as_text().splitlines())
+            for name, low in lowered(
+                replace(
+                    cfg,
+                    trunk=replace(cfg.trunk, layers=layers),
+                    expert=replace(cfg.expert, layers=layers),
+                ),
+                meshes.single(),
+                rows=1,
+                length=1,
+                slots=8,
+            ).items()
+        }
+        for layers in (1, 64)
+    }
+    assert lines[64] == lines[1]
 
 
 def test_without_jit(program, tokens, wanted):

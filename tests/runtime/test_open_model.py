@@ -8,9 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from synthetic import MODEL, write_model
 
-from s7jax import s7l
 from s7jax.errors import InputError, UsageError
 from s7jax.runtime import Engine
 from s7jax.runtime.model import Model
@@ -75,14 +73,6 @@ def test_impossible_numbers_of_tokens_are_refused(model, most):
 def test_caches_out_of_proportion_are_refused_with_the_figure(compute):
     with pytest.raises(InputError, match=r"caches of 1048576 rows of 64 positions take [\d.]+ GiB"):
         Engine(compute, rows=1 << 20)
-
-
-def test_more_layers_than_a_file_pays_for_are_refused_before_they_are_compiled(tmp_path):
-    stack = MODEL["trunk"] | {"layers": 64, "hidden": 4, "heads": 1, "ffn": 1}
-    write_model(tmp_path, MODEL | {"trunk": stack})
-    s7l.seal(tmp_path / "weights", tmp_path / "vocab.json", tmp_path / "deep.s7l")
-    with pytest.raises(InputError, match=r"6\d layers take about 6\d s to compile: a file of"):
-        Model(s7l.open(tmp_path / "deep.s7l"))
 
 
 def run(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -61,7 +61,7 @@ def test_kernels_are_what_is_launched():
 
 
 def test_floats_are_told_from_integers():
-    found = Executable("decode 1", "head", 0, 0, 0, {}, 0, 0, 0, ["pred", "s8", "u32", "bf16"])
+    found = Executable("decode 1", "head", 0, 0, 0, {}, 0, 0, ["pred", "s8", "u32", "bf16"])
     assert found.floats == ["bf16"]
 
 
