@@ -35,7 +35,7 @@ mutants: $(INSTALLED)
 fuzz: $(INSTALLED)
 	$(PY) tests/adversarial/fuzz.py $(INPUTS)
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml $(wildcard s7jax/native/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'

@@ -185,7 +185,7 @@ def rows(root: Path, name: str) -> list[Row]:
         Row("verify", tool("verify", sealed), ""),
         Row("verify, second", tool("s7l_verify", sealed), ""),
         Row("selftest", tool("selftest", sealed), ""),
-        Row("selftest by XLA", tool("selftest", sealed, "--jax", "--mesh", "2x2"), "2x2"),
+        Row("selftest by XLA", tool("selftest", sealed, "--engine", "xla", "--mesh", "2x2"), "2x2"),
         Row(
             "generate",
             tool("generate", sealed, *prompt, "--proof", proof),

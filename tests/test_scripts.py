@@ -183,7 +183,7 @@ def test_a_sealed_model_answers_and_proves_it(work: Path, tmp_path: Path):
     assert text == report["text"], "standard output is the text, to the byte"
     assert report["root"] == s7l.open(sealed).root.hex()
     assert sum(part["tokens"] for part in report["route"]) == report["tokens"] == 6
-    for how in ((), ("--mesh", "1x2")):
+    for how in ((), ("--engine", "native"), ("--engine", "xla", "--mesh", "1x2")):
         out = good("tools/verify.py", sealed, "--replay", proof, *how, cwd=work)
         assert f"replayed 6 steps, chain {report['proof']}" in out
     (tmp_path / "prompt.txt").write_text("def return")
@@ -227,7 +227,7 @@ def test_every_rule_is_shown_by_a_run(work: Path):
 def test_selftest_notices_any_changed_bit(work: Path, tmp_path: Path):
     sealed = work / "runs/tiny/model/moe.s7l"
     assert "16 tokens in 4 domains" in good("tools/selftest.py", sealed, cwd=work)
-    assert "as sealed" in good("tools/selftest.py", "--jax", cwd=work)
+    assert "as sealed" in good("tools/selftest.py", "--engine", "xla", cwd=work)
     data = sealed.read_bytes()
     for at in (9, 5_000, len(data) // 2, len(data) - 1):
         changed = bytearray(data)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from s7jax import runtime
 from s7jax.errors import UsageError
+from s7jax.runtime.compute import ENGINES
 from s7jax.runtime.replay import traced
 from s7jax.terminal import cli
 from s7jax.train.folder import newest
@@ -35,7 +36,9 @@ def parse() -> argparse.Namespace:
     p.add_argument("--top-k", type=int, default=0, metavar="K", help="only the K likeliest tokens")
     p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="only the likeliest share")
     p.add_argument("--seed", type=int, help="of the draws (default: as sealed)")
-    p.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="devices, such as 4x2")
+    p.add_argument("--engine", choices=ENGINES, default="auto", help="native C, or XLA's devices")
+    p.add_argument("--threads", type=int, metavar="N", help="of the native engine (default: all)")
+    p.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="XLA devices, such as 4x2")
     p.add_argument("--drafts", type=int, default=0, metavar="N", help="trunk drafts, expert checks")
     p.add_argument("--proof", type=Path, metavar="FILE", help="write the proof, a .s7p")
     p.add_argument("--trace", action="store_true", help="with every operator's digest, to dispute")
@@ -55,7 +58,8 @@ def main() -> None:
     args = parse()
     prompt = args.prompt if args.file is None else _read(args.file)
     path, trusted = args.model or newest().sealed, {"root": args.root, "trust": args.trust}
-    with runtime.open(path, mesh=args.mesh, drafts=args.drafts, **trusted) as model:
+    how = {"engine": args.engine, "threads": args.threads, "mesh": args.mesh}
+    with runtime.open(path, **how, drafts=args.drafts, **trusted) as model:
         began = time.monotonic()
         answer = model.generate(
             prompt,

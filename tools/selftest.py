@@ -6,7 +6,8 @@ First every byte is verified. Exit code 0 if every token and every logit is as s
 Examples:
   python tools/selftest.py                        the newest run's model
   python tools/selftest.py model.s7l
-  python tools/selftest.py model.s7l --jax --mesh 4x2     by XLA instead of NumPy
+  python tools/selftest.py model.s7l --engine native      by the native engine instead of NumPy
+  python tools/selftest.py model.s7l --engine xla --mesh 4x2
 """
 
 import time
@@ -15,8 +16,7 @@ from pathlib import Path
 from s7jax import s7l
 from s7jax.errors import InputError
 from s7jax.runtime import answers
-from s7jax.runtime.model import Model, by_devices
-from s7jax.runtime.replay import by_specification
+from s7jax.runtime.model import REPLAYERS, by_engine
 from s7jax.terminal import cli
 from s7jax.train.folder import newest
 
@@ -25,8 +25,8 @@ def main() -> None:
     """Open, compute, compare."""
     parser = cli.parser(__doc__)
     parser.add_argument("file", type=Path, nargs="?", help="sealed model (default: newest run's)")
-    parser.add_argument("--jax", action="store_true", help="on XLA's devices, not in NumPy")
-    parser.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="with --jax")
+    parser.add_argument("--engine", choices=REPLAYERS, default="numpy")
+    parser.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="XLA devices")
     parser.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
     parser.add_argument("--trust", type=Path, nargs="+", default=[], metavar="PUBKEY")
     args = parser.parse_args()
@@ -37,8 +37,7 @@ def main() -> None:
     known = seal.stream["answers"]
     if not known:
         raise InputError(f"{path}: sealed without known answers")
-    forward = by_devices(Model(seal, args.mesh)) if args.jax else by_specification(seal)
-    answers.check(known, forward)
+    answers.check(known, by_engine(seal, args.engine, args.mesh))
     steps = sum(len(answer["output"]) for answer in known)
     print(
         f"{path}: {steps} tokens in {len(known)} domains and all their logits as sealed "

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from s7jax import runtime
 from s7jax.errors import UsageError
+from s7jax.runtime.compute import ENGINES
 from s7jax.terminal import cli
 from s7jax.train.folder import newest
 
@@ -38,7 +39,8 @@ def parse() -> argparse.Namespace:
     p.add_argument("--host", default="127.0.0.1")
     p.add_argument("--port", type=int, default=8000)
     p.add_argument("--name", help="of the model in requests (default: the file's)")
-    p.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="devices, such as 4x2")
+    p.add_argument("--engine", choices=ENGINES, default="auto", help="native C, or XLA's devices")
+    p.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="XLA devices, such as 4x2")
     p.add_argument("--rows", type=int, default=8, help="answers in one batch")
     p.add_argument("--waiting", type=int, default=64, help="requests that may queue")
     p.add_argument("--seconds", type=float, default=120.0, help="until an answer is cut off")
@@ -61,7 +63,8 @@ def main() -> None:
         raise UsageError(f"--host {args.host} is open to others: set S7_TOKEN or --token-file")
     path = args.model or newest().sealed
     limits = Limits(rows=args.rows, waiting=args.waiting, seconds=args.seconds)
-    with runtime.open(path, mesh=args.mesh, root=args.root, trust=args.trust) as model:
+    how = {"engine": args.engine, "mesh": args.mesh, "root": args.root, "trust": args.trust}
+    with runtime.open(path, **how) as model:
         name = args.name or path.stem
         print(f"{name}: root {model.seal.root.hex()}, http://{args.host}:{args.port}", flush=True)
         app = application(model, name, limits, token or None)

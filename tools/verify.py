@@ -7,7 +7,7 @@ Examples:
   python tools/verify.py model/moe.s7l --json --run --root 9da075e3b893…
   python tools/verify.py model/moe.s7l --trust release.pem.pub --min-version 3
   python tools/verify.py expert2.s7b --trust release.pem.pub --signature model/moe.s7l.sig
-  python tools/verify.py model/moe.s7l --replay out.s7p [--mesh 4x2]    compute it again
+  python tools/verify.py model/moe.s7l --replay out.s7p [--engine native]    compute it again
 
 A seal proves that the file is whole; --root or --trust, with keys you know, whose it is.
 """
@@ -20,8 +20,8 @@ from typing import Any
 from s7jax import s7l
 from s7jax.errors import InputError, UsageError
 from s7jax.runtime import evidence, proof
-from s7jax.runtime.model import Model, by_devices
-from s7jax.runtime.replay import by_specification, replay
+from s7jax.runtime.model import REPLAYERS, by_engine
+from s7jax.runtime.replay import replay
 from s7jax.s7l import signature
 from s7jax.terminal import cli
 from s7jax.terminal.tables import show_findings, show_replay
@@ -38,7 +38,8 @@ def parse() -> argparse.Namespace:
     p.add_argument("--min-version", type=int, default=0, help="oldest release accepted")
     p.add_argument("--run", action="store_true", help="also check what a running model shows")
     p.add_argument("--replay", type=Path, metavar="PROOF", help="a .s7p to compute again")
-    p.add_argument("--mesh", metavar="[PxDx]M", help="replay on these devices, not in NumPy")
+    p.add_argument("--engine", choices=REPLAYERS, default="numpy", help="of a replay")
+    p.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="XLA devices")
     p.add_argument("--signature", type=Path, metavar="NOTE", help="default: FILE.sig")
     args = p.parse_args()
     if not args.trust and (args.min_version or args.signature):
@@ -56,7 +57,7 @@ def main() -> int:
         opened = opening(args.file, root=args.root)
         note = args.signature or signature.note_path(args.file)
         signed = signers(note, opened, args) if args.trust else None
-        replayed = again(args.replay, opened, args.mesh) if args.replay else None
+        replayed = again(args, opened) if args.replay else None
     except InputError as e:
         if args.json:
             print(json.dumps({**result, "passed": False, "error": str(e)}))
@@ -81,12 +82,11 @@ def main() -> int:
     return 0 if report.passed else 1
 
 
-def again(path: Path, opened: s7l.Seal | s7l.Bundle, mesh: str | None) -> dict[str, Any]:
+def again(args: argparse.Namespace, opened: s7l.Seal | s7l.Bundle) -> dict[str, Any]:
     """A proof computed again."""
     if isinstance(opened, s7l.Bundle):
         raise UsageError("a proof is replayed with the whole sealed model, not with a bundle")
-    compute = by_devices(Model(opened, mesh)) if mesh else by_specification(opened)
-    return replay(proof.load(path), opened, compute)
+    return replay(proof.load(args.replay), opened, by_engine(opened, args.engine, args.mesh))
 
 
 def signers(note: Path, opened: s7l.Seal | s7l.Bundle, args: argparse.Namespace) -> dict[str, Any]:

@@ -4,14 +4,17 @@ Everything works on NumPy and JAX arrays alike, one text for both; a function ta
 library, never of both. Arrays are int32 (where said int8), and nothing here makes another type.
 """
 
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-import jax
+import numpy as np
 from numpy.typing import NDArray
 
-Array = TypeVar("Array", jax.Array, NDArray[Any])
+from s7jax.integer.sealed import LIMIT
 
-LIMIT = (1 << 30) - 1  # what saturating operators never exceed
+if TYPE_CHECKING:
+    import jax  # what works on NumPy arrays alone needs none of it
+
+Array = TypeVar("Array", "jax.Array", NDArray[Any])
 
 
 class Fixed(NamedTuple, Generic[Array]):
@@ -70,9 +73,11 @@ def shift(x: Array, k: Array | int) -> Array:
 
 def bit_length(x: Array) -> Array:
     """Bit length of each x ≥ 0."""
-    if isinstance(x, jax.Array):
-        return 32 - jax.lax.clz(x)  # the same number in one instruction
     xp = x.__array_namespace__()
+    if xp is not np:
+        from jax.lax import clz  # noqa: PLC0415 it is here, or there were no such array
+
+        return 32 - clz(x)  # type: ignore[return-value]  # the same number in one instruction
     count = xp.zeros_like(x)
     for step in (16, 8, 4, 2, 1):
         high = (x >> step) > 0

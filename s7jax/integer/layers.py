@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from s7jax.architecture import Architecture, Stack
 from s7jax.integer import fixed
 from s7jax.integer import operators as op
-from s7jax.integer.fixed import LIMIT, Fixed, saturating_add
-from s7jax.integer.loading import LOGIT_BITS, MAX_CONTRACTION, VALUE_BITS, Params
-from s7jax.integer.operators import NARROW
+from s7jax.integer.fixed import Fixed, saturating_add
+from s7jax.integer.loading import MAX_CONTRACTION, VALUE_BITS, Params
+from s7jax.integer.sealed import LIMIT, LOGIT_BITS, NARROW
 from s7jax.mesh import MODEL
 
 Array = jax.Array

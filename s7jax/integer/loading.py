@@ -15,15 +15,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from s7jax.architecture import Architecture, sealed_tensors
-from s7jax.errors import InputError
-from s7jax.integer.fixed import LIMIT, Fixed
-from s7jax.integer.operators import NARROW, SHORT
-from s7jax.integer.tables import PROBABILITY_ONE, rope
+from s7jax.integer.fixed import Fixed
+from s7jax.integer.sealed import fraction_bits, short_gain
+from s7jax.integer.tables import rope
 from s7jax.mesh import partition
 
 Params = dict[str, Any]
 
-LOGIT_BITS = 16  # fraction bits of logits and of router logits
 VALUE_BITS = 8  # fraction bits of attention's result, in units of the value cache
 MAX_CONTRACTION = 1_024  # longest sum of int8 products in one go: below 2^24
 _LAYER = re.compile(r"\.layer(\d+)\.")
@@ -76,11 +74,9 @@ def _read(tensors: Tensors, name: str) -> tuple[np.ndarray[Any, Any], int | None
     if exponent is None:
         return array, None
     if name.endswith(".gain"):
-        # 15 bits are all that its product can hold: 16 of 31 are rounded off.
-        short = np.clip(((array >> 1) + (1 << 14)) >> 15, -SHORT, SHORT)
-        return short.astype(np.int32), 15 - exponent
+        return short_gain(array), 15 - exponent
     if name.endswith(".residual"):
-        return np.array(_fraction_bits(name, array, exponent), np.int32), None
+        return np.array(fraction_bits(name, array, exponent), np.int32), None
     return array, 31 - exponent  # m · 2^(exponent − 31), as it is sealed
 
 
@@ -100,34 +96,5 @@ def _insert(
     tree[leaf] = m if bits is None else Fixed(m, _place(np.array(bits, np.int32), P(), mesh))
 
 
-def _fraction_bits(name: str, array: np.ndarray[Any, Any], exponent: int) -> int:
-    if exponent != 31 or not -16 <= int(array[0]) <= 29:
-        raise InputError(
-            f"{name}: {int(array[0])} with exponent {exponent}; expected −16..29 and 31"
-        )
-    return int(array[0])
-
-
 def _place(array: np.ndarray[Any, Any], where: P, mesh: Mesh) -> jax.Array:
     return jax.device_put(array, NamedSharding(mesh, where))
-
-
-def check_bounds(cfg: Architecture) -> None:
-    """Refuse dimensions with which a sum of products could leave 31 bits.
-
-    Raises:
-        InputError: with the sum and its bound.
-    """
-    sums = {
-        "probabilities of a row": PROBABILITY_ONE * cfg.context,
-        "weighted values of a row": NARROW * NARROW * cfg.context,
-        "squares of a token": cfg.trunk.hidden << 10,
-    }
-    for name, stack in (("trunk", cfg.trunk), ("expert", cfg.expert)):
-        for what, size in (("hidden", stack.hidden), ("ffn", stack.ffn)):
-            sums[f"products over {name} {what}"] = NARROW * NARROW * size * 3 // 2
-    for what, bound in sums.items():
-        if bound > LIMIT:
-            raise InputError(
-                f"{what} can reach {bound}, beyond {LIMIT}: the dimensions are too large"
-            )

@@ -1,4 +1,4 @@
-"""The operators of numeric scheme ``s7-int8-1``: int32 in, int32 out, nothing else in between.
+"""The operators of numeric scheme ``s7-int8-2``: int32 in, int32 out, nothing else in between.
 
 Each works on NumPy and JAX arrays alike, one text for both. Every reduction is an integer sum or
 maximum, so no result depends on the order of anything; every function but the reductions'
@@ -30,10 +30,10 @@ from s7jax.integer.fixed import (
     shift,
     widened,
 )
+from s7jax.integer.sealed import NARROW, SHORT
 from s7jax.integer.tables import EXP2_INTERVALS, GELU_BITS, GELU_RANGE, GELU_STEP, ROPE_BITS
 
-NARROW, WIDE = 127, 127 * 128  # largest activation: one int8, or two of them (hi · 128 + lo)
-SHORT = 32_767  # largest value of 15 bits: the product of two of them fits
+WIDE = NARROW * 128  # largest activation of two int8: hi · 128 + lo
 SCORE_BITS = 16  # fraction bits of attention scores, in powers of two
 GELU_IN_BITS = 12  # fraction bits of what GELU takes
 LOG2_E = 1_663_351_252_389_300_929  # log2(e) · 2^60

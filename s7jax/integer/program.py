@@ -5,6 +5,7 @@ Chunks may be of any length, rows may stand at different positions, caches may h
 slots: the bits of a token's result depend on the tokens before it in its row and on nothing else.
 """
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -19,11 +20,15 @@ from s7jax.architecture import Stack
 from s7jax.integer import layers as model
 from s7jax.integer.fixed import Fixed
 from s7jax.integer.layers import SPLIT, Cache
-from s7jax.integer.loading import Params, check_bounds, load
+from s7jax.integer.loading import Params, load
 from s7jax.integer.routing import route
+from s7jax.integer.sealed import check_bounds
 from s7jax.mesh import DATA, MODEL
 from s7jax.s7l import Seal
 
+# Every element type of XLA, as it stands in HLO: s8[4,2], f32[], pred[1].
+_TYPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8e\w+|c64|c128)\[")
+CHUNKS = (1, 16, 128)  # lengths that are compiled; what is shorter is padded
 _ROWS = P(DATA, None)
 _TOKENS = P(DATA, None, None)
 _SLOTS = P(None, DATA, MODEL, None, None)
@@ -51,6 +56,15 @@ class Program:
         self.shared = {name: self._load(name, mesh) for name in ("embedding", "router", "trunk")}
         self._experts: dict[int, Params] = {}
 
+    @property
+    def groups(self) -> int:
+        """Data groups: the rows of a batch must be divisible by them."""
+        return self.mesh.shape[DATA]
+
+    def chunk(self, length: int) -> int:
+        """The compiled length that holds as much of ``length`` tokens as can be."""
+        return next((size for size in CHUNKS if size >= length), CHUNKS[-1])
+
     def cache(self, stack: Stack, rows: int, slots: int, mesh: Mesh | None = None) -> Cache:
         """An empty cache for that many rows (divisible by the data groups) and positions."""
         where = NamedSharding(mesh or self.mesh, _SLOTS)
@@ -66,9 +80,15 @@ class Program:
         return self.cache(self.cfg.expert, rows, slots, self._meshes[e])
 
     def trunk(
-        self, tokens_BT: np.ndarray, start_B: np.ndarray, cache: Cache
+        self,
+        tokens_BT: np.ndarray,
+        start_B: np.ndarray,
+        cache: Cache,
+        _counts_B: Sequence[int] | None = None,
     ) -> tuple[jax.Array, jax.Array, Cache]:
         """A chunk of tokens, row b from position ``start_B[b]`` on; the cache is used up.
+
+        How many of them are real does not matter here: padding is computed and never seen.
 
         Returns:
             h int32 [B, T, D], router logits int32 [B, T, E], the new cache.
@@ -78,7 +98,12 @@ class Program:
         return h, logits, cache
 
     def expert(
-        self, e: int, h_BTD: jax.Array, start_B: np.ndarray, cache: Cache
+        self,
+        e: int,
+        h_BTD: jax.Array,
+        start_B: np.ndarray,
+        cache: Cache,
+        _counts_B: Sequence[int] | None = None,
     ) -> tuple[jax.Array, Cache]:
         """One expert's refinement of a chunk of h, where the trunk lives; the cache is used up."""
         mesh, params = self._meshes[e], self._enter(e)
@@ -87,8 +112,8 @@ class Program:
         y, cache = self._expert(mesh)(params, residual, h, start, cache)
         return jax.device_put(y, NamedSharding(self.mesh, _TOKENS)), cache
 
-    def head(self, h_BTD: jax.Array) -> jax.Array:
-        """h of trunk or expert → logits int32 [B, T, V], 16 fraction bits."""
+    def head(self, h_BTD: jax.Array, _wanted_B: Sequence[bool] | None = None) -> jax.Array:
+        """h of trunk or expert → logits int32 [B, T, V], 16 fraction bits; of every row."""
         return self._head(self.shared, h_BTD)
 
     def history(self, rows: int, slots: int) -> jax.Array:
@@ -120,6 +145,21 @@ class Program:
             outputs.append(self.expert(e, h, start, self.expert_cache(e, B, T))[0])
         logits = np.stack([np.asarray(self.head(x)) for x in outputs])
         return logits, route(np.asarray(evidence), self.cfg.routing_window)
+
+    @property
+    def engine(self) -> str:
+        """Where this runs."""
+        device = self.mesh.devices.flat[0]
+        return f"xla, {self.mesh.size} × {device.device_kind}"
+
+    def types(self) -> set[str]:
+        """Every element type of the programs as compiled for prefill and decode."""
+        texts = [
+            low.compile().as_text()
+            for length in (1, CHUNKS[1])
+            for low in self.lowered(self.groups, length, 2 * length).values()
+        ]
+        return {found for text in texts for found in _TYPE.findall(str(text))}
 
     def lowered(
         self, rows: int, length: int, slots: int, mesh: Mesh | None = None

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from s7jax.errors import UsageError
 from s7jax.integer import tables
-from s7jax.integer.fixed import LIMIT, Fixed, as_fixed, constant, product, rescale, rsr
-from s7jax.integer.loading import LOGIT_BITS
+from s7jax.integer.fixed import Fixed, as_fixed, constant, product, rescale, rsr
+from s7jax.integer.sealed import LIMIT, LOGIT_BITS
 
 ONE = 1 << 16  # temperature and top-p count in 1/65,536
 FARTHEST = 40 << LOGIT_BITS  # tokens more than 40 (after temperature) below the first never win
 SHARE_BITS = 42  # fraction bits of a token's share
 LN_BITS = tables.LN_BITS
-_LN_2 = int(tables.ln()[-1])
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
@@ -74,7 +73,8 @@ def noise(seed: int, position: int, count: int) -> NDArray[np.int32]:
     # −ln(1 − v) = v (1 + v/2 + …): for v < 2^-12 the rest is below 2^-26.
     tail = minus_ln(v) - (v >> np.uint64(65 - LN_BITS)).astype(np.int64)
     exponential = minus_ln(-v)  # −ln u, 31 fraction bits
-    body = minus_ln(exponential.astype(np.uint64)) - (64 - LN_BITS) * _LN_2
+    ln_2 = int(tables.ln()[-1])
+    body = minus_ln(exponential.astype(np.uint64)) - (64 - LN_BITS) * ln_2
     fine = np.where(v < 1 << 52, tail, body)
     return rsr(fine, LN_BITS - tables.NOISE_BITS).astype(np.int32)
 
@@ -92,7 +92,7 @@ def minus_ln(x: NDArray[np.uint64]) -> NDArray[np.int64]:
     between = (x >> np.uint64(20)).astype(np.int64) & ((1 << LN_BITS) - 1)
     table = tables.ln().astype(np.int64)
     ln_x = table[entry] + rsr((table[entry + 1] - table[entry]) * between, LN_BITS)
-    return (zeros.astype(np.int64) + 1) * _LN_2 - ln_x
+    return (zeros.astype(np.int64) + 1) * table[-1] - ln_x
 
 
 def shares(below: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -2,9 +2,11 @@
 
 import ctypes
 import os
+import platform
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_char_p, c_int, c_int32, c_void_p
 from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -109,20 +111,32 @@ def pointer(array: np.ndarray[Any, Any]) -> int:
     return array.ctypes.data
 
 
-@cache
-def library() -> ctypes.CDLL:
-    """The compiled library.
+def path() -> Path:
+    """The compiled library's file.
 
     Raises:
         InputError: it was not compiled when the package was installed.
     """
-    found = sorted(_HERE.glob("_engine*.so")) + sorted(_HERE.glob("_engine*.dylib"))
-    if not found:
+    found = next(
+        (p for suffix in EXTENSION_SUFFIXES if (p := _HERE / f"_engine{suffix}").exists()), None
+    )
+    if found is None:
         raise InputError(
             "the native engine is not there: no C compiler when s7jax was installed. Install one "
             "and s7jax again, or take the other engine (engine='xla', --engine xla)"
         )
-    lib = ctypes.CDLL(str(found[0]))
+    return found
+
+
+def is_arm() -> bool:
+    """Whether this machine's code is AArch64."""
+    return platform.machine() in ("aarch64", "arm64")
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The compiled library, loaded; raises as :func:`path`."""
+    lib = ctypes.CDLL(str(path()))
     lib.s7_instructions.restype = c_char_p
     lib.s7_engine_new.restype = c_void_p
     lib.s7_engine_new.argtypes = (c_char_p, c_int)
@@ -168,7 +182,8 @@ class Engine:
     """
 
     def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
-        self._threads, self._isa = threads or processors(), isa or instructions()[0]
+        self._threads = processors() if threads is None else threads
+        self._isa = isa or instructions()[0]
         if self._threads < 1:
             raise UsageError(f"{self._threads} threads; expected at least 1")
         if self._isa not in instructions():
@@ -211,5 +226,3 @@ def processors() -> int:
 def array_of(kind: type[Structure], items: Sequence[Structure]) -> Any:
     """A C array of structures."""
     return (kind * len(items))(*items)
-
-

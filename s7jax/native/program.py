@@ -12,10 +12,12 @@ from math import isqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from s7jax.architecture import Architecture, Stack
+from s7jax.architecture import Stack
+from s7jax.errors import InputError
 from s7jax.integer import tables
 from s7jax.integer.routing import route
 from s7jax.integer.sealed import check_bounds, fraction_bits, short_gain
+from s7jax.native import disassembly
 from s7jax.native import library as native
 from s7jax.s7l import Seal
 
@@ -45,7 +47,7 @@ class NativeProgram:
     def __init__(self, seal: Seal, threads: int | None = None, isa: str | None = None) -> None:
         self.cfg = seal.manifest.dimensions
         check_bounds(self.cfg)
-        self.engine = native.Engine(threads, isa)
+        self._engine = native.Engine(threads, isa)
         self._seal = seal
         self._kept: list[object] = []  # what the library's pointers point at
         self._positions = 0  # that the rotation tables cover
@@ -65,6 +67,22 @@ class NativeProgram:
             bias=self._bias(),
             stack=self._stack(t, d.trunk),
         )
+
+    @property
+    def engine(self) -> str:
+        """What computes here."""
+        return f"native {self._engine.isa}, {self._engine.threads} threads"
+
+    def types(self) -> set[str]:
+        """Types of numbers in the library: integers, and whatever floating its machine code has.
+
+        Raises:
+            InputError: there is no ``objdump`` to take it apart.
+        """
+        if not disassembly.possible():
+            raise InputError("objdump is not there to take the native engine apart")
+        found = disassembly.instructions(native.path())
+        return {"s8", "s16", "s32", "s64"} | disassembly.floating(found, native.is_arm())
 
     def trunk_cache(self, rows: int, slots: int) -> Cache:
         """An empty cache of the trunk."""
@@ -90,10 +108,18 @@ class NativeProgram:
         positions = np.minimum(start_B[:, None] + np.arange(length), x_BTD.shape[1] - 1)
         return np.take_along_axis(x_BTD, positions[..., None], axis=1)
 
+    def chunk(self, length: int) -> int:
+        """How many of ``length`` tokens one call takes."""
+        return min(length, CHUNK)
+
     def trunk(
-        self, tokens_BT: Ints, start_B: Ints, cache: Cache, counts_B: Sequence[int]
+        self,
+        tokens_BT: Ints,
+        start_B: Ints,
+        cache: Cache,
+        counts_B: Sequence[int] | None = None,
     ) -> tuple[Ints, Ints, Cache]:
-        """Of each row the first ``counts_B[b]`` tokens, from position ``start_B[b]`` on.
+        """Of each row the first ``counts_B[b]`` tokens (none: all), from ``start_B[b]`` on.
 
         Returns:
             h int32 [B, T, D], router logits int32 [B, T, E] (zero where nothing was computed),
@@ -103,9 +129,9 @@ class NativeProgram:
         tokens = np.ascontiguousarray(tokens_BT, np.int32)
         if tokens.min(initial=0) < 0 or tokens.max(initial=0) >= d.vocab:
             raise IndexError(f"a token outside 0..{d.vocab - 1}")
-        rows, caches = self._rows(d.trunk, start_B, counts_B, T, cache, B)
+        rows, caches = self._rows(d.trunk, start_B, counts_B, (B, T), cache)
         h, logits = (np.zeros((B, T, n), np.int32) for n in (d.trunk.hidden, len(d.domains)))
-        self.engine.call(
+        self._engine.call(
             "s7_trunk",
             byref(self._shared),
             *(native.pointer(tokens), T, rows, len(rows), byref(caches)),
@@ -114,14 +140,19 @@ class NativeProgram:
         return h, logits, cache
 
     def expert(
-        self, e: int, h_BTD: Ints, start_B: Ints, cache: Cache, counts_B: Sequence[int]
+        self,
+        e: int,
+        h_BTD: Ints,
+        start_B: Ints,
+        cache: Cache,
+        counts_B: Sequence[int] | None = None,
     ) -> tuple[Ints, Cache]:
         """One expert's refinement of a chunk of h; as :meth:`trunk`."""
         B, T, _ = h_BTD.shape
         h, expert = np.ascontiguousarray(h_BTD, np.int32), self._enter(e)
-        rows, caches = self._rows(self.cfg.expert, start_B, counts_B, T, cache, B)
+        rows, caches = self._rows(self.cfg.expert, start_B, counts_B, (B, T), cache)
         y = np.zeros_like(h)
-        self.engine.call(
+        self._engine.call(
             "s7_expert",
             byref(self._shared),
             byref(expert),
@@ -129,37 +160,47 @@ class NativeProgram:
         )
         return y, cache
 
-    def head(self, h_BTD: Ints) -> Ints:
-        """h of trunk or expert → logits int32 [B, T, V], 16 fraction bits."""
+    def head(self, h_BTD: Ints, wanted_B: Sequence[bool] | None = None) -> Ints:
+        """h of trunk or expert → logits int32 [B, T, V], 16 fraction bits; zero if not wanted."""
+        if wanted_B is not None and not all(wanted_B):
+            spread = np.zeros((*h_BTD.shape[:-1], self.cfg.vocab), np.int32)
+            spread[list(wanted_B)] = self.head(h_BTD[list(wanted_B)])
+            return spread
         h = np.ascontiguousarray(h_BTD, np.int32)
         logits = np.empty((*h.shape[:-1], self.cfg.vocab), np.int32)
         count = h.size // h.shape[-1]
         arguments = native.pointer(h), count, native.pointer(logits)
-        self.engine.call("s7_head", byref(self._shared), *arguments)
+        self._engine.call("s7_head", byref(self._shared), *arguments)
         return logits
 
     def answer(self, tokens_BT: Ints) -> tuple[Ints, Ints]:
-        """Whole sequences by every model: logits int32 [1 + E, B, T, V], trunk first; route [B, T]."""
+        """Whole sequences by every model: logits int32 [1 + E, B, T, V], trunk first; route."""
         B, T = tokens_BT.shape
-        start, counts = np.zeros(B, np.int32), [T] * B
-        h, evidence, _ = self.trunk(tokens_BT, start, self.trunk_cache(B, T), counts)
+        start = np.zeros(B, np.int32)
+        h, evidence, _ = self.trunk(tokens_BT, start, self.trunk_cache(B, T))
         outputs = [h]
         for e in range(len(self.cfg.domains)):
-            outputs.append(self.expert(e, h, start, self.expert_cache(e, B, T), counts)[0])
+            outputs.append(self.expert(e, h, start, self.expert_cache(e, B, T))[0])
         return np.stack([self.head(x) for x in outputs]), route(evidence, self.cfg.routing_window)
 
     def _rows(
-        self, stack: Stack, start_B: Ints, counts_B: Sequence[int], T: int, cache: Cache, B: int
+        self,
+        stack: Stack,
+        start_B: Ints,
+        counts_B: Sequence[int] | None,
+        shape: tuple[int, int],
+        cache: Cache,
     ) -> tuple[ctypes.Array[native.Row], native.Caches]:
         """What is to be computed, and where; the rotation tables cover it afterwards."""
-        keys, values = cache
+        (B, T), (keys, values) = shape, cache
         slots = keys.shape[3]
-        expected = (stack.layers, *stack.cache_shape(B, slots))
+        expected = stack.cache_shape(B, slots)
         if keys.shape != expected or values.shape != expected or min(start_B, default=0) < 0:
             raise ValueError(f"a cache {keys.shape} for {expected}")
+        counts = [T] * B if counts_B is None else counts_B
         rows = [
             native.Row(b, int(start), min(count, T, slots - int(start)))
-            for b, (start, count) in enumerate(zip(start_B, counts_B, strict=True))
+            for b, (start, count) in enumerate(zip(start_B, counts, strict=True))
             if start < slots and count > 0
         ]
         self._cover(max((row.start + row.count for row in rows), default=0))
@@ -246,16 +287,14 @@ class NativeProgram:
 
 
 def _cache(stack: Stack, rows: int, slots: int) -> Cache:
-    shape = (stack.layers, *stack.cache_shape(rows, slots))
+    shape = stack.cache_shape(rows, slots)
     return np.zeros(shape, np.int8), np.zeros(shape, np.int8)
 
 
 def _constant(numerator: int, bits: int) -> native.Scale:
     """numerator · 2^-bits with 30 bits in the mantissa."""
     excess = numerator.bit_length() - 30
-    return native.Scale(
-        numerator >> excess if excess > 0 else numerator << -excess, excess - bits
-    )
+    return native.Scale(numerator >> excess if excess > 0 else numerator << -excess, excess - bits)
 
 
 def _root(width: int) -> native.Scale:

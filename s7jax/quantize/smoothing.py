@@ -19,7 +19,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from s7jax.integer.operators import NARROW
+from s7jax.integer.sealed import NARROW
 from s7jax.quantize.calibrate import Ranges
 
 HEADROOM = 8  # times what calibration saw fits into a residual stream

@@ -19,15 +19,15 @@ from s7jax.architecture import Architecture
 from s7jax.data.batching import full_batches, group_rows
 from s7jax.data.mixture import held_out
 from s7jax.errors import InputError
-from s7jax.integer.loading import LOGIT_BITS
 from s7jax.integer.routing import route
+from s7jax.integer.sealed import LOGIT_BITS
 from s7jax.mesh import DATA
 from s7jax.model.language_model import Params, expert_output, head, router_logits, trunk_output
-from s7jax.terminal.progress import Progress
 from s7jax.runtime import Compute, Session
 from s7jax.runtime.policy import Policy
 from s7jax.runtime.prompt import Prompt
 from s7jax.s7l import Seal
+from s7jax.terminal.progress import Progress
 from s7jax.train.run import Run
 
 CHUNK = 128  # positions of a sequence whose logits exist at once
@@ -86,7 +86,9 @@ def compare(run: Run, params: Params, seal: Seal) -> dict[str, Any]:
     cfg, tokenizer = run.config.model, run.prepared.tokenizer
     compute = Compute(seal, run.pools)
     if compute.cfg != cfg:
-        raise InputError(f"the sealed model is {compute.cfg}; expected that of {run.folder.path}: {cfg}")
+        raise InputError(
+            f"the sealed model is {compute.cfg}; expected that of {run.folder.path}: {cfg}"
+        )
     if list(seal.vocabulary.tokens[1:]) != tokenizer.token_bytes[1:]:
         raise InputError(f"the sealed vocabulary is not that of {run.prepared.path}")
     report: dict[str, Any] = {}
@@ -184,12 +186,9 @@ _float_expert = partial(jax.jit, static_argnums=0)(expert_output)
 
 
 @partial(jax.jit, static_argnums=0)
-def _float_head(
-    cfg: Architecture, params: Params, h_BTD: jax.Array, start: jax.Array
-) -> jax.Array:
+def _float_head(cfg: Architecture, params: Params, h_BTD: jax.Array, start: jax.Array) -> jax.Array:
     size = min(CHUNK, h_BTD.shape[1])
     return head(cfg, params, jax.lax.dynamic_slice_in_dim(h_BTD, start, size, axis=1))
-
 
 
 def _fixed(evidence: np.ndarray) -> np.ndarray:

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from s7jax.s7l.dimensions import architecture_tree
 from s7jax import s7l
 from s7jax.digests import tensor_digest
 from s7jax.errors import InputError
+from s7jax.s7l.dimensions import architecture_tree
 from s7jax.train.checkpoint import readable
 
 

@@ -18,8 +18,8 @@ from s7jax.data.prepared import Prepared
 from s7jax.data.sources import parse_data_flags, require_all
 from s7jax.errors import UsageError
 from s7jax.terminal.processes import one_after_another, say
-from s7jax.train.folder import RunFolder, add_domain, named, newest, start
 from s7jax.train import determinism
+from s7jax.train.folder import RunFolder, add_domain, named, newest, start
 from s7jax.train.options import Every, Options, parse_tokens
 from s7jax.train.run import Run
 

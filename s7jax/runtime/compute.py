@@ -6,26 +6,36 @@ the specification (a test checks it on the syntax tree). One thread computes at 
 wait.
 """
 
+import importlib.util
+import os
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from s7jax.architecture import Architecture
-from s7jax.errors import InputError
-from s7jax.integer.layers import Cache
-from s7jax.integer.program import Program
+from s7jax.errors import InputError, UsageError
 from s7jax.integer.specification import Specification, Watch
+from s7jax.native import library
+from s7jax.native.program import NativeProgram
 from s7jax.runtime import gate as gates_
 from s7jax.runtime.gate import Gate, GateError
 from s7jax.runtime.session import Session
 from s7jax.s7l import Seal
 from s7jax.s7l.contract import COMPUTE_FOLD
 
+if TYPE_CHECKING:  # the native engine does without
+    from jax.sharding import Mesh
+
+    from s7jax.integer.program import Program
+
 FOLD = COMPUTE_FOLD
+ENGINES = ("auto", "native", "xla")
+Array = Any  # of NumPy or of JAX, as the engine has it
+Cache = tuple[Array, Array]
 
 Forward = Callable[
     [NDArray[np.int32], int],
@@ -36,20 +46,24 @@ on, router logits [N, E], route [N], logits [N, V]."""
 
 
 class Compute:
-    """The programs of one sealed model on devices, each call with its gates.
+    """The programs of one sealed model, each call with its gates.
 
-    A batch may hold rows of several sessions: ``gates`` has one for each row, or None for a row
-    that is parked (it starts beyond the last cache slot and keeps nothing).
+    On ``pools`` of devices by XLA, or by the native engine with so many ``threads`` where there
+    are none; both give the same bits. A batch may hold rows of several sessions: ``gates`` has
+    one for each row, or None for a row that is parked (it starts beyond the last cache slot and
+    keeps nothing).
 
     Raises:
-        InputError: the seal's compute contract is not this module's, or its values are beyond
-            what exact arithmetic holds.
+        InputError: the seal's compute contract is not this module's, its values are beyond
+            what exact arithmetic holds, or the native engine is not there.
     """
 
-    def __init__(self, seal: Seal, pools: Sequence[Mesh]) -> None:
+    def __init__(
+        self, seal: Seal, pools: Sequence["Mesh"] | None = None, threads: int | None = None
+    ) -> None:
         _check_fold(seal)
         self._seal = seal
-        self._program = Program(seal, pools)
+        self._program = NativeProgram(seal, threads) if pools is None else _by_xla(seal, pools)
         self._turn = threading.RLock()
 
     @property
@@ -65,7 +79,16 @@ class Compute:
     @property
     def groups(self) -> int:
         """Data groups: the rows of a batch must be divisible by them."""
-        return self._program.mesh.shape["data"]
+        return self._program.groups
+
+    @property
+    def engine(self) -> str:
+        """Which engine computes, on what."""
+        return self._program.engine
+
+    def chunk(self, length: int) -> int:
+        """How long the arrays of a call are that takes up to ``length`` tokens of a row."""
+        return self._program.chunk(length)
 
     def trunk(
         self,
@@ -73,7 +96,7 @@ class Compute:
         tokens_BT: NDArray[np.int32],
         start_B: NDArray[np.int32],
         cache: Cache,
-    ) -> tuple[jax.Array, NDArray[np.int32], Cache]:
+    ) -> tuple[Array, NDArray[np.int32], Cache]:
         """As :meth:`s7jax.integer.program.Program.trunk`; router logits as a NumPy array.
 
         Raises:
@@ -84,38 +107,45 @@ class Compute:
         if len(sessions) != len(tokens_BT):
             raise GateError(f"{len(sessions)} gates for {len(tokens_BT)} rows")
         slots = cache[0].shape[3]
+        counts = []
         for session, row, start in zip(sessions, tokens_BT, start_B, strict=True):
-            if session is not None:
-                _check_tokens(session, row, int(start))
-            elif start < slots:
+            if session is None and start < slots:
                 raise GateError(f"a row at position {start} has no gate")
+            counts.append(_check_tokens(session, row, int(start)) if session else 0)
         with self._turn:
-            h, logits, cache = self._program.trunk(tokens_BT, start_B, cache)
+            h, logits, cache = self._program.trunk(tokens_BT, start_B, cache, counts)
             return h, np.asarray(logits), cache
 
     def expert(
         self,
         gates: Sequence[Gate | None],
         e: int,
-        h_BTD: jax.Array,
+        h_BTD: Array,
         start_B: NDArray[np.int32],
         cache: Cache,
-    ) -> tuple[jax.Array, Cache]:
+    ) -> tuple[Array, Cache]:
         """As :meth:`s7jax.integer.program.Program.expert`; raises like :meth:`trunk`."""
-        self._check(gates)
+        T = h_BTD.shape[1]
+        counts = [
+            len(session.tokens(int(start), int(start) + T)) if session else 0
+            for session, start in zip(self._check(gates), start_B, strict=True)
+        ]
         with self._turn:
-            return self._program.expert(e, h_BTD, start_B, cache)
+            return self._program.expert(e, h_BTD, start_B, cache, counts)
 
-    def head(self, gates: Sequence[Gate | None], h_BTD: jax.Array) -> NDArray[np.int32]:
-        """Logits int32 [B, T, V]; raises like :meth:`trunk`."""
-        self._check(gates)
+    def head(self, gates: Sequence[Gate | None], h_BTD: Array) -> NDArray[np.int32]:
+        """Logits int32 [B, T, V] of the rows that have a gate; raises like :meth:`trunk`."""
+        wanted = [session is not None for session in self._check(gates)]
         with self._turn:
-            return np.asarray(self._program.head(h_BTD))
+            return np.asarray(self._program.head(h_BTD, wanted))
 
-    def compiled(self, length: int) -> dict[str, str]:
-        """Every program compiled for chunks of ``length`` tokens, as text; nothing is run."""
-        lowered = self._program.lowered(self.groups, length, 2 * length)
-        return {name: str(low.compile().as_text()) for name, low in lowered.items()}
+    def types(self) -> set[str]:
+        """Every type of number that the programs hold, as they are compiled; nothing is run.
+
+        Raises:
+            InputError: the native library cannot be taken apart here.
+        """
+        return self._program.types()
 
     # What follows holds or moves what was computed, and computes nothing.
 
@@ -127,17 +157,15 @@ class Compute:
         """The same in one expert, where it lives."""
         return self._program.expert_cache(e, rows, slots)
 
-    def history(self, rows: int, slots: int) -> jax.Array:
+    def history(self, rows: int, slots: int) -> Array:
         """Room for the trunk's outputs."""
         return self._program.history(rows, slots)
 
-    def remember(
-        self, history: jax.Array, h_BTD: jax.Array, start_B: NDArray[np.int32]
-    ) -> jax.Array:
+    def remember(self, history: Array, h_BTD: Array, start_B: NDArray[np.int32]) -> Array:
         """The history with a chunk of h; the old one is used up."""
         return self._program.remember(history, h_BTD, start_B)
 
-    def recall(self, x_BTD: jax.Array, start_B: NDArray[np.int32], length: int) -> jax.Array:
+    def recall(self, x_BTD: Array, start_B: NDArray[np.int32], length: int) -> Array:
         """``length`` positions of x from ``start_B`` on."""
         return self._program.recall(x_BTD, start_B, length)
 
@@ -145,6 +173,50 @@ class Compute:
         if not any(held is not None for held in gates):
             gates_.check(None, self)
         return [None if held is None else gates_.check(held, self) for held in gates]
+
+
+def _by_xla(seal: Seal, pools: Sequence["Mesh"]) -> "Program":
+    from s7jax.integer.program import Program  # noqa: PLC0415 JAX takes seconds
+
+    return Program(seal, pools)
+
+
+def open_compute(
+    seal: Seal, engine: str = "auto", mesh: str = "1x1", threads: int | None = None
+) -> Compute:
+    """The model on an engine: ``auto`` is native on a CPU with mesh 1x1 where it was compiled.
+
+    Raises:
+        UsageError: no such engine, mesh or number of threads, or one that does not go with
+            another.
+        InputError: as of :class:`Compute`.
+    """
+    if engine not in ENGINES:
+        raise UsageError(f"engine {engine!r}; expected {', '.join(ENGINES)}")
+    native = engine == "native" or (
+        engine == "auto" and mesh == "1x1" and library.available() and not _accelerated()
+    )
+    if native:
+        if mesh != "1x1":
+            raise UsageError(f"the native engine has no devices: mesh {mesh} wants engine xla")
+        return Compute(seal, threads=threads)
+    if threads is not None:
+        raise UsageError("threads are the native engine's: XLA takes what it finds")
+    from s7jax import mesh as meshes  # noqa: PLC0415 JAX takes seconds
+
+    shape = meshes.parse(mesh)
+    meshes.check_model(shape, seal.manifest.dimensions)
+    meshes.provision(shape)
+    return Compute(seal, meshes.pools(shape))
+
+
+def _accelerated() -> bool:
+    """Whether JAX would compute on a GPU or TPU: its plugin and the device are both there."""
+    if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+        return False
+    plugins = "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "libtpu"
+    devices = "/dev/nvidiactl", "/dev/kfd", "/dev/accel0", "/dev/vfio/0"
+    return any(map(importlib.util.find_spec, plugins)) and any(Path(d).exists() for d in devices)
 
 
 class Reference:
@@ -191,8 +263,9 @@ def _check_fold(seal: Seal) -> None:
         raise InputError(f"the seal wants {seal.contract['fold']}; this is {FOLD}")
 
 
-def _check_tokens(session: Session, row: NDArray[np.int32], start: int) -> None:
-    """A row holds its session's tokens, and zeros after them."""
+def _check_tokens(session: Session, row: NDArray[np.int32], start: int) -> int:
+    """A row holds its session's tokens, and zeros after them; how many tokens."""
     own = session.tokens(start, start + len(row))
     if row.tolist() != own + [0] * (len(row) - len(own)):
         raise GateError(f"the row at position {start} does not hold the tokens of its session")
+    return len(own)

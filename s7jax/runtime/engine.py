@@ -17,14 +17,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-import jax
 import numpy as np
 
 from s7jax.errors import InputError, UsageError
-from s7jax.integer.layers import Cache
 from s7jax.integer.routing import route_last
 from s7jax.integer.sampling import choose
-from s7jax.runtime.compute import Compute
+from s7jax.runtime.compute import Array, Cache, Compute
 from s7jax.runtime.gate import Gate
 from s7jax.runtime.policy import Policy
 from s7jax.runtime.prompt import Prompt
@@ -32,7 +30,7 @@ from s7jax.runtime.proof import Proof, Step, hashed
 from s7jax.runtime.session import Session
 
 CACHE_LIMIT, CACHE_PER_BYTE = 1 << 30, 8  # bytes of caches: so much, and so many per byte sealed
-CHUNKS = (1, 16, 128)  # lengths that are compiled; what is shorter is padded
+MOST_DRAFTS = 15  # with the token before them as many as a compiled chunk holds
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,8 @@ class Engine:
         check_caches(compute, rows, min(slots or self._cfg.context, self._cfg.context))
         if rows % compute.groups or rows < 1:
             raise UsageError(f"{rows} rows do not divide over {compute.groups} data groups")
-        if not 0 <= drafts < CHUNKS[1]:
-            raise UsageError(f"{drafts} drafts: expected 0 to {CHUNKS[1] - 1}")
+        if not 0 <= drafts <= MOST_DRAFTS:
+            raise UsageError(f"{drafts} drafts: expected 0 to {MOST_DRAFTS}")
         self.slots = min(slots or self._cfg.context, self._cfg.context)
         self._compute, self._drafts = compute, drafts
         self._rows: list[_Row | None] = [None] * rows
@@ -210,7 +208,7 @@ class Engine:
         most = max(map(len, pending.values()), default=0)
         if most == 0:
             return
-        T = _chunk(most)
+        T = self._compute.chunk(most)
         tokens = np.zeros((len(self._rows), T), np.int32)
         start = np.full(len(self._rows), self.slots, np.int32)  # parked: nothing is kept
         for b, ids in pending.items():
@@ -262,11 +260,12 @@ class Engine:
         for row in mine.values():
             row.seen[e] = row.last
         y = self._advance(e, mine, {b: min(length, row.done - row.last) for b, row in mine.items()})
-        return self._compute.head(self._gates(), self._compute.recall(y, self._zeros(), length))
+        y = self._compute.recall(y, self._zeros(), length)
+        return self._compute.head(self._gates_of(mine), y)
 
-    def _advance(self, e: int, mine: dict[int, _Row], counts: dict[int, int]) -> jax.Array:
+    def _advance(self, e: int, mine: dict[int, _Row], counts: dict[int, int]) -> Array:
         """The next chunk of remembered positions through an expert; returns its outputs."""
-        T = _chunk(max(counts.values()))
+        T = self._compute.chunk(max(counts.values()))
         start = self._starts({b: mine[b].seen.get(e, 0) for b in counts})
         h = self._compute.recall(self._history, start, T)
         y, self._experts[e] = self._compute.expert(self._gates(), e, h, start, self._experts[e])
@@ -344,8 +343,3 @@ def check_caches(compute: Compute, rows: int, slots: int) -> None:
             f"than the {limit / 2**30:.1f} GiB that a file of {compute.seal.length:,} bytes gets: "
             "ask for fewer rows or a shorter answer"
         )
-
-
-def _chunk(length: int) -> int:
-    """The compiled length that holds as much of ``length`` as can be."""
-    return next((size for size in CHUNKS if size >= length), CHUNKS[-1])

@@ -11,19 +11,20 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from s7jax import mesh as meshes
 from s7jax import s7l
 from s7jax.data.tokenizer import Tokenizer
 from s7jax.errors import UsageError
 from s7jax.integer.routing import route
 from s7jax.integer.sampling import ONE, Sampling
-from s7jax.runtime.compute import Compute, Forward
-from s7jax.runtime.engine import CHUNKS, Completion, Engine, Request, check_caches
+from s7jax.runtime.compute import ENGINES, Forward, open_compute
+from s7jax.runtime.engine import Completion, Engine, Request, check_caches
 from s7jax.runtime.policy import Policy, cut
 from s7jax.runtime.prompt import Prompt, of_ids, of_text
 from s7jax.runtime.proof import Proof
+from s7jax.runtime.replay import by_specification
 from s7jax.runtime.session import Session
 
+REPLAYERS = ("numpy", *ENGINES)  # the specification, or an engine
 MOST_ROWS = 8  # of a batch that nobody sized
 SLOT_STEP = 256  # positions are reserved in multiples of it, so that few shapes are compiled
 
@@ -31,7 +32,9 @@ SLOT_STEP = 256  # positions are reserved in multiples of it, so that few shapes
 def open(
     path: Path | str,
     *,
+    engine: str = "auto",
     mesh: str = "1x1",
+    threads: int | None = None,
     root: bytes | None = None,
     trust: Sequence[Path] = (),
     drafts: int = 0,
@@ -40,16 +43,21 @@ def open(
 
     Args:
         path: the sealed file.
-        mesh: ``"DATAxMODEL"`` or ``"POOLSxDATAxMODEL"``; virtual devices on CPUs.
+        engine: ``"native"``, ``"xla"``, or ``"auto"``: native on a CPU with mesh 1x1 where the
+            library was compiled. The answer is the same.
+        threads: of the native engine; none: one for each processor.
+        mesh: of XLA: ``"DATAxMODEL"`` or ``"POOLSxDATAxMODEL"``; virtual devices on CPUs.
         root: the 32-byte root it must have; without it any honest seal is accepted.
         trust: public keys, PEM; one of them must have signed it (``FILE.sig``).
         drafts: tokens the trunk proposes at a time in greedy decoding; the answer is the same.
 
     Raises:
         SealError: no seal, another root, or no signature by a trusted key.
-        UsageError: a mesh that does not fit the model or the machine.
+        UsageError: an engine or mesh that does not fit the model or the machine.
+        InputError: the native engine is asked for and not there.
     """
-    return Model(s7l.open_trusted(path, root=root, trust=trust), mesh, drafts)
+    seal = s7l.open_trusted(path, root=root, trust=trust)
+    return Model(seal, engine=engine, mesh=mesh, threads=threads, drafts=drafts)
 
 
 class Model:
@@ -60,13 +68,18 @@ class Model:
         tokenizer: bytes to ids and back.
     """
 
-    def __init__(self, seal: s7l.Seal, mesh: str = "1x1", drafts: int = 0) -> None:
+    def __init__(
+        self,
+        seal: s7l.Seal,
+        *,
+        engine: str = "auto",
+        mesh: str = "1x1",
+        threads: int | None = None,
+        drafts: int = 0,
+    ) -> None:
         self.seal = seal
         self.tokenizer = Tokenizer.from_vocabulary(seal.vocabulary.file_tree())
-        shape = meshes.parse(mesh)
-        meshes.check_model(shape, seal.manifest.dimensions)
-        meshes.provision(shape)
-        self.compute = Compute(seal, meshes.pools(shape))
+        self.compute = open_compute(seal, engine, mesh, threads)
         self._drafts = drafts
         self._engines: dict[int, Engine] = {}
         self._turn = threading.Lock()
@@ -244,7 +257,8 @@ class Answer:
         route = ", ".join(f"{part['domain']} {part['tokens']}" for part in report["route"])
         return (
             f"[{report['tokens']} tokens ({report['reason']}), {report['tokens'] / seconds:.1f} "
-            f"tokens/s with compilation; experts: {route}; root {report['root'][:16]}…]"
+            f"tokens/s on {self._model.compute.engine}; experts: {route}; "
+            f"root {report['root'][:16]}…]"
         )
 
     @property
@@ -253,6 +267,13 @@ class Answer:
         _ = self.text
         assert self.completion.proof is not None
         return self.completion.proof
+
+
+def by_engine(seal: s7l.Seal, engine: str = "numpy", mesh: str = "1x1") -> Forward:
+    """What a seal answers by one of :data:`REPLAYERS`; raises as :class:`Model`."""
+    if engine == "numpy":
+        return by_specification(seal)
+    return by_devices(Model(seal, engine=engine, mesh=mesh))
 
 
 def by_devices(model: Model) -> Forward:
@@ -266,14 +287,15 @@ def by_devices(model: Model) -> Forward:
         # Padding after the last token changes nothing, and few lengths are compiled.
         slots = min(-(-length // SLOT_STEP) * SLOT_STEP, compute.cfg.context)
         check_caches(compute, rows, slots)
-        starts = {at: np.full(rows, at, np.int32) for at in range(0, length, CHUNKS[-1])}
+        step = compute.chunk(length)
+        starts = {at: np.full(rows, at, np.int32) for at in range(0, length, step)}
         trunk: list[tuple[Any, NDArray[np.int32]]] = []  # h and router logits of each chunk
         with Session(compute) as session:
             gate = session.begin(Prompt(tuple(tokens_T.tolist())), Policy())
             gates, cache = [gate] * rows, compute.trunk_cache(rows, slots)
             for at, start in starts.items():
-                chunk = tokens_T[at : at + CHUNKS[-1]]
-                padded = np.pad(chunk, (0, CHUNKS[-1] - len(chunk)))
+                chunk = tokens_T[at : at + step]
+                padded = np.pad(chunk, (0, step - len(chunk)))
                 tokens = np.repeat(padded[None], rows, axis=0)
                 h, router, cache = compute.trunk(gates, tokens, start, cache)
                 trunk.append((h, router[:1]))
@@ -284,7 +306,7 @@ def by_devices(model: Model) -> Forward:
                 cache = compute.expert_cache(int(e), rows, slots)
                 for (at, start), (h, _) in zip(starts.items(), trunk, strict=True):
                     y, cache = compute.expert(gates, int(e), h, start, cache)
-                    wanted = at + np.flatnonzero(chosen[at : at + CHUNKS[-1]] == e)
+                    wanted = at + np.flatnonzero(chosen[at : at + step] == e)
                     wanted = wanted[wanted >= first]
                     if len(wanted):
                         logits[wanted - first] = compute.head(gates, y)[0, wanted - at]

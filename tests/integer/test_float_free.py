@@ -12,8 +12,8 @@ from s7jax import mesh as meshes
 from s7jax.errors import InputError, UsageError
 from s7jax.integer import layers as model
 from s7jax.integer import operators as op
-from s7jax.integer.loading import check_bounds
 from s7jax.integer.program import Program
+from s7jax.integer.sealed import check_bounds
 
 INTEGERS = {"int8", "int16", "int32", "uint32", "bool"}
 # Every element type that XLA knows, as it is written in HLO: s8[4,2], f32[], pred[1].

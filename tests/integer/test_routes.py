@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from s7jax.integer.fixed import LIMIT
 from s7jax.integer.routing import route
+from s7jax.integer.sealed import LIMIT
 
 few = hnp.arrays(np.int32, (2, 9, 3), elements=st.integers(-2, 2))  # few values: many ties
 

@@ -72,8 +72,8 @@ def test_with_drafts(compute, alone, drafts):
     same(answers(Engine(compute, rows=3, drafts=drafts), range(8)), alone)
 
 
-@pytest.mark.parametrize("mesh", ["4x2", "2x1x1"])
-def test_on_other_meshes(seal, alone, mesh):
+@pytest.mark.parametrize("mesh", ["1x1", "4x2", "2x1x1"])
+def test_by_xla_on_meshes(seal, alone, mesh):
     other = Compute(seal, pools(parse(mesh)))
     same(answers(Engine(other, rows=other.groups), [0, 4, 7]), alone)
 
