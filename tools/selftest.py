@@ -8,6 +8,7 @@ Examples:
   python tools/selftest.py model.s7l
   python tools/selftest.py model.s7l --engine native      by the native engine instead of NumPy
   python tools/selftest.py model.s7l --engine xla --mesh 4x2
+  python tools/selftest.py model.s7l --machine            what the engine chose on this machine
 """
 
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from s7jax import s7l
 from s7jax.errors import InputError
 from s7jax.runtime import answers
+from s7jax.runtime.compute import open_compute
 from s7jax.runtime.model import REPLAYERS, by_engine
 from s7jax.terminal import cli
 from s7jax.train.folder import newest
@@ -29,10 +31,16 @@ def main() -> None:
     parser.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="XLA devices")
     parser.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
     parser.add_argument("--trust", type=Path, nargs="+", default=[], metavar="PUBKEY")
+    parser.add_argument("--machine", action="store_true", help="say what the engine chose here")
     args = parser.parse_args()
     began = time.monotonic()
     path = args.file or newest().sealed
     seal = s7l.open_trusted(path, root=args.root, trust=args.trust)
+    if args.machine:
+        engine = "auto" if args.engine == "numpy" else args.engine
+        for name, value in open_compute(seal, engine, args.mesh).machine().items():
+            print(f"{name}: {_plain(value)}")
+        return
     seal.verify()  # what no answer touches must be whole too
     known = seal.stream["answers"]
     if not known:
@@ -43,6 +51,13 @@ def main() -> None:
         f"{path}: {steps} tokens in {len(known)} domains and all their logits as sealed "
         f"({time.monotonic() - began:.1f} s)"
     )
+
+
+def _plain(value: object) -> str:
+    """A value of the machine's report on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {found}" for name, found in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 if __name__ == "__main__":

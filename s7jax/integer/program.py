@@ -152,6 +152,10 @@ class Program:
         device = self.mesh.devices.flat[0]
         return f"xla, {self.mesh.size} × {device.device_kind}"
 
+    def machine(self) -> dict[str, Any]:
+        """What this runs on."""
+        return {"engine": self.engine, "mesh": dict(self.mesh.shape)}
+
     def types(self) -> set[str]:
         """Every element type of the programs as compiled for prefill and decode."""
         texts = [

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "model.h"
+#include "tuning.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -30,6 +31,20 @@ EXPORT const char *s7_instructions(int i) {
     for (size_t n = 0; n < sizeof all / sizeof *all; n++)
         if (runs_here(all[n]->name) && i-- == 0) return all[n]->name;
     return NULL;
+}
+
+/* The i-th size of tuning.h, and its name; NULL: there are no more. */
+EXPORT const char *s7_tuning(int i, int *value) {
+    static const struct {
+        const char *name;
+        int value;
+    } sizes[] = {{"few", FEW},         {"group", GROUP},     {"prefetch", PREFETCH},
+                 {"span", SPAN},       {"part", PART},       {"run", RUN},
+                 {"block", BLOCK},     {"queries", QUERIES}, {"scores", SCORES},
+                 {"line", LINE}};
+    if ((size_t)i >= sizeof sizes / sizeof *sizes) return NULL;
+    *value = sizes[i].value;
+    return sizes[i].name;
 }
 
 EXPORT Engine *s7_engine_new(const char *instructions, int threads) {

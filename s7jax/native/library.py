@@ -138,6 +138,8 @@ def library() -> ctypes.CDLL:
     """The compiled library, loaded; raises as :func:`path`."""
     lib = ctypes.CDLL(str(path()))
     lib.s7_instructions.restype = c_char_p
+    lib.s7_tuning.restype = c_char_p
+    lib.s7_tuning.argtypes = (c_int, POINTER(c_int))
     lib.s7_engine_new.restype = c_void_p
     lib.s7_engine_new.argtypes = (c_char_p, c_int)
     lib.s7_engine_free.argtypes = (c_void_p,)
@@ -167,6 +169,15 @@ def instructions() -> list[str]:
     found: list[str] = []
     while name := library().s7_instructions(len(found)):
         found.append(name.decode())
+    return found
+
+
+def tuning() -> dict[str, int]:
+    """Sizes that decide speed (``tuning.h``; §8), by name."""
+    found: dict[str, int] = {}
+    value = c_int()
+    while name := library().s7_tuning(len(found), ctypes.byref(value)):
+        found[name.decode()] = value.value
     return found
 
 

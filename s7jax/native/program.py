@@ -8,6 +8,7 @@ import ctypes
 from collections.abc import Sequence
 from ctypes import byref
 from math import isqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from s7jax.errors import InputError
 from s7jax.integer import tables
 from s7jax.integer.routing import route
 from s7jax.integer.sealed import check_bounds, fraction_bits, short_gain
-from s7jax.native import disassembly
+from s7jax.native import disassembly, machine
 from s7jax.native import library as native
 from s7jax.s7l import Seal
 
@@ -49,11 +50,17 @@ class NativeProgram:
         check_bounds(self.cfg)
         self._engine = native.Engine(threads, isa)
         self._seal = seal
+        self._nodes = machine.nodes()
+        self._homes = machine.placement(self.cfg, self._nodes)
         self._kept: list[object] = []  # what the library's pointers point at
         self._positions = 0  # that the rotation tables cover
         self._experts: dict[int, native.Expert] = {}
+        with machine.memory_on(self._homes["trunk"], self._nodes):
+            self._shared = self._load_shared()
+
+    def _load_shared(self) -> native.Shared:
         d, t = self.cfg, "trunk"
-        self._shared = native.Shared(
+        return native.Shared(
             exp2=self._address(tables.exp2()),
             rsqrt=self._address(tables.rsqrt()),
             gelu=self._address(tables.gelu()),
@@ -72,6 +79,10 @@ class NativeProgram:
     def engine(self) -> str:
         """What computes here."""
         return f"native {self._engine.isa}, {self._engine.threads} threads"
+
+    def machine(self) -> dict[str, Any]:
+        """What the engine found and chose here (§8)."""
+        return machine.report(self.cfg, self.engine, native.tuning())
 
     def types(self) -> set[str]:
         """Types of numbers in the library: integers, and whatever floating its machine code has.
@@ -224,15 +235,18 @@ class NativeProgram:
     def _enter(self, e: int) -> native.Expert:
         """An expert's parameters, loaded and verified the first time."""
         if e not in self._experts:
-            name = f"expert{e}"
-            self._experts[e] = native.Expert(
-                in_norm=self._gain(f"{name}.in_norm"),
-                out_norm=self._gain(f"{name}.out_norm"),
-                in_proj=self._matrix(f"{name}.in_proj"),
-                out_proj=self._matrix(f"{name}.out_proj"),
-                stack=self._stack(name, self.cfg.expert),
-            )
+            with machine.memory_on(self._homes[f"expert{e}"], self._nodes):
+                self._experts[e] = self._load_expert(f"expert{e}")
         return self._experts[e]
+
+    def _load_expert(self, name: str) -> native.Expert:
+        return native.Expert(
+            in_norm=self._gain(f"{name}.in_norm"),
+            out_norm=self._gain(f"{name}.out_norm"),
+            in_proj=self._matrix(f"{name}.in_proj"),
+            out_proj=self._matrix(f"{name}.out_proj"),
+            stack=self._stack(name, self.cfg.expert),
+        )
 
     def _stack(self, name: str, s: Stack) -> native.Stack:
         layers = [native.Layer() for _ in range(s.layers)]

@@ -86,6 +86,10 @@ class Compute:
         """Which engine computes, on what."""
         return self._program.engine
 
+    def machine(self) -> dict[str, Any]:
+        """What the engine found and chose on this machine, as JSON types."""
+        return self._program.machine()
+
     def chunk(self, length: int) -> int:
         """How long the arrays of a call are that takes up to ``length`` tokens of a row."""
         return self._program.chunk(length)

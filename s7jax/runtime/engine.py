@@ -6,9 +6,9 @@ from the trunk's remembered outputs, and chooses the next tokens. A row that fin
 for the next prompt. As every result depends on the tokens before it in its row alone, a prompt
 gives the same tokens and the same proof in any company.
 
-With ``drafts`` the trunk's own head proposes that many tokens and the expert checks them in one
-chunk. What comes out is what the expert would have said one by one: integers leave no other
-possibility. Only greedy rows draft.
+With ``drafts`` that many tokens are proposed, by the row's own text (:mod:`s7jax.runtime.lookup`)
+or by the trunk's head, and the expert checks them in one chunk. What comes out is what the expert
+would have said one by one, greedy or drawn: integers leave no other possibility.
 """
 
 import math
@@ -24,12 +24,14 @@ from s7jax.integer.routing import route_last
 from s7jax.integer.sampling import choose
 from s7jax.runtime.compute import Array, Cache, Compute
 from s7jax.runtime.gate import Gate
+from s7jax.runtime.lookup import Lookup
 from s7jax.runtime.policy import Policy
 from s7jax.runtime.prompt import Prompt
 from s7jax.runtime.proof import Proof, Step, hashed
 from s7jax.runtime.session import Session
 
 CACHE_LIMIT, CACHE_PER_BYTE = 1 << 30, 8  # bytes of caches: so much, and so many per byte sealed
+DRAFTERS = ("lookup", "trunk")
 MOST_DRAFTS = 15  # with the token before them as many as a compiled chunk holds
 
 
@@ -64,6 +66,7 @@ class _Row:
         self.done = 0  # positions that the trunk has seen
         self.router: list[np.ndarray] = []  # logits int32 [E] of each
         self.seen: dict[int, int] = {}  # positions that each expert has seen
+        self.lookup = Lookup()
 
     @property
     def last(self) -> int:
@@ -89,11 +92,17 @@ class Engine:
         compute: the model.
         rows: sequences in a batch; divisible by the mesh's data groups.
         slots: positions a sequence may reach; default and most: the context.
-        drafts: tokens the trunk proposes before the expert checks them; 0: none.
+        drafts: tokens proposed before the expert checks them; 0: none.
+        drafter: who proposes them, one of :data:`DRAFTERS`.
     """
 
     def __init__(
-        self, compute: Compute, rows: int = 1, slots: int | None = None, drafts: int = 0
+        self,
+        compute: Compute,
+        rows: int = 1,
+        slots: int | None = None,
+        drafts: int = 0,
+        drafter: str = "lookup",
     ) -> None:
         self._cfg = compute.cfg
         check_caches(compute, rows, min(slots or self._cfg.context, self._cfg.context))
@@ -102,7 +111,9 @@ class Engine:
         if not 0 <= drafts <= MOST_DRAFTS:
             raise UsageError(f"{drafts} drafts: expected 0 to {MOST_DRAFTS}")
         self.slots = min(slots or self._cfg.context, self._cfg.context)
-        self._compute, self._drafts = compute, drafts
+        if drafter not in DRAFTERS:
+            raise UsageError(f"drafter {drafter!r}; expected {', '.join(DRAFTERS)}")
+        self._compute, self._drafts, self._drafter = compute, drafts, drafter
         self._rows: list[_Row | None] = [None] * rows
         self._waiting: deque[Completion] = deque()
         self._cache = compute.trunk_cache(rows, self.slots)
@@ -166,11 +177,13 @@ class Engine:
         for completion in [c for c in (*self._waiting, *held) if c.dropped]:
             self.cut(completion, "client")
         self._admit()
-        self._feed({b: row.tokens[row.done :] for b, row in self._active()})
-        ready = {b: row for b, row in self._active() if row.done == len(row.tokens)}
+        drafted = self._look_up()
+        self._feed({b: row.tokens[row.done :] + drafted[b] for b, row in self._active()})
+        ready = {b: row for b, row in self._active() if row.done >= len(row.tokens)}
         if not ready:
             return
-        drafted = self._draft(ready)
+        if self._drafter == "trunk":
+            drafted = self._draft(ready)
         routes = {b: self._route(row, row.last) for b, row in ready.items()}
         for e in sorted(set(routes.values())):
             mine = {b: row for b, row in ready.items() if routes[b] == e}
@@ -225,11 +238,30 @@ class Engine:
                 row.router += list(router[b, : len(ids[:T])])
                 row.done += len(ids[:T])
 
+    def _room(self, row: _Row) -> int:
+        """How many tokens may be drafted for a row."""
+        most = row.policy.max_new_tokens or self.slots
+        left = most - len(row.completion.output) - 1
+        return max(0, min(self._drafts, self.slots - len(row.tokens), left))
+
+    def _look_up(self) -> dict[int, list[int]]:
+        """What each row's own text proposes, if it fits in a chunk with what is to be fed."""
+        drafted: dict[int, list[int]] = {b: [] for b, _ in self._active()}
+        if self._drafter != "lookup":
+            return drafted
+        for b, row in self._active():
+            pending, room = len(row.tokens) - row.done, self._room(row)
+            if room and self._compute.chunk(pending + room) >= pending + room:
+                drafted[b] = row.lookup.draft(row.tokens, room)
+                for token in drafted[b]:
+                    row.session.propose(token)
+        return drafted
+
     def _draft(self, ready: dict[int, _Row]) -> dict[int, list[int]]:
         """What the trunk would say next in each row that may draft, fed to it on the way."""
         drafted: dict[int, list[int]] = {b: [] for b in ready}
         room = {
-            b: min(self._drafts, self.slots - len(row.tokens))
+            b: self._room(row)
             for b, row in ready.items()
             if row.policy.sampling.temperature_q16 == 0
         }

@@ -67,9 +67,11 @@ def test_in_a_full_batch(compute, alone):
     same(answers(Engine(compute, rows=8), range(8)), alone)
 
 
+@pytest.mark.parametrize("drafter", ["lookup", "trunk"])
 @pytest.mark.parametrize("drafts", [1, 3])
-def test_with_drafts(compute, alone, drafts):
-    same(answers(Engine(compute, rows=3, drafts=drafts), range(8)), alone)
+def test_with_drafts(compute, alone, drafts, drafter):
+    engine = Engine(compute, rows=3, drafts=drafts, drafter=drafter)
+    same(answers(engine, range(8)), alone)
 
 
 @pytest.mark.parametrize("mesh", ["1x1", "4x2", "2x1x1"])
