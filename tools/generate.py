@@ -20,6 +20,7 @@ from pathlib import Path
 from s7jax import runtime
 from s7jax.errors import UsageError
 from s7jax.runtime.compute import ENGINES
+from s7jax.runtime.engine import DRAFTERS
 from s7jax.runtime.replay import traced
 from s7jax.terminal import cli
 from s7jax.train.folder import newest
@@ -39,7 +40,8 @@ def parse() -> argparse.Namespace:
     p.add_argument("--engine", choices=ENGINES, default="auto", help="native C, or XLA's devices")
     p.add_argument("--threads", type=int, metavar="N", help="of the native engine (default: all)")
     p.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="XLA devices, such as 4x2")
-    p.add_argument("--drafts", type=int, default=0, metavar="N", help="trunk drafts, expert checks")
+    p.add_argument("--drafts", type=int, default=0, metavar="N", help="tokens to propose and check")
+    p.add_argument("--drafter", choices=DRAFTERS, default="lookup", help="who proposes them")
     p.add_argument("--proof", type=Path, metavar="FILE", help="write the proof, a .s7p")
     p.add_argument("--trace", action="store_true", help="with every operator's digest, to dispute")
     p.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
@@ -59,7 +61,8 @@ def main() -> None:
     prompt = args.prompt if args.file is None else _read(args.file)
     path, trusted = args.model or newest().sealed, {"root": args.root, "trust": args.trust}
     how = {"engine": args.engine, "threads": args.threads, "mesh": args.mesh}
-    with runtime.open(path, **how, drafts=args.drafts, **trusted) as model:
+    how |= {"drafts": args.drafts, "drafter": args.drafter}
+    with runtime.open(path, **how, **trusted) as model:
         began = time.monotonic()
         answer = model.generate(
             prompt,

@@ -5,6 +5,7 @@ import itertools
 import math
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,6 +39,7 @@ def open(
     root: bytes | None = None,
     trust: Sequence[Path] = (),
     drafts: int = 0,
+    drafter: str = "lookup",
 ) -> "Model":
     """Open a sealed model for generation; use as a context manager.
 
@@ -49,7 +51,8 @@ def open(
         mesh: of XLA: ``"DATAxMODEL"`` or ``"POOLSxDATAxMODEL"``; virtual devices on CPUs.
         root: the 32-byte root it must have; without it any honest seal is accepted.
         trust: public keys, PEM; one of them must have signed it (``FILE.sig``).
-        drafts: tokens the trunk proposes at a time in greedy decoding; the answer is the same.
+        drafts: tokens proposed at a time; the answer is the same.
+        drafter: who proposes them: ``"lookup"`` in the row's own text, or the ``"trunk"``.
 
     Raises:
         SealError: no seal, another root, or no signature by a trusted key.
@@ -57,7 +60,7 @@ def open(
         InputError: the native engine is asked for and not there.
     """
     seal = s7l.open_trusted(path, root=root, trust=trust)
-    return Model(seal, engine=engine, mesh=mesh, threads=threads, drafts=drafts)
+    return Model(seal, engine=engine, mesh=mesh, threads=threads, drafts=drafts, drafter=drafter)
 
 
 class Model:
@@ -76,11 +79,12 @@ class Model:
         mesh: str = "1x1",
         threads: int | None = None,
         drafts: int = 0,
+        drafter: str = "lookup",
     ) -> None:
         self.seal = seal
         self.tokenizer = Tokenizer.from_vocabulary(seal.vocabulary.file_tree())
         self.compute = open_compute(seal, engine, mesh, threads)
-        self._drafts = drafts
+        self._engine = partial(Engine, self.compute, drafts=drafts, drafter=drafter)
         self._engines: dict[int, Engine] = {}
         self._turn = threading.Lock()
 
@@ -143,7 +147,7 @@ class Model:
         requests = [Request(self.prompt(p), self.policy(**options)) for p in prompts]
         groups = self.compute.groups
         rows = -(-max(1, min(len(requests), MOST_ROWS)) // groups) * groups
-        engine = Engine(self.compute, rows, drafts=self._drafts)
+        engine = self._engine(rows)
         answers = [Answer(self, request, engine) for request in requests]
         engine.run()
         return answers
@@ -156,7 +160,7 @@ class Model:
         with self._turn:
             if slots not in self._engines:
                 rows = self.compute.groups
-                self._engines[slots] = Engine(self.compute, rows, slots, self._drafts)
+                self._engines[slots] = self._engine(rows, slots)
             return self._engines[slots]
 
     def __enter__(self) -> Self:
