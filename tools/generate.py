@@ -20,7 +20,7 @@ from pathlib import Path
 from s7jax import runtime
 from s7jax.errors import UsageError
 from s7jax.runtime.replay import traced
-from s7jax.terminal import cli
+from s7jax.terminal import cli, compiling
 from s7jax.train.folder import newest
 
 
@@ -55,6 +55,7 @@ def main() -> None:
     args = parse()
     prompt = args.prompt if args.file is None else _read(args.file)
     path, trusted = args.model or newest().sealed, {"root": args.root, "trust": args.trust}
+    compiling.announce()
     with runtime.open(path, mesh=args.mesh, drafts=args.drafts, **trusted) as model:
         began = time.monotonic()
         answer = model.generate(

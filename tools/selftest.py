@@ -17,7 +17,7 @@ from s7jax.errors import InputError
 from s7jax.runtime import answers
 from s7jax.runtime.model import Model, by_devices
 from s7jax.runtime.replay import by_specification
-from s7jax.terminal import cli
+from s7jax.terminal import cli, compiling
 from s7jax.train.folder import newest
 
 
@@ -37,6 +37,7 @@ def main() -> None:
     known = seal.stream["answers"]
     if not known:
         raise InputError(f"{path}: sealed without known answers")
+    compiling.announce()
     forward = by_devices(Model(seal, args.mesh)) if args.jax else by_specification(seal)
     answers.check(known, forward)
     steps = sum(len(answer["output"]) for answer in known)

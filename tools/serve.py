@@ -19,7 +19,7 @@ from pathlib import Path
 
 from s7jax import runtime
 from s7jax.errors import UsageError
-from s7jax.terminal import cli
+from s7jax.terminal import cli, compiling
 from s7jax.train.folder import newest
 
 try:
@@ -61,6 +61,7 @@ def main() -> None:
         raise UsageError(f"--host {args.host} is open to others: set S7_TOKEN or --token-file")
     path = args.model or newest().sealed
     limits = Limits(rows=args.rows, waiting=args.waiting, seconds=args.seconds)
+    compiling.announce()
     with runtime.open(path, mesh=args.mesh, root=args.root, trust=args.trust) as model:
         name = args.name or path.stem
         print(f"{name}: root {model.seal.root.hex()}, http://{args.host}:{args.port}", flush=True)

@@ -23,7 +23,7 @@ from s7jax.runtime import evidence, proof
 from s7jax.runtime.model import Model, by_devices
 from s7jax.runtime.replay import by_specification, replay
 from s7jax.s7l import signature
-from s7jax.terminal import cli
+from s7jax.terminal import cli, compiling
 from s7jax.terminal.tables import show_findings, show_replay
 from s7jax.train.folder import newest
 
@@ -50,6 +50,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Open, check, print."""
     args = parse()
+    compiling.announce()
     result: dict[str, Any] = {"format": "s7-verify", "version": 1}
     try:
         opening = s7l.open_bundle if s7l.is_bundle(args.file) else s7l.open
@@ -67,8 +68,7 @@ def main() -> int:
         report = evidence.check(opened, report)
     if args.json:  # the same file gives the same object
         result |= {"passed": report.passed, "root": opened.root.hex(), "bytes": opened.length}
-        result |= {"signature": signed, "replay": replayed}
-        result["rules"] = [vars(finding) for finding in report.findings]
+        result |= {"signature": signed, "replay": replayed, "rules": [*map(vars, report.findings)]}
         print(json.dumps(result, indent=2))
     else:
         print(f"{args.file}: {opened.length:,} bytes sealed, root {opened.root.hex()}")

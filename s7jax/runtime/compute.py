@@ -20,6 +20,7 @@ from s7jax.integer.layers import Cache
 from s7jax.integer.program import Program
 from s7jax.integer.specification import Specification, Watch
 from s7jax.runtime import gate as gates_
+from s7jax.runtime import programs
 from s7jax.runtime.gate import Gate, GateError
 from s7jax.runtime.session import Session
 from s7jax.s7l import Seal
@@ -49,6 +50,7 @@ class Compute:
     def __init__(self, seal: Seal, pools: Sequence[Mesh]) -> None:
         _check_fold(seal)
         self._seal = seal
+        programs.keep()
         self._program = Program(seal, pools)
         self._turn = threading.RLock()
 
