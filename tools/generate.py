@@ -22,7 +22,7 @@ from s7jax.errors import UsageError
 from s7jax.runtime.compute import ENGINES
 from s7jax.runtime.engine import DRAFTERS
 from s7jax.runtime.replay import traced
-from s7jax.terminal import cli
+from s7jax.terminal import cli, compiling
 from s7jax.train.folder import newest
 
 
@@ -63,6 +63,7 @@ def main() -> None:
     how = {"engine": args.engine, "threads": args.threads, "mesh": args.mesh}
     how |= {"drafts": args.drafts, "drafter": args.drafter}
     with runtime.open(path, **how, **trusted) as model:
+        compiling.announce()
         began = time.monotonic()
         answer = model.generate(
             prompt,

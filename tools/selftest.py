@@ -19,7 +19,7 @@ from s7jax.errors import InputError
 from s7jax.runtime import answers
 from s7jax.runtime.compute import open_compute
 from s7jax.runtime.model import REPLAYERS, by_engine
-from s7jax.terminal import cli
+from s7jax.terminal import cli, compiling
 from s7jax.train.folder import newest
 
 
@@ -45,7 +45,9 @@ def main() -> None:
     known = seal.stream["answers"]
     if not known:
         raise InputError(f"{path}: sealed without known answers")
-    answers.check(known, by_engine(seal, args.engine, args.mesh))
+    forward = by_engine(seal, args.engine, args.mesh)
+    compiling.announce()
+    answers.check(known, forward)
     steps = sum(len(answer["output"]) for answer in known)
     print(
         f"{path}: {steps} tokens in {len(known)} domains and all their logits as sealed "

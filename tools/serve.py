@@ -20,7 +20,7 @@ from pathlib import Path
 from s7jax import runtime
 from s7jax.errors import UsageError
 from s7jax.runtime.compute import ENGINES
-from s7jax.terminal import cli
+from s7jax.terminal import cli, compiling
 from s7jax.train.folder import newest
 
 try:
@@ -65,6 +65,7 @@ def main() -> None:
     limits = Limits(rows=args.rows, waiting=args.waiting, seconds=args.seconds)
     how = {"engine": args.engine, "mesh": args.mesh, "root": args.root, "trust": args.trust}
     with runtime.open(path, **how) as model:
+        compiling.announce()
         name = args.name or path.stem
         print(f"{name}: root {model.seal.root.hex()}, http://{args.host}:{args.port}", flush=True)
         app = application(model, name, limits, token or None)

@@ -23,7 +23,7 @@ from s7jax.runtime import evidence, proof
 from s7jax.runtime.model import REPLAYERS, by_engine
 from s7jax.runtime.replay import replay
 from s7jax.s7l import signature
-from s7jax.terminal import cli
+from s7jax.terminal import cli, compiling
 from s7jax.terminal.tables import show_findings, show_replay
 from s7jax.train.folder import newest
 
@@ -68,8 +68,7 @@ def main() -> int:
         report = evidence.check(opened, report)
     if args.json:  # the same file gives the same object
         result |= {"passed": report.passed, "root": opened.root.hex(), "bytes": opened.length}
-        result |= {"signature": signed, "replay": replayed}
-        result["rules"] = [vars(finding) for finding in report.findings]
+        result |= {"signature": signed, "replay": replayed, "rules": [*map(vars, report.findings)]}
         print(json.dumps(result, indent=2))
     else:
         print(f"{args.file}: {opened.length:,} bytes sealed, root {opened.root.hex()}")
@@ -83,10 +82,11 @@ def main() -> int:
 
 
 def again(args: argparse.Namespace, opened: s7l.Seal | s7l.Bundle) -> dict[str, Any]:
-    """A proof computed again."""
     if isinstance(opened, s7l.Bundle):
         raise UsageError("a proof is replayed with the whole sealed model, not with a bundle")
-    return replay(proof.load(args.replay), opened, by_engine(opened, args.engine, args.mesh))
+    forward = by_engine(opened, args.engine, args.mesh)
+    compiling.announce()
+    return replay(proof.load(args.replay), opened, forward)
 
 
 def signers(note: Path, opened: s7l.Seal | s7l.Bundle, args: argparse.Namespace) -> dict[str, Any]:

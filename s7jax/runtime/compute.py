@@ -180,8 +180,11 @@ class Compute:
 
 
 def _by_xla(seal: Seal, pools: Sequence["Mesh"]) -> "Program":
-    from s7jax.integer.program import Program  # noqa: PLC0415 JAX takes seconds
+    # JAX takes seconds to import.
+    from s7jax.integer.program import Program  # noqa: PLC0415
+    from s7jax.runtime import programs  # noqa: PLC0415
 
+    programs.keep()
     return Program(seal, pools)
 
 

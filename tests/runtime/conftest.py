@@ -4,8 +4,7 @@ import pytest
 from synthetic import MODEL, write_model
 
 from s7jax import s7l
-from s7jax.mesh import parse, pools
-from s7jax.runtime import Compute
+from s7jax.runtime.compute import open_compute
 from s7jax.runtime.sealing import seal_with_answers
 
 
@@ -26,4 +25,5 @@ def seal(sealed):
 
 @pytest.fixture(scope="session")
 def compute(seal):
-    return Compute(seal, pools(parse("1x1")))
+    """On the native engine where it was compiled."""
+    return open_compute(seal)

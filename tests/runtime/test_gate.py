@@ -9,16 +9,27 @@ import pytest
 
 from s7jax.integer.program import Program
 from s7jax.mesh import parse, pools
+from s7jax.native import library
+from s7jax.native.program import NativeProgram
 from s7jax.runtime import Compute, Session
 from s7jax.runtime import gate as gate_module
 from s7jax.runtime.cm1 import Control, Phase
-from s7jax.runtime.compute import Reference
+from s7jax.runtime.compute import Reference, open_compute
 from s7jax.runtime.gate import Gate, GateError
 from s7jax.runtime.policy import Policy
 from s7jax.runtime.prompt import Prompt
 
 PROMPT = Prompt((1, 2, 3))
-STORAGE = {"trunk_cache", "expert_cache", "history", "remember", "recall", "compiled"}
+STORAGE = {"trunk_cache", "expert_cache", "history", "remember", "recall"}
+FACTS = {"chunk", "machine", "types"}  # that need no tokens
+
+
+@pytest.fixture(scope="module", params=["native", "xla"])
+def compute(seal, request):
+    """Every gate test on both engines."""
+    if request.param == "native" and not library.available():
+        pytest.skip("the native engine was not compiled")
+    return open_compute(seal, request.param)
 
 
 def entries(compute, gates):
@@ -42,7 +53,9 @@ def storage(compute):
         "history": h,
         "remember": compute.remember(h, x, start),
         "recall": x,
-        "compiled": compute.compiled(1),
+        "chunk": compute.chunk(3),
+        "machine": compute.machine(),
+        "types": compute.types(),
     }
 
 
@@ -53,7 +66,7 @@ def public_methods():
 
 def test_every_public_method_but_storage_refuses_to_compute_without_a_gate(compute):
     refusing = entries(compute, [])
-    assert refusing.keys() == public_methods() - STORAGE
+    assert refusing.keys() == public_methods() - STORAGE - FACTS
     for call in refusing.values():
         with pytest.raises(GateError):
             call()
@@ -61,8 +74,9 @@ def test_every_public_method_but_storage_refuses_to_compute_without_a_gate(compu
 
 def test_storage_runs_no_program(compute, monkeypatch):
     for name in ("trunk", "expert", "head"):
-        monkeypatch.setattr(Program, name, lambda *_: pytest.fail("computed without a gate"))
-    assert storage(compute).keys() == STORAGE
+        for program in (Program, NativeProgram):
+            monkeypatch.setattr(program, name, lambda *_: pytest.fail("computed without a gate"))
+    assert storage(compute).keys() == STORAGE | FACTS
 
 
 @pytest.fixture
