@@ -82,6 +82,7 @@ def main() -> int:
 
 
 def again(args: argparse.Namespace, opened: s7l.Seal | s7l.Bundle) -> dict[str, Any]:
+    """A proof computed again."""
     if isinstance(opened, s7l.Bundle):
         raise UsageError("a proof is replayed with the whole sealed model, not with a bundle")
     forward = by_engine(opened, args.engine, args.mesh)
@@ -91,8 +92,7 @@ def again(args: argparse.Namespace, opened: s7l.Seal | s7l.Bundle) -> dict[str, 
 
 def signers(note: Path, opened: s7l.Seal | s7l.Bundle, args: argparse.Namespace) -> dict[str, Any]:
     """Release and trusted signers of an open file."""
-    known = args.trust, args.min_version
-    release, keys = signature.verify(note, opened.root, opened.length, *known)
+    release, keys = signature.verify(note, opened.root, opened.length, args.trust, args.min_version)
     return {"version": release.version, "keys": [str(key) for key in keys]}
 
 
