@@ -183,7 +183,7 @@ def test_a_sealed_model_answers_and_proves_it(work: Path, tmp_path: Path):
     assert text == report["text"], "standard output is the text, to the byte"
     assert report["root"] == s7l.open(sealed).root.hex()
     assert sum(part["tokens"] for part in report["route"]) == report["tokens"] == 6
-    for how in ((), ("--engine", "native"), ("--engine", "xla", "--mesh", "1x2")):
+    for how in ((), ("--engine", "auto"), ("--engine", "xla", "--mesh", "1x2")):
         out = good("tools/verify.py", sealed, "--replay", proof, *how, cwd=work)
         assert f"replayed 6 steps, chain {report['proof']}" in out
     (tmp_path / "prompt.txt").write_text("def return")

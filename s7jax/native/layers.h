@@ -14,7 +14,7 @@
 /* What one thread needs for itself. */
 typedef struct {
     int64_t T[BLOCK * WIDTH > FEW * SPAN ? BLOCK * WIDTH : FEW * SPAN];
-    int16_t panel[RUN * WIDTH];
+    int16_t panel[PANEL * WIDTH];
     int32_t sums[FEW * SPAN], line[SPAN];
     int32_t z[SCORES];
     int16_t p[SCORES + QUERIES * GROUP];

@@ -39,7 +39,7 @@ EXPORT const char *s7_tuning(int i, int *value) {
         const char *name;
         int value;
     } sizes[] = {{"few", FEW},         {"group", GROUP},     {"prefetch", PREFETCH},
-                 {"span", SPAN},       {"part", PART},       {"run", RUN},
+                 {"span", SPAN},       {"part", PART},       {"run", RUN},         {"panel", PANEL},
                  {"block", BLOCK},     {"queries", QUERIES}, {"scores", SCORES},
                  {"line", LINE}};
     if ((size_t)i >= sizeof sizes / sizeof *sizes) return NULL;

@@ -90,7 +90,7 @@ static void pack_transposed(const int8_t *w, size_t ld, int k, int K, int pairs,
     }
 }
 
-/* T[m, n] += over one run, for `rows` ≤ ROWS rows known at compile time. */
+/* T[m, n] += over one panel, for `rows` ≤ ROWS rows known at compile time. */
 static inline __attribute__((always_inline)) void tile(const int rows, const int16_t *a,
                                                        size_t stride, const int16_t *panel,
                                                        int pairs, int64_t *T) {
@@ -113,12 +113,12 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
 }
 
 /* T[m, n] = Σ a[m, k] w[k, n] (or w[n, k] if transposed) for n < count ≤ WIDTH, T [M, WIDTH];
-   panel has room for RUN · WIDTH numbers. */
+   panel has room for PANEL · WIDTH numbers. */
 static void panel_product(const int16_t *a, size_t stride, int M, int K, const int8_t *w,
                           size_t ld, int transposed, int count, int16_t *panel, int64_t *T) {
     memset(T, 0, sizeof *T * WIDTH * (size_t)M);
-    for (int k = 0; k < K; k += RUN) {
-        int pairs = ((k + RUN < K ? RUN : K - k) + 1) / 2;
+    for (int k = 0; k < K; k += PANEL) {
+        int pairs = ((k + PANEL < K ? PANEL : K - k) + 1) / 2;
         (transposed ? pack_transposed : pack)(w, ld, k, K, pairs, count, panel);
         for (int m = 0; m < M;) {
             const int16_t *at = a + stride * (size_t)m + k;

@@ -45,7 +45,9 @@ def folder(tmp_path):
 
 def test_what_one_process_compiled_the_next_one_loads(run, sealed, folder):
     def ask() -> tuple[list[int], str]:
-        out, said = run(GENERATE, sealed, "--prompt", "x", "--max-tokens", "2", "--json")
+        out, said = run(
+            GENERATE, sealed, "--engine", "xla", "--prompt", "x", "--max-tokens", "2", "--json"
+        )
         return json.loads(out)["ids"], said
 
     ids, said = ask()
