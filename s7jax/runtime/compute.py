@@ -6,6 +6,7 @@ the specification (a test checks it on the syntax tree). One thread computes at 
 wait.
 """
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 
@@ -28,6 +29,8 @@ from s7jax.s7l.contract import COMPUTE_FOLD
 FOLD = COMPUTE_FOLD
 # Every layer of trunk and expert is compiled by itself, about a second of a core for each.
 FREE_LAYERS, BYTES_PER_LAYER = 16, 1 << 16  # so many, and one more for so many bytes sealed
+# Sines of positions are made one by one with long integers: about 3 s for a million.
+FREE_TURNS, BYTES_PER_TURN = 1 << 21, 64
 
 Forward = Callable[
     [NDArray[np.int32], int],
@@ -45,15 +48,17 @@ class Compute:
 
     Raises:
         InputError: the seal's compute contract is not this module's, its values are beyond
-            what exact arithmetic holds, or it has more layers than its size pays for.
+            what exact arithmetic holds, or it has more layers or angles than its size pays for.
     """
 
     def __init__(self, seal: Seal, pools: Sequence[Mesh]) -> None:
         _check_fold(seal)
         _check_layers(seal)
+        _check_turns(seal)
         self._seal = seal
         self._program = Program(seal, pools)
         self._turn = threading.RLock()
+        self._process = os.getpid()
 
     @property
     def seal(self) -> Seal:
@@ -81,17 +86,15 @@ class Compute:
 
         Raises:
             GateError: a gate is missing, forged, foreign or spent, or a row holds other tokens
-                than its session's.
+                than its session's, or any without one.
         """
-        sessions = self._check(gates)
-        if len(sessions) != len(tokens_BT):
-            raise GateError(f"{len(sessions)} gates for {len(tokens_BT)} rows")
+        sessions = self._check(gates, len(tokens_BT))
         slots = cache[0][0].shape[2]
         for session, row, start in zip(sessions, tokens_BT, start_B, strict=True):
             if session is not None:
                 _check_tokens(session, row, int(start))
-            elif start < slots:
-                raise GateError(f"a row at position {start} has no gate")
+            elif start < slots or np.any(row):
+                raise GateError(f"a row at position {start} has no gate: it is not parked")
         with self._turn:
             h, logits, cache = self._program.trunk(tokens_BT, start_B, cache)
             return h, np.asarray(logits), cache
@@ -105,13 +108,13 @@ class Compute:
         cache: Cache,
     ) -> tuple[jax.Array, Cache]:
         """As :meth:`s7jax.integer.program.Program.expert`; raises like :meth:`trunk`."""
-        self._check(gates)
+        self._check(gates, len(h_BTD))
         with self._turn:
             return self._program.expert(e, h_BTD, start_B, cache)
 
     def head(self, gates: Sequence[Gate | None], h_BTD: jax.Array) -> NDArray[np.int32]:
         """Logits int32 [B, T, V]; raises like :meth:`trunk`."""
-        self._check(gates)
+        self._check(gates, len(h_BTD))
         with self._turn:
             return np.asarray(self._program.head(h_BTD))
 
@@ -144,21 +147,28 @@ class Compute:
         """``length`` positions of x from ``start_B`` on."""
         return self._program.recall(x_BTD, start_B, length)
 
-    def _check(self, gates: Sequence[Gate | None]) -> list[Session | None]:
+    def _check(self, gates: Sequence[Gate | None], rows: int) -> list[Session | None]:
+        if os.getpid() != self._process:
+            raise InputError("opened in another process, whose threads a fork lacks: open it anew")
         if not any(held is not None for held in gates):
             gates_.check(None, self)
-        return [None if held is None else gates_.check(held, self) for held in gates]
+        sessions = [None if held is None else gates_.check(held, self) for held in gates]
+        if len(sessions) != rows:
+            raise GateError(f"{len(sessions)} gates for {rows} rows")
+        return sessions
 
 
 class Reference:
     """The executable specification in NumPy, with the same gate: for replay and known answers.
 
     Raises:
-        InputError: the seal's compute contract is not this module's.
+        InputError: the seal's compute contract is not this module's, or it has more angles
+            than its size pays for.
     """
 
     def __init__(self, seal: Seal) -> None:
         _check_fold(seal)
+        _check_turns(seal)
         self._seal = seal
 
     @property
@@ -202,6 +212,19 @@ def _check_layers(seal: Seal) -> None:
         raise InputError(
             f"{layers} layers take about {layers} s to compile: a file of {seal.length:,} bytes "
             f"may have {most}"
+        )
+
+
+def _check_turns(seal: Seal) -> None:
+    """Nor minutes of making tables of angles: context by head width."""
+    d = seal.manifest.dimensions
+    most = FREE_TURNS + seal.length // BYTES_PER_TURN
+    turns = d.context * sum({d.trunk.head_dim, d.expert.head_dim}) // 2
+    if turns > most:
+        raise InputError(
+            f"a context of {d.context:,} by head widths of {d.trunk.head_dim} and "
+            f"{d.expert.head_dim} takes {turns:,} angles: a file of {seal.length:,} bytes may "
+            f"have {most:,}"
         )
 
 

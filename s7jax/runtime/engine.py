@@ -31,7 +31,8 @@ from s7jax.runtime.prompt import Prompt
 from s7jax.runtime.proof import Proof, Step, hashed
 from s7jax.runtime.session import Session
 
-CACHE_LIMIT, CACHE_PER_BYTE = 1 << 30, 8  # bytes of caches: so much, and so many per byte sealed
+# Bytes of caches and of a chunk's scores: so much, and so many per byte sealed.
+CACHE_LIMIT, CACHE_PER_BYTE = 1 << 30, 8
 CHUNKS = (1, 16, 128)  # lengths that are compiled; what is shorter is padded
 
 
@@ -328,7 +329,7 @@ class Engine:
 
 
 def check_caches(compute: Compute, rows: int, slots: int) -> None:
-    """Refuse caches that are out of proportion to the file, before they are asked for.
+    """Refuse caches and attention scores out of proportion to the file, before they are there.
 
     Raises:
         InputError: with the figure and the limit.
@@ -336,13 +337,15 @@ def check_caches(compute: Compute, rows: int, slots: int) -> None:
     cfg = compute.cfg
     stacks = cfg.segments.values()
     caches = sum(2 * s.layers * math.prod(s.cache_shape(rows, slots)) for s in stacks)
-    wanted = caches + 4 * rows * slots * cfg.trunk.hidden
-    limit = CACHE_LIMIT + CACHE_PER_BYTE * compute.seal.length
+    heads = max(cfg.trunk.heads, cfg.expert.heads)
+    wanted = caches + 4 * rows * slots * (cfg.trunk.hidden + heads * CHUNKS[-1])
+    size = compute.seal.length
+    limit = CACHE_LIMIT + CACHE_PER_BYTE * size
     if wanted > limit:
         raise InputError(
-            f"caches of {rows} rows of {slots:,} positions take {wanted / 2**30:.1f} GiB, more "
-            f"than the {limit / 2**30:.1f} GiB that a file of {compute.seal.length:,} bytes gets: "
-            "ask for fewer rows or a shorter answer"
+            f"caches of {rows} rows of {slots:,} positions take {wanted / 2**30:.1f} GiB with the "
+            f"scores of a chunk, more than the {limit / 2**30:.1f} GiB that a file of {size:,} "
+            "bytes gets: ask for fewer rows or a shorter answer"
         )
 
 
