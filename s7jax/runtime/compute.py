@@ -149,7 +149,10 @@ class Compute:
 
     def _check(self, gates: Sequence[Gate | None], rows: int) -> list[Session | None]:
         if os.getpid() != self._process:
-            raise InputError("opened in another process, whose threads a fork lacks: open it anew")
+            raise InputError(
+                "the model was opened in another process, whose threads a fork lacks: start "
+                "processes by spawn, and open it in each"
+            )
         if not any(held is not None for held in gates):
             gates_.check(None, self)
         sessions = [None if held is None else gates_.check(held, self) for held in gates]
