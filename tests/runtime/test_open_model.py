@@ -17,6 +17,7 @@ from s7jax.runtime import Engine
 from s7jax.runtime.compute import Reference
 from s7jax.runtime.model import Model
 from s7jax.runtime.replay import by_specification
+from s7jax.runtime.sealing import seal_with_answers
 from s7jax.s7l import signature
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +123,11 @@ def test_bytes_that_are_no_text_are_one_prompt_in_a_file_and_as_argument(model, 
     ]
     assert found[0] | {"seconds": 0} == found[1] | {"seconds": 0}
     assert found[0]["prompt_tokens"] == len(model.prompt(b"caf\xff").ids)
+
+
+def test_sealing_into_no_folder_names_the_folder(tmp_path):
+    with pytest.raises(s7l.SealError, match="none: no such folder"):
+        seal_with_answers(tmp_path, tmp_path, tmp_path / "none" / "model.s7l")
 
 
 def test_a_proof_that_cannot_be_written_is_told_before_the_answer(sealed, tmp_path):
