@@ -134,7 +134,7 @@ def test_the_rooms_stand_in_an_order():
 PROGRAMS = {
     "s7jax.integer.program": {"route"},
     "s7jax.integer.layers": {"Cache"},
-    "s7jax.integer.specification": {"Watch"},
+    "s7jax.integer.specification": {"BLOCK", "Watch"},
 }
 PACKAGES = {"s7jax.integer", *PROGRAMS}  # as objects they give everything in them
 COMPUTERS = {"Program", "_program", "Specification"}
