@@ -135,7 +135,7 @@ def test_the_rooms_stand_in_an_order():
 PROGRAMS = {
     "s7jax.integer.program": {"route"},
     "s7jax.integer.layers": {"Cache"},
-    "s7jax.integer.specification": {"Watch"},
+    "s7jax.integer.specification": {"BLOCK", "Watch"},
     "s7jax.native.program": set(),
 }
 PACKAGES = {"s7jax.integer", "s7jax.native", *PROGRAMS}  # as objects they give everything in them

@@ -52,6 +52,8 @@ def parse() -> argparse.Namespace:
         raise UsageError("give either --prompt TEXT or --file FILE")
     if args.trace and not args.proof:
         raise UsageError("--trace goes into the proof: give --proof FILE")
+    if args.proof and not args.proof.parent.is_dir():
+        raise UsageError(f"--proof {args.proof}: there is no such folder")
     return args
 
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:  # the native engine does without
 
 FOLD = COMPUTE_FOLD
 ENGINES = ("auto", "native", "xla")
+# Sines of positions are made one by one with long integers: about 3 s for a million.
+FREE_TURNS, BYTES_PER_TURN = 1 << 21, 64
 Array = Any  # of NumPy or of JAX, as the engine has it
 Cache = tuple[Array, Array]
 
@@ -55,16 +57,19 @@ class Compute:
 
     Raises:
         InputError: the seal's compute contract is not this module's, its values are beyond
-            what exact arithmetic holds, or the native engine is not there.
+            what exact arithmetic holds, it has more angles than its size pays for, or the native
+            engine is not there.
     """
 
     def __init__(
         self, seal: Seal, pools: Sequence["Mesh"] | None = None, threads: int | None = None
     ) -> None:
         _check_fold(seal)
+        _check_turns(seal)
         self._seal = seal
         self._program = NativeProgram(seal, threads) if pools is None else _by_xla(seal, pools)
         self._turn = threading.RLock()
+        self._process = os.getpid()
 
     @property
     def seal(self) -> Seal:
@@ -105,16 +110,13 @@ class Compute:
 
         Raises:
             GateError: a gate is missing, forged, foreign or spent, or a row holds other tokens
-                than its session's.
+                than its session's, or any without one.
         """
-        sessions = self._check(gates)
-        if len(sessions) != len(tokens_BT):
-            raise GateError(f"{len(sessions)} gates for {len(tokens_BT)} rows")
-        slots = cache[0].shape[3]
-        counts = []
+        sessions = self._check(gates, len(tokens_BT))
+        slots, counts = cache[0].shape[3], []
         for session, row, start in zip(sessions, tokens_BT, start_B, strict=True):
-            if session is None and start < slots:
-                raise GateError(f"a row at position {start} has no gate")
+            if session is None and (start < slots or np.any(row)):
+                raise GateError(f"a row at position {start} has no gate: it is not parked")
             counts.append(_check_tokens(session, row, int(start)) if session else 0)
         with self._turn:
             h, logits, cache = self._program.trunk(tokens_BT, start_B, cache, counts)
@@ -132,14 +134,14 @@ class Compute:
         T = h_BTD.shape[1]
         counts = [
             len(session.tokens(int(start), int(start) + T)) if session else 0
-            for session, start in zip(self._check(gates), start_B, strict=True)
+            for session, start in zip(self._check(gates, len(h_BTD)), start_B, strict=True)
         ]
         with self._turn:
             return self._program.expert(e, h_BTD, start_B, cache, counts)
 
     def head(self, gates: Sequence[Gate | None], h_BTD: Array) -> NDArray[np.int32]:
         """Logits int32 [B, T, V] of the rows that have a gate; raises like :meth:`trunk`."""
-        wanted = [session is not None for session in self._check(gates)]
+        wanted = [session is not None for session in self._check(gates, len(h_BTD))]
         with self._turn:
             return np.asarray(self._program.head(h_BTD, wanted))
 
@@ -173,10 +175,18 @@ class Compute:
         """``length`` positions of x from ``start_B`` on."""
         return self._program.recall(x_BTD, start_B, length)
 
-    def _check(self, gates: Sequence[Gate | None]) -> list[Session | None]:
+    def _check(self, gates: Sequence[Gate | None], rows: int) -> list[Session | None]:
+        if os.getpid() != self._process:
+            raise InputError(
+                "the model was opened in another process, whose threads a fork lacks: start "
+                "processes by spawn, and open it in each"
+            )
         if not any(held is not None for held in gates):
             gates_.check(None, self)
-        return [None if held is None else gates_.check(held, self) for held in gates]
+        sessions = [None if held is None else gates_.check(held, self) for held in gates]
+        if len(sessions) != rows:
+            raise GateError(f"{len(sessions)} gates for {rows} rows")
+        return sessions
 
 
 def _by_xla(seal: Seal, pools: Sequence["Mesh"]) -> "Program":
@@ -230,11 +240,13 @@ class Reference:
     """The executable specification in NumPy, with the same gate: for replay and known answers.
 
     Raises:
-        InputError: the seal's compute contract is not this module's.
+        InputError: the seal's compute contract is not this module's, or it has more angles
+            than its size pays for.
     """
 
     def __init__(self, seal: Seal) -> None:
         _check_fold(seal)
+        _check_turns(seal)
         self._seal = seal
 
     @property
@@ -268,6 +280,19 @@ class Reference:
 def _check_fold(seal: Seal) -> None:
     if seal.contract["fold"] != FOLD:
         raise InputError(f"the seal wants {seal.contract['fold']}; this is {FOLD}")
+
+
+def _check_turns(seal: Seal) -> None:
+    """A small file must not cost minutes of making tables of angles: context by head width."""
+    d = seal.manifest.dimensions
+    most = FREE_TURNS + seal.length // BYTES_PER_TURN
+    turns = d.context * sum({d.trunk.head_dim, d.expert.head_dim}) // 2
+    if turns > most:
+        raise InputError(
+            f"a context of {d.context:,} by head widths of {d.trunk.head_dim} and "
+            f"{d.expert.head_dim} takes {turns:,} angles: a file of {seal.length:,} bytes may "
+            f"have {most:,}"
+        )
 
 
 def _check_tokens(session: Session, row: NDArray[np.int32], start: int) -> int:

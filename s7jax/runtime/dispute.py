@@ -13,12 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from s7jax.data.tokenizer import Tokenizer
 from s7jax.errors import InputError
 from s7jax.runtime.compute import Forward
 from s7jax.runtime.proof import Proof, Step
-from s7jax.runtime.replay import operator_digests, wanted_step
+from s7jax.runtime.replay import (
+    asked,
+    check_end,
+    ended_by_itself,
+    operator_digests,
+    wanted_step,
+)
 from s7jax.s7l import Seal
+from s7jax.s7l.canonical import encode
 
 
 @dataclass
@@ -65,37 +71,41 @@ def settle(a: Proof, b: Proof, seal: Seal, forward: Forward) -> Verdict:
             raise InputError(f"no dispute: the proofs differ in their {key}: two questions")
     if a.head["root"] != seal.root:
         raise InputError("no dispute here: the proofs are of another sealed file")
-    chains = [_chains(proof) for proof in (a, b)]
+    for name, proof in (("a", a), ("b", b)):
+        try:
+            prompt, room = asked(proof, seal)
+        except InputError as e:
+            raise InputError(f"no dispute: {name} cannot be of this sealed file: {e}") from e
+    traced = a.head["trace"] and b.head["trace"]
+    chains = [_chains(proof, traced) for proof in (a, b)]
     shared = min(len(a.steps), len(b.steps))
-    at, asked = first_difference(lambda i: chains[0][i] == chains[1][i], shared)
+    at, compared = first_difference(lambda i: chains[0][i] == chains[1][i], shared)
     if at == shared:
-        return _ends(a, b, asked)
-    verdict = Verdict(step=at, position=a.steps[at].position, comparisons=asked)
-    prompt = a.prompt(Tokenizer.from_vocabulary(seal.vocabulary.file_tree()))
+        return _ends(a, b, room, seal, compared)
     tokens = np.array([*prompt.ids, *a.output[:at]], np.int32)
+    verdict = Verdict(step=at, position=len(tokens) - 1, comparisons=compared)
     right = wanted_step(a.policy, tokens, len(tokens) - 1, forward)
-    name = _field(a.steps[at], b.steps[at])
-    _judge(verdict, name, *(getattr(s, name) for s in (a.steps[at], b.steps[at], right)))
-    if a.head["trace"] and b.head["trace"]:
+    for name in _FIELDS:
+        values = [getattr(step, name) for step in (a.steps[at], b.steps[at], right)]
+        if values[0] != values[1]:
+            _judge(verdict, name, *values)
+            break
+    if traced:
         _inside(verdict, a.operators[at], b.operators[at], seal, tokens, right)
     return verdict
 
 
-def _chains(proof: Proof) -> list[bytes]:
-    """A chain after each step over all it holds, whether it has a trace or not."""
+_FIELDS = ("position", "token_in", "expert", "router", "logits", "token_out")
+
+
+def _chains(proof: Proof, traced: bool) -> list[bytes]:
+    """A chain after each step over all it says, and its trace if both proofs have one."""
     chain, found = b"", []
-    for step, digests in zip(proof.steps, proof.operators or ((),) * len(proof.steps), strict=True):
-        values = [str(getattr(step, n)).encode() for n in ("position", "token_in", "expert")]
-        values += [step.router, step.logits, str(step.token_out).encode(), *digests]
-        chain = hashlib.sha256(chain + b"\0".join(values)).digest()
+    for step in proof.steps:
+        values = [getattr(step, name) for name in _FIELDS] + [step.trace] * traced
+        chain = hashlib.sha256(chain + encode(values)).digest()
         found.append(chain)
     return found
-
-
-def _field(a: Step, b: Step) -> str:
-    """The first field that differs; the trace where all others agree."""
-    names = ("position", "token_in", "expert", "router", "logits", "token_out", "trace")
-    return next(name for name in names if getattr(a, name) != getattr(b, name))
 
 
 def _inside(
@@ -109,13 +119,15 @@ def _inside(
     """The first operator of the step whose output differs."""
     prefixes = [_prefixes(digests) for digests in (a, b)]
     shared = min(len(a), len(b))
-    at, asked = first_difference(lambda i: prefixes[0][i] == prefixes[1][i], shared)
-    verdict.comparisons += asked
-    if at == shared:
+    at, compared = first_difference(lambda i: prefixes[0][i] == prefixes[1][i], shared)
+    verdict.comparisons += compared
+    if at == len(a) == len(b):
         return
     names, digests = operator_digests(seal, tokens, [right], len(tokens) - 1)
-    if at < len(names):
+    if at < min(shared, len(names)):
         _judge(verdict, names[at], a[at], b[at], digests[0][at])
+    else:
+        _judge(verdict, "number of operators", len(a), len(b), len(names))
 
 
 def _prefixes(digests: Sequence[bytes]) -> list[bytes]:
@@ -132,14 +144,32 @@ def _judge(verdict: Verdict, name: str, a: Any, b: Any, right: Any) -> None:
     verdict.right = "a" if a == right else "b" if b == right else "neither"
 
 
-def _ends(a: Proof, b: Proof, asked: int) -> Verdict:
-    """Every step that both have is the same."""
-    if a.chain == b.chain or (a.steps == b.steps and (a.end, a.answer) == (b.end, b.answer)):
-        raise InputError("no dispute: the proofs say the same")
-    verdict = Verdict(comparisons=asked, difference="end")
-    verdict.values = {"a": f"{a.end} after {len(a.steps)}", "b": f"{b.end} after {len(b.steps)}"}
-    verdict.right = "either may be: they agree as far as both go; replay each"
-    return verdict
+def _ends(a: Proof, b: Proof, room: int, seal: Seal, compared: int) -> Verdict:
+    """Every step that both have is the same: what follows from them is right."""
+    told = {"a": f"{a.end} after {len(a.steps)}", "b": f"{b.end} after {len(b.steps)}"}
+    difference = "end"
+    if told["a"] == told["b"]:
+        if a.answer == b.answer:
+            raise InputError("no dispute: the proofs say the same")
+        difference, told = "answer", {"a": _show(a.answer), "b": _show(b.answer)}
+    fit = [name for name, proof in (("a", a), ("b", b)) if _fits(proof, room, seal)]
+    if len(fit) == 2:  # one or both were cut
+        raise InputError(
+            f"no dispute: {told['a']} and {told['b']} agree as far as both go; replay each"
+        )
+    end, count, answer = ended_by_itself(max(a, b, key=lambda p: len(p.steps)), room, seal)
+    own = _show(answer) if difference == "answer" else f"{end or 'no end'} after {count}"
+    right = fit[0] if fit else "neither"
+    return Verdict(None, None, difference, {**told, "right": own}, right, compared)
+
+
+def _fits(proof: Proof, room: int, seal: Seal) -> bool:
+    """Whether end and answer follow from the steps."""
+    try:
+        check_end(proof, room, seal)
+    except InputError:
+        return False
+    return True
 
 
 def _show(value: Any) -> str:

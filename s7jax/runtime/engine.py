@@ -30,7 +30,9 @@ from s7jax.runtime.prompt import Prompt
 from s7jax.runtime.proof import Proof, Step, hashed
 from s7jax.runtime.session import Session
 
-CACHE_LIMIT, CACHE_PER_BYTE = 1 << 30, 8  # bytes of caches: so much, and so many per byte sealed
+# Bytes of caches and of a chunk's scores: so much, and so many per byte sealed.
+CACHE_LIMIT, CACHE_PER_BYTE = 1 << 30, 8
+CHUNK = 128  # positions whose scores are held at once, at most
 DRAFTERS = ("lookup", "trunk")
 MOST_DRAFTS = 15  # with the token before them as many as a compiled chunk holds
 
@@ -359,7 +361,7 @@ class Engine:
 
 
 def check_caches(compute: Compute, rows: int, slots: int) -> None:
-    """Refuse caches that are out of proportion to the file, before they are asked for.
+    """Refuse caches and attention scores out of proportion to the file, before they are there.
 
     Raises:
         InputError: with the figure and the limit.
@@ -367,11 +369,13 @@ def check_caches(compute: Compute, rows: int, slots: int) -> None:
     cfg = compute.cfg
     stacks = cfg.segments.values()
     caches = sum(2 * math.prod(s.cache_shape(rows, slots)) for s in stacks)
-    wanted = caches + 4 * rows * slots * cfg.trunk.hidden
-    limit = CACHE_LIMIT + CACHE_PER_BYTE * compute.seal.length
+    heads = max(cfg.trunk.heads, cfg.expert.heads)
+    wanted = caches + 4 * rows * slots * (cfg.trunk.hidden + heads * CHUNK)
+    size = compute.seal.length
+    limit = CACHE_LIMIT + CACHE_PER_BYTE * size
     if wanted > limit:
         raise InputError(
-            f"caches of {rows} rows of {slots:,} positions take {wanted / 2**30:.1f} GiB, more "
-            f"than the {limit / 2**30:.1f} GiB that a file of {compute.seal.length:,} bytes gets: "
-            "ask for fewer rows or a shorter answer"
+            f"caches of {rows} rows of {slots:,} positions take {wanted / 2**30:.1f} GiB with the "
+            f"scores of a chunk, more than the {limit / 2**30:.1f} GiB that a file of {size:,} "
+            "bytes gets: ask for fewer rows or a shorter answer"
         )

@@ -20,7 +20,7 @@ from s7jax.integer.sampling import ONE, Sampling
 from s7jax.runtime.compute import ENGINES, Forward, open_compute
 from s7jax.runtime.engine import Completion, Engine, Request, check_caches
 from s7jax.runtime.policy import Policy, cut
-from s7jax.runtime.prompt import Prompt, of_ids, of_text
+from s7jax.runtime.prompt import Prompt, as_bytes, of_ids, of_text
 from s7jax.runtime.proof import Proof
 from s7jax.runtime.replay import by_specification
 from s7jax.runtime.session import Session
@@ -117,6 +117,8 @@ class Model:
         for name, value in (("temperature", temperature), ("top_p", top_p)):
             if not math.isfinite(value):
                 raise UsageError(f"{name} is {value}; expected a finite number")
+        if temperature and not round(temperature * ONE):  # else greedy without a word
+            raise UsageError(f"temperature is {temperature:.2g}; expected 0 or at least 1/64")
         sampling = Sampling(
             temperature_q16=round(temperature * ONE),
             top_k=top_k,
@@ -127,7 +129,7 @@ class Model:
             sampling=sampling,
             max_new_tokens=sealed["max_new_tokens"] if max_new_tokens is None else max_new_tokens,
             stop=tuple(sealed["stop"] if stop is None else stop),
-            stop_texts=tuple(t.encode() if isinstance(t, str) else t for t in stop_texts),
+            stop_texts=tuple(map(as_bytes, stop_texts)),
         )
 
     def generate(

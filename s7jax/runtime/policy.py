@@ -47,6 +47,8 @@ class Policy:
         most = self.max_new_tokens
         if most is not None and not (type(most) is int and 1 <= most <= MOST_TOKENS):
             raise UsageError(f"max_new_tokens is {most!r}; expected 1 to {MOST_TOKENS:,}")
+        if any(type(i) is not int for i in self.stop):
+            raise UsageError(f"stop is {list(self.stop)!r}; expected ids")
         if len(self.stop) > MOST_STOPS:
             raise UsageError(f"stop has {len(self.stop)} ids; expected at most {MOST_STOPS}")
         if len(self.stop_texts) > MOST_TEXTS:

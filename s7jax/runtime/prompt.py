@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from s7jax.data.tokenizer import Tokenizer
+from s7jax.errors import UsageError
 from s7jax.s7l import SealError
 from s7jax.s7l.schema import integer, mapping, sequence
 
 MOST_IDS = 1 << 16  # no sealed context is longer
-MOST_BYTES = 1 << 24
+MOST_BYTES = 1 << 22  # of a text; on 10^7 spaces in a row the splitter of text gives up
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,25 @@ class Prompt:
 
 
 def of_text(tokenizer: Tokenizer, text: str | bytes, start: bool = True) -> Prompt:
-    """A prompt of text. Lone surrogates in ``text`` stand for the bytes they escape."""
-    data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+    """A prompt of text. Lone surrogates in ``text`` stand for the bytes they escape.
+
+    Raises:
+        UsageError: it is too long, or holds a surrogate that stands for no byte.
+    """
+    data = as_bytes(text)
+    if len(data) > MOST_BYTES:
+        raise UsageError(f"a prompt of {len(data):,} bytes; expected at most {MOST_BYTES:,}")
     first = (tokenizer.eod,) if start else ()
     return Prompt((*first, *tokenizer.encode(data).tolist()), data, start)
+
+
+def as_bytes(text: str | bytes) -> bytes:
+    """A text's bytes; raises like :func:`of_text`."""
+    try:
+        return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+    except UnicodeEncodeError as e:
+        odd = e.object[e.start]
+        raise UsageError(f"a text holds {odd!a}, a surrogate that stands for no byte") from e
 
 
 def of_ids(tokenizer: Tokenizer, ids: tuple[int, ...]) -> Prompt:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from s7jax.data.tokenizer import Tokenizer
 from s7jax.errors import InputError, UsageError
 from s7jax.integer.sampling import ONE, choose
-from s7jax.integer.specification import Watch
+from s7jax.integer.specification import BLOCK, Watch
 from s7jax.runtime import policy as policies
 from s7jax.runtime.compute import Forward, Reference
 from s7jax.runtime.policy import NATURAL, Policy
@@ -20,7 +20,8 @@ from s7jax.runtime.proof import Proof, Step, begin, hashed, trace_root
 from s7jax.runtime.session import Session
 from s7jax.s7l import Seal
 
-MOST_LOGITS = 1 << 32  # bytes of logits held at once
+MOST_LOGITS = 1 << 30  # bytes of logits held at once
+MOST_VALUES = 1 << 27  # of one operator in NumPy, 8 bytes each
 MOST_OPERATIONS = 10**14  # of a replay in NumPy: about three hours of one core
 
 
@@ -31,7 +32,7 @@ def by_specification(seal: Seal) -> Forward:
     def forward(
         tokens_T: NDArray[np.int32], first: int
     ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-        _affordable(seal, len(tokens_T))
+        _affordable(seal, len(tokens_T), len(tokens_T) - first)
         with Session(reference) as session:
             gate = session.begin(Prompt(tuple(tokens_T.tolist())), Policy())
             return reference.answer(gate, first)
@@ -46,8 +47,26 @@ def replay(proof: Proof, seal: Seal, forward: Forward) -> dict[str, Any]:
         InputError: naming what differs first: a field of the head, a step and its field, the
             end or the answer.
     """
-    tokenizer = Tokenizer.from_vocabulary(seal.vocabulary.file_tree())
-    prompt, policy = proof.prompt(tokenizer), proof.policy
+    prompt, room = asked(proof, seal)
+    first = len(prompt.ids) - 1
+    tokens = np.array([*prompt.ids, *proof.output[:-1]], np.int32)
+    if 4 * len(proof.steps) * seal.manifest.dimensions.vocab > MOST_LOGITS:
+        raise InputError(f"steps: the logits of {len(proof.steps):,} take more than 1 GiB")
+    if proof.steps:
+        _check_steps(proof, proof.policy, tokens, first, forward)
+    check_end(proof, room, seal)
+    if proof.head["trace"]:
+        _check_trace(proof, seal, tokens, first)
+    return shown(proof, seal, prompt)
+
+
+def asked(proof: Proof, seal: Seal) -> tuple[Prompt, int]:
+    """The prompt of a proof and the room it leaves, if a sealed file can have been asked that.
+
+    Raises:
+        InputError: prompt, head or ids are not of this file; nothing has been computed.
+    """
+    prompt = proof.prompt(Tokenizer.from_vocabulary(seal.vocabulary.file_tree()))
     dimensions = seal.manifest.dimensions
     count, vocab, context = len(prompt.ids), dimensions.vocab, dimensions.context
     if not 1 <= count < context or not all(0 <= i < vocab for i in prompt.ids):
@@ -55,18 +74,10 @@ def replay(proof: Proof, seal: Seal, forward: Forward) -> dict[str, Any]:
             f"prompt: {count} ids; expected 1 to {context - 1}, each below {vocab}, as sealed"
         )
     room = context - count
-    _check_head(proof, seal, prompt, policy, room)
-    tokens = np.array([*prompt.ids, *proof.output[:-1]], np.int32)
+    _check_head(proof, seal, prompt, proof.policy, room)
     if len(proof.steps) > room or (proof.steps and max(proof.output) >= vocab):
         raise InputError(f"steps: more than {room}, or an id that is not below {vocab}")
-    if 4 * len(proof.steps) * vocab > MOST_LOGITS:
-        raise InputError(f"steps: the logits of {len(proof.steps):,} take more than 4 GiB")
-    if proof.steps:
-        _check_steps(proof, policy, tokens, count - 1, forward)
-    _check_end(proof, policy, room, seal)
-    if proof.head["trace"]:
-        _check_trace(proof, seal, tokens, count - 1)
-    return shown(proof, seal, prompt)
+    return prompt, room
 
 
 def shown(proof: Proof, seal: Seal, prompt: Prompt) -> dict[str, Any]:
@@ -79,7 +90,7 @@ def shown(proof: Proof, seal: Seal, prompt: Prompt) -> dict[str, Any]:
         "model": preset.get("preset") if isinstance(preset, dict) else None,
         "root": seal.root.hex(),
         "prompt": {
-            "text": None if prompt.text is None else prompt.text.decode(errors="backslashreplace"),
+            "text": None if prompt.text is None else _text(prompt.text),
             "ids": None if prompt.text is not None else list(prompt.ids),
             "document_start": prompt.start,
             "tokens": len(prompt.ids),
@@ -91,15 +102,20 @@ def shown(proof: Proof, seal: Seal, prompt: Prompt) -> dict[str, Any]:
             "seed": drawn.seed,
             "max_new_tokens": proof.policy.max_new_tokens,
             "stop": list(proof.policy.stop),
-            "stop_texts": [t.decode(errors="backslashreplace") for t in proof.policy.stop_texts],
+            "stop_texts": [_text(text) for text in proof.policy.stop_texts],
         },
-        "answer": proof.answer.decode(errors="backslashreplace"),
+        "answer": _text(proof.answer),
         "steps": len(proof.steps),
         "end": proof.end,
         "experts": [{"domain": domain, "tokens": count} for domain, count in segments],
         "trace": proof.head["trace"],
         "chain": proof.chain.hex(),
     }
+
+
+def _text(data: bytes) -> str:
+    """Bytes as text, no two alike: what is no UTF-8 becomes lone surrogates, as in a prompt."""
+    return data.decode(errors="surrogateescape")
 
 
 def wanted_step(policy: Policy, tokens: NDArray[np.int32], position: int, forward: Forward) -> Step:
@@ -128,6 +144,7 @@ def operator_digests(
     Returns:
         the names (an expert's as ``expert``), and for each step one digest per name.
     """
+    _affordable(seal, len(tokens), len(tokens) - first)
     experts = {step.expert for step in steps}
     seen: dict[int | None, list[tuple[str, list[bytes]]]] = {e: [] for e in (None, *experts)}
     watch = _digesting(seen, len(tokens) - first)
@@ -183,37 +200,44 @@ def _check_steps(
                 )
 
 
-def _check_end(proof: Proof, policy: Policy, room: int, seal: Seal) -> None:
-    """The end follows from the steps, and the answer's bytes are those of its ids."""
-    words, text, output = seal.vocabulary, bytearray(), []
+def check_end(proof: Proof, room: int, seal: Seal) -> None:
+    """The end follows from the steps, and the answer's bytes are those of its ids.
+
+    Raises:
+        InputError: naming which of them is not so.
+    """
+    ended, count, answer = ended_by_itself(proof, room, seal)
+    if count < len(proof.steps):
+        raise InputError(f"step {count}: the answer had ended ({ended}) before it")
+    if ended != (proof.end if proof.end in NATURAL else None):
+        raise InputError(f"end: is {proof.end!r} in the proof; the steps end it by {ended!r}")
+    if proof.answer != answer:
+        raise InputError("answer: its bytes are not those of the ids that came out")
+
+
+def ended_by_itself(proof: Proof, room: int, seal: Seal) -> tuple[str | None, int, bytes]:
+    """Why the ids that came out end the answer (None: they do not), after how many, its bytes."""
+    words, policy, text = seal.vocabulary, proof.policy, bytearray()
     silent = {*policy.stop, *words.specials.values()}
+    output: list[int] = []
     ended = None
-    for i, token in enumerate(proof.output):
-        if ended:
-            raise InputError(f"step {i}: the answer had ended ({ended}) before it")
+    for token in proof.output:
         output.append(token)
         new = b"" if token in silent else words.tokens[token]
         text += new
-        ended = policies.ending(policy, room, output, text, len(new))
-    if ended != (proof.end if proof.end in NATURAL else None):
-        raise InputError(f"end: is {proof.end!r} in the proof; the steps end it by {ended!r}")
-    if proof.answer != policies.cut(policy, text):
-        raise InputError("answer: its bytes are not those of the ids that came out")
+        if ended := policies.ending(policy, room, output, text, len(new)):
+            break
+    return ended, len(output), policies.cut(policy, text)
 
 
 def _check_trace(proof: Proof, seal: Seal, tokens: NDArray[np.int32], first: int) -> None:
     names, wanted = operator_digests(seal, tokens, proof.steps, first)
     for i, (digests, right) in enumerate(zip(proof.operators, wanted, strict=True)):
-        if list(digests) != right or proof.steps[i].trace != trace_root(right):
-            at = next(
-                (
-                    j
-                    for j, pair in enumerate(zip(digests, right, strict=False))
-                    if pair[0] != pair[1]
-                ),
-                0,
-            )
-            raise InputError(f"step {i}: the output of {names[at]} is another when computed again")
+        if len(digests) != len(names):
+            raise InputError(f"step {i}: {len(digests)} operators; expected {len(names)}")
+        for name, *pair in zip(names, digests, right, strict=True):
+            if pair[0] != pair[1]:
+                raise InputError(f"step {i}: the output of {name} is another when computed again")
 
 
 def traced(proof: Proof, seal: Seal) -> Proof:
@@ -230,8 +254,11 @@ def traced(proof: Proof, seal: Seal) -> Proof:
     return growing.close(proof.answer, proof.end, digests)
 
 
-def _affordable(seal: Seal, length: int) -> None:
-    """Refuse what would take hours, with the figure, before it is begun."""
+def _affordable(seal: Seal, length: int, count: int) -> None:
+    """Refuse what would take hours or all memory, with the figure, before it is begun.
+
+    ``count`` of the ``length`` positions have logits.
+    """
     d = seal.manifest.dimensions
     weights = sum(t.spec.size for t in seal.tensors.values() if t.spec.dtype == "int8")
     attention = length * sum(s.layers * s.hidden for s in d.segments.values())
@@ -240,6 +267,12 @@ def _affordable(seal: Seal, length: int) -> None:
         raise InputError(
             f"{length:,} tokens take {operations:.1e} operations in NumPy, more than "
             f"{MOST_OPERATIONS:.0e}: compute them on devices (--mesh)"
+        )
+    widest = max(max(s.hidden, s.ffn, s.heads * BLOCK) for s in (d.trunk, d.expert))
+    if (held := max(length * widest, count * d.vocab)) > MOST_VALUES:
+        raise InputError(
+            f"{length:,} tokens take {held / 2**27:.1f} GiB for an operator in NumPy, more than "
+            f"{MOST_VALUES / 2**27:.0f}: compute them on devices (--mesh)"
         )
 
 

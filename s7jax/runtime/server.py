@@ -67,7 +67,10 @@ class Api:
         """POST /v1/completions, as OpenAI's, for one prompt or several."""
         self._authorize(request)
         body = await self._body(request)
-        jobs = [_Job(self._model, body, prompt) for prompt in _prompts(self._model, body)]
+        try:
+            jobs = [_Job(self._model, body, prompt) for prompt in _prompts(self._model, body)]
+        except UsageError as e:
+            raise HTTPException(400, str(e)) from e
         if len(jobs) > self._limits.rows + self._limits.waiting:
             raise HTTPException(400, f"{len(jobs)} prompts; at most {self._limits.waiting}")
         try:
@@ -128,7 +131,7 @@ class Api:
                 raise HTTPException(413, f"more than {self._limits.body} bytes")
         try:
             body = json.loads(bytes(data))
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise HTTPException(400, f"not JSON: {e}") from e
         if not isinstance(body, dict):
             raise HTTPException(400, "expected a JSON object")
@@ -260,17 +263,14 @@ def _policy(model: Model, body: dict[str, Any]) -> Policy:
         raise HTTPException(400, "stop: expected up to four strings")
     if not all(isinstance(s, str) and s for s in stops):
         raise HTTPException(400, "stop: expected strings that are not empty")
-    try:
-        return model.policy(
-            max_new_tokens=_given(body, "max_tokens", int, 16),
-            temperature=_given(body, "temperature", float, 0.0),
-            top_p=_given(body, "top_p", float, 1.0),
-            top_k=_given(body, "top_k", int, 0),
-            seed=_given(body, "seed", int, 0),
-            stop_texts=stops,
-        )
-    except UsageError as e:
-        raise HTTPException(400, str(e)) from e
+    return model.policy(
+        max_new_tokens=_given(body, "max_tokens", int, 16),
+        temperature=_given(body, "temperature", float, 0.0),
+        top_p=_given(body, "top_p", float, 1.0),
+        top_k=_given(body, "top_k", int, 0),
+        seed=_given(body, "seed", int, 0),
+        stop_texts=stops,
+    )
 
 
 def _given(body: dict[str, Any], field: str, kind: Any, default: Any) -> Any:
@@ -279,7 +279,10 @@ def _given(body: dict[str, Any], field: str, kind: Any, default: Any) -> Any:
         return default
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise HTTPException(400, f"{field}: found {value!r}; expected {kind.__name__}")
-    return kind(value)
+    try:
+        return kind(value)
+    except OverflowError as e:  # an integer beyond all floats
+        raise HTTPException(400, f"{field}: {e}") from e
 
 
 async def _refused(_: Request, error: Exception) -> Response:

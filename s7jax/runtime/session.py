@@ -37,6 +37,9 @@ class Session:
         self._expert: int | None = None
         self.control(Control.SOH)  # opening the seal verified it
 
+    def __init_subclass__(cls) -> None:
+        raise TypeError("a session cannot be subclassed: its gate trusts its phase and tokens")
+
     @property
     def compute(self) -> Fold:
         """What its gate opens."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any, Final
 
 from s7jax.architecture import Architecture, TensorSpec, sealed_count, sealed_tensors
@@ -76,10 +77,10 @@ class Manifest:
     bindings: Bindings
 
     @cached_property
-    def components(self) -> dict[str, tuple[Tensor, ...]]:
+    def components(self) -> Mapping[str, tuple[Tensor, ...]]:
         """Component → its tensors, both in order of names."""
         groups = groupby(self.tensors, key=lambda tensor: tensor.spec.component)
-        return {name: tuple(tensors) for name, tensors in groups}
+        return MappingProxyType({name: tuple(tensors) for name, tensors in groups})
 
     @property
     def field_bytes(self) -> int:

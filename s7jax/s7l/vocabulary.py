@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import chain
 from operator import add
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from s7jax.s7l.contract import LANE_FOLDS, PATTERNS
@@ -90,7 +91,7 @@ def _parse(tree: dict[str, Any], place: str) -> Vocabulary:
         raise SealError(
             f"{place}.pattern", f"{show(pattern)} is not one of the {len(PATTERNS)} of the format"
         )
-    return Vocabulary(tuple(tokens), merges, specials, pattern)
+    return Vocabulary(tuple(tokens), merges, MappingProxyType(specials), pattern)
 
 
 def _specials(tree: Any, tokens: list[Any], place: str) -> dict[str, int]:

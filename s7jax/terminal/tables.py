@@ -124,22 +124,37 @@ def show_replay(replayed: dict[str, Any]) -> None:
     most = policy["max_new_tokens"] or "as many as the context holds"
     route = ", ".join(f"{part['domain']} {part['tokens']}" for part in replayed["experts"])
     print(f"replayed {replayed['steps']} steps, chain {replayed['chain']}")
-    print(f"  model    {replayed['model'] or 'unnamed'}, root {replayed['root']}")
+    print(f"  model    {_name(replayed['model'])}, root {replayed['root']}")
     print(f"  prompt   {asked} ({prompt['tokens']} tokens{start})")
-    print(f"  policy   {how}; at most {most} tokens; stops {policy['stop']} {policy['stop_texts']}")
+    stops = [*map(str, policy["stop"]), *map(ascii_safe, policy["stop_texts"])]
+    print(f"  policy   {how}; at most {most} tokens; stops [{', '.join(stops)}]")
     print(f"  answer   {ascii_safe(replayed['answer'])}")
     print(f"  end      {replayed['end']}; experts: {route or 'none'}")
 
 
 def ascii_safe(text: str) -> str:
-    """Text in quotes on one line: what would move a cursor or hide is escaped."""
-    return (
-        '"'
-        + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-        + '"'
-    )
+    r"""Text in quotes on one line, no two texts alike.
+
+    What would move a cursor, hide or end the quotes is escaped; bytes that are no UTF-8, lone
+    surrogates here, are ``\xNN``.
+    """
+    return f'"{"".join(map(_escaped, text))}"'
+
+
+def _escaped(c: str) -> str:
+    if "\udc80" <= c <= "\udcff":
+        return f"\\x{ord(c) - 0xDC00:02x}"
+    if c in '"\\':
+        return f"\\{c}"
+    # \u, for \x would be a byte
+    return c if c.isprintable() else c.encode("unicode_escape").decode().replace("\\x", "\\u00")
+
+
+def _name(model: Any) -> str:
+    """What a sealed file calls itself: any value, of any maker."""
+    return ascii_safe(model)[1:-1] if model and isinstance(model, str) else "unnamed"
 
 
 def _drawn(policy: dict[str, Any]) -> str:
     names = ("temperature", "top_k", "top_p", "seed")
-    return ", ".join(f"{name} {policy[name]:g}" for name in names)
+    return ", ".join(f"{name} {policy[name]}" for name in names)

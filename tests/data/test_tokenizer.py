@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from s7jax.data.builtin import math
-from s7jax.data.tokenizer import EOD, Tokenizer
+from s7jax.data.tokenizer import EOD, PATTERN, Tokenizer
 from s7jax.errors import InputError, UsageError
 
 mixed = st.lists(st.one_of(st.binary(max_size=8), st.text(max_size=8).map(str.encode))).map(
@@ -43,6 +43,22 @@ def test_any_string_comes_back(tokenizer, text):
 def test_the_vocabulary_alone_gives_the_same_ids(tokenizer, data):
     rebuilt = Tokenizer.from_vocabulary(json.loads(json.dumps(tokenizer.to_vocabulary())))
     np.testing.assert_array_equal(rebuilt.encode(data), tokenizer.encode(data), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("character", "pieces"),
+    [
+        ("\U00011f04", 1),  # a letter since Unicode 15.0
+        ("\U000105c0", 1),  # 16.0
+        ("\U0001e5d0", 1),  # 16.0
+        ("\U00011db0", 2),  # 17.0
+        ("\x1c", 2),  # no White_Space, whatever Python's str.isspace says
+    ],
+)
+def test_letters_are_those_of_unicode_16(character, pieces):
+    """Of which the sealed format speaks: other tables would give other ids to the same bytes."""
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(PATTERN), "isolated")
+    assert len(split.pre_tokenize_str(f"a{character}")) == pieces
 
 
 def test_the_vocabulary_has_the_sealed_form(tokenizer):

@@ -1,5 +1,8 @@
 """Draws over a whole vocabulary against float64 shares: every id as often as it should be."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -67,6 +70,14 @@ def test_rare_tokens_get_their_share():
     p = softmax(ROWS["zipf 1.0"])
     found, share = drawn(ROWS["zipf 1.0"], 1.0, 2_000, 6), p[p < 5e-5].sum()
     assert abs((p[found] < 5e-5).mean() - share) < 4 * np.sqrt(share / 2_000)
+
+
+@pytest.mark.parametrize("temperature", [1_024, 45_875, ONE, 3 * ONE // 2, 1 << 24])
+def test_logits_over_the_temperature_are_exact(temperature):
+    """To half a unit; at temperature 1 they are the logits themselves, all 16 bits."""
+    logits = np.array([7, 6, 5, 4, 3, -(1 << 30), (1 << 30) - 1, 0], np.int32)
+    exact = [Fraction((1 << 30) - 1 - int(x)) * ONE / temperature for x in logits]
+    assert _below(logits, temperature).tolist() == [math.floor(x + Fraction(1, 2)) for x in exact]
 
 
 @pytest.mark.parametrize("asked", [0.9, 0.95, 0.99])

@@ -106,6 +106,87 @@ def test_without_a_trace_the_field_is_named(honest, seal, model):
     assert (found.step, found.difference, found.right) == (3, "logits", "a")
 
 
+def changed(proof, **values):
+    """The proof with other values of its own, its chain right: step number → fields, or end."""
+    from s7jax.runtime.proof import Growing
+
+    steps = list(values.get("steps", proof.steps))
+    for i, fields in values.get("at", {}).items():
+        steps[i] = dataclasses.replace(steps[i], **fields)
+    growing = Growing(proof.head | values.get("head", {}))
+    for step in steps:
+        growing.extend(step)
+    operators = values.get("operators", proof.operators)
+    return growing.close(
+        values.get("answer", proof.answer), values.get("end", proof.end), operators
+    )
+
+
+def test_a_trace_in_one_of_them_is_no_difference(honest, seal, model):
+    plain = model.generate("def f(x)", max_new_tokens=9, stop=[]).proof
+    with pytest.raises(InputError, match="the proofs say the same"):
+        settle(honest, plain, seal, by_specification(seal))
+    false = changed(plain, at={5: {"logits": bytes(32)}})
+    found = settle(honest, false, seal, by_specification(seal))
+    assert (found.step, found.difference, found.right) == (5, "logits", "a")
+
+
+def test_a_trace_of_more_operators_than_there_are(honest, seal):
+    from s7jax.runtime.proof import trace_root
+
+    operators = list(honest.operators)
+    operators[3] = (*operators[3], bytes(32))
+    longer = changed(honest, at={3: {"trace": trace_root(operators[3])}}, operators=operators)
+    found = settle(longer, honest, seal, by_specification(seal))
+    assert (found.step, found.difference, found.right) == (3, "number of operators", "b")
+    assert found.values == {"a": "28", "b": "27", "right": "27"}
+
+
+def test_an_end_that_does_not_follow_loses(honest, seal, model):
+    plain, forward = (
+        model.generate("def f(x)", max_new_tokens=9, stop=[]).proof,
+        by_specification(seal),
+    )
+    more = [
+        *plain.steps,
+        dataclasses.replace(plain.steps[-1], position=plain.steps[-1].position + 1),
+    ]
+    for false, difference in (
+        (changed(plain, end="time"), "end"),
+        (changed(plain, answer=b"lie"), "answer"),
+        (changed(plain, steps=plain.steps[:4], end="stop"), "end"),
+        (changed(plain, steps=more), "end"),
+    ):
+        for pair, right in (((plain, false), "a"), ((false, plain), "b")):
+            found = settle(*pair, seal, forward)
+            assert (found.step, found.difference, found.right) == (None, difference, right)
+    lies = [changed(plain, answer=b"lie", end="time"), changed(plain, answer=b"lie", end="client")]
+    assert settle(*lies, seal, forward).right == "neither"
+    cut = changed(plain, steps=[], answer=b"", end="client")
+    with pytest.raises(InputError, match="client after 0 and length after 9 agree as far as both"):
+        settle(cut, plain, seal, forward)
+
+
+@pytest.mark.parametrize(
+    ("head", "at"),
+    [
+        ({"prompt": {"ids": [0, 70_000]}}, {}),
+        ({"prompt": {"text": b"", "start": False}}, {}),
+        ({"prompt": {"text": b"\xff" * 100, "start": True}}, {}),
+        ({}, {2: {"token_out": 70_000}, 3: {"token_in": 70_000}}),
+        ({"hashes": dict.fromkeys(("abi", "policy", "meta"), bytes(32))}, {}),
+    ],
+)
+def test_what_cannot_be_of_the_file_is_refused_before_it_is_computed(seal, model, head, at):
+    plain = model.generate("def f(x)", max_new_tokens=9, stop=[]).proof
+    both = (
+        changed(plain, head=head, at=at),
+        changed(plain, head=head, at={**at, 7: {"expert": 1}, 6: {"logits": bytes(32)}}),
+    )
+    with pytest.raises(InputError, match="a cannot be of this sealed file"):
+        settle(*both, seal, by_specification(seal))
+
+
 def test_what_is_no_dispute_is_said(honest, seal, model):
     with pytest.raises(InputError, match="the proofs say the same"):
         settle(honest, honest, seal, by_specification(seal))

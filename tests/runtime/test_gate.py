@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
+from s7jax.errors import InputError
 from s7jax.integer.program import Program
 from s7jax.mesh import parse, pools
 from s7jax.native import library
@@ -141,11 +142,37 @@ def test_a_gate_computes_its_own_sessions_tokens_alone(compute, session):
         compute.trunk(
             [gate], np.ones((2, 1), np.int32), np.zeros(2, np.int32), compute.trunk_cache(2, 4)
         )
+    parked = np.array([[1, 2, 3], [5, 6, 7]], np.int32)
+    with pytest.raises(GateError, match="position 64 has no gate: it is not parked"):
+        compute.trunk([gate, None], parked, np.array([0, 64]), compute.trunk_cache(2, 64))
     session.propose(9)
     trunk([9], start=3)
     session.settle()
     with pytest.raises(GateError, match="tokens of its session"):
         trunk([9], start=3)
+
+
+def test_a_gate_is_one_rows_alone(compute, session):
+    gate, start, h = session.begin(PROMPT, Policy()), np.zeros(4, np.int32), compute.history(4, 1)
+    for call in (
+        lambda: compute.head([gate], h),
+        lambda: compute.expert([gate], 0, h, start, compute.expert_cache(0, 4, 64)),
+    ):
+        with pytest.raises(GateError, match="1 gates for 4 rows"):
+            call()
+
+
+def test_a_session_cannot_be_another_kind():
+    with pytest.raises(TypeError, match="cannot be subclassed"):
+        type("Lying", (Session,), {"phase": Phase.BODY})
+
+
+def test_after_a_fork_the_child_is_refused_and_does_not_hang(compute, session, monkeypatch):
+    gate = session.begin(PROMPT, Policy())
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    for call in entries(compute, [gate]).values():
+        with pytest.raises(InputError, match="start processes by spawn"):
+            call()
 
 
 def test_the_reference_asks_for_a_gate_too(seal, compute, session):

@@ -7,11 +7,17 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+from synthetic import MODEL, write_model
 
+from s7jax import s7l
 from s7jax.errors import InputError, UsageError
 from s7jax.runtime import Engine
+from s7jax.runtime.compute import Reference
 from s7jax.runtime.model import Model
+from s7jax.runtime.replay import by_specification
+from s7jax.runtime.sealing import seal_with_answers
 from s7jax.s7l import signature
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +81,26 @@ def test_caches_out_of_proportion_are_refused_with_the_figure(compute):
         Engine(compute, rows=1 << 20)
 
 
+@pytest.mark.parametrize("open_", [Model, Reference])
+def test_more_angles_than_a_file_pays_for_are_refused_before_they_are_made(tmp_path, open_):
+    stack = MODEL["trunk"] | {"layers": 1, "hidden": 128, "heads": 1, "ffn": 1}
+    write_model(tmp_path, MODEL | {"trunk": stack, "context": 1 << 16})
+    s7l.seal(tmp_path / "weights", tmp_path / "vocab.json", tmp_path / "wide.s7l")
+    with pytest.raises(InputError, match=r"head widths of 128 and 16 takes 4,718,592 angles"):
+        open_(s7l.open(tmp_path / "wide.s7l"))
+
+
+def test_scores_of_many_heads_are_refused_with_the_figure(tmp_path):
+    stack = MODEL["trunk"] | {"layers": 1, "hidden": 128, "heads": 64, "ffn": 1}
+    write_model(tmp_path, MODEL | {"trunk": stack, "context": 1 << 16})
+    s7l.seal(tmp_path / "weights", tmp_path / "vocab.json", tmp_path / "many.s7l")
+    seal = s7l.open(tmp_path / "many.s7l")
+    with pytest.raises(InputError, match=r"caches of 1 rows of 65,536 positions take 2\.\d GiB"):
+        Engine(Model(seal).compute)
+    with pytest.raises(InputError, match=r"60,000 tokens take 7\.3 GiB for an operator in NumPy"):
+        by_specification(seal)(np.zeros(60_000, np.int32), 59_999)
+
+
 def run(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "tools" / tool, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
@@ -89,6 +115,17 @@ def test_bytes_that_are_no_text_are_one_prompt_in_a_file_and_as_argument(model, 
     ]
     assert found[0] | {"seconds": 0} == found[1] | {"seconds": 0}
     assert found[0]["prompt_tokens"] == len(model.prompt(b"caf\xff").ids)
+
+
+def test_sealing_into_no_folder_names_the_folder(tmp_path):
+    with pytest.raises(s7l.SealError, match="none: no such folder"):
+        seal_with_answers(tmp_path, tmp_path, tmp_path / "none" / "model.s7l")
+
+
+def test_a_proof_that_cannot_be_written_is_told_before_the_answer(sealed, tmp_path):
+    done = run("generate.py", sealed, "--prompt", "x", "--proof", tmp_path / "none" / "out.s7p")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no such folder" in done.stderr
 
 
 @pytest.mark.parametrize("tool", ["generate.py", "selftest.py", "serve.py"])

@@ -1,12 +1,14 @@
 """Proofs: stored, parsed, replayed; whatever was changed is located."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s7jax.errors import InputError
+from s7jax.errors import InputError, UsageError
 from s7jax.integer.sampling import ONE, Sampling
 from s7jax.mesh import parse as mesh_of
 from s7jax.mesh import pools
@@ -14,10 +16,11 @@ from s7jax.runtime import Compute, Engine, Request, answers
 from s7jax.runtime.model import Model, by_devices
 from s7jax.runtime.policy import Policy
 from s7jax.runtime.prompt import Prompt, of_ids, of_text
-from s7jax.runtime.proof import Growing, Step, load, parse
+from s7jax.runtime.proof import Growing, Step, begin, load, parse, trace_root
 from s7jax.runtime.replay import by_specification, replay, traced
 from s7jax.s7l import SealError
 from s7jax.s7l.canonical import decode, encode
+from s7jax.terminal.tables import show_replay
 
 PROMPT = Prompt((0, 72, 101, 3, 9))
 POLICY = Policy(max_new_tokens=6, sampling=Sampling(temperature_q16=ONE, seed=9))
@@ -64,8 +67,57 @@ def test_what_it_shows_is_readable(seal, forward, model):
     assert shown["prompt"]["document_start"]
     assert shown["policy"]["max_new_tokens"] == 3
     assert shown["policy"]["stop_texts"] == ["\0\0"]
-    assert shown["answer"].encode() or not found.answer
+    assert shown["answer"].encode("utf-8", "surrogateescape") == found.answer
     assert sum(part["tokens"] for part in shown["experts"]) == 3
+
+
+def test_no_two_proofs_look_alike(seal, forward, model, capsys):
+    """Bytes that are no UTF-8 are not the text of their escapes; quotes do not end early."""
+    looks = set()
+    for text in (
+        b"\xff",
+        b"\\xff",
+        b"\x7f",
+        b"\\x7f",
+        b'a" (1 tokens)',
+        "\udcff".encode("utf-8", "surrogatepass"),
+    ):
+        replayed = replay(
+            model.generate(text, max_new_tokens=1, stop_texts=[text]).proof, seal, forward
+        )
+        show_replay(replayed | {"chain": "", "answer": ""})
+        looks.add(capsys.readouterr().out)
+        assert replayed["prompt"]["text"].encode("utf-8", "surrogateescape") == text
+    assert len(looks) == 6
+    show_replay(
+        replayed
+        | {
+            "model": "x\n  end      stop\x1b[2J",
+            "policy": replayed["policy"] | {"temperature": 1.0, "seed": 4_294_967_295},
+        }
+    )
+    shown = capsys.readouterr().out
+    assert "x\\n  end" in shown
+    assert "\x1b" not in shown
+    assert "seed 4294967295" in shown
+
+
+def test_a_prompt_that_is_written_can_be_read(model):
+    """One limit for both, below what the splitter of text gives up at."""
+    with pytest.raises(UsageError, match="a prompt of 4,194,305 bytes"):
+        model.prompt(b" " * (1 << 22) + b"a")
+    with pytest.raises(UsageError, match="surrogate"):
+        model.generate("\ud800")
+    with pytest.raises(UsageError, match="surrogate"):
+        model.generate("x", stop_texts=["\ud800"])
+    with pytest.raises(UsageError, match=r"stop is \[True\]; expected ids"):
+        model.generate("x", stop=[True])
+
+
+@pytest.mark.parametrize("temperature", [1e-6, -1e-6])
+def test_a_temperature_is_not_greedy_without_a_word(model, temperature):
+    with pytest.raises(UsageError, match="expected 0 or at least 1/64"):
+        model.generate("x", temperature=temperature)
 
 
 def test_ids_that_are_a_text_are_described_by_it(model):
@@ -113,7 +165,7 @@ def test_more_tokens_than_there_is_room_for_is_no_limit(seal, forward, model):
     replay(found.proof, seal, forward)
 
 
-def test_with_a_trace(proof, seal, forward):
+def test_with_a_trace(proof, seal, forward, model):
     told = traced(proof, seal)
     again = parse(decode(encode(told.tree()), "proof"))
     assert again == told
@@ -123,6 +175,18 @@ def test_with_a_trace(proof, seal, forward):
     tree = told.tree() | {"operators": lied}
     with pytest.raises(SealError, match=r"operators\[2\]"):
         parse(tree)
+    for changed, named in (
+        (lied[1][:-1], "step 1: 26 operators; expected 27"),
+        (lied[2], "step 2: the output of trunk.layer0.attn.v"),
+    ):
+        at = int(named[5])
+        growing = begin(seal, proof.prompt(model.tokenizer), proof.policy, trace=True)
+        for i, step in enumerate(told.steps):
+            root = trace_root(changed) if i == at else step.trace
+            growing.extend(dataclasses.replace(step, trace=root))
+        digests = [changed if i == at else own for i, own in enumerate(told.operators)]
+        with pytest.raises(InputError, match=named):
+            replay(growing.close(told.answer, told.end, digests), seal, forward)
 
 
 @given(st.integers(0, 10_000), st.integers(0, 7))
@@ -211,12 +275,14 @@ def test_a_changed_known_answer_is_named(seal, forward, index):
         answers.check(known, forward)
 
 
-def test_sealed_defaults_cannot_be_changed(seal):
+def test_what_a_proof_binds_cannot_be_changed(seal):
     before = seal.manifest.hashes()
     for change in (
         lambda: seal.stream["defaults"].update(seed=3),
         lambda: seal.stream["defaults"].__setitem__("seed", 3),
         lambda: seal.stream["answers"].append({}),
+        lambda: seal.vocabulary.specials.update(x=40),
+        lambda: seal.manifest.components.pop("expert1"),
     ):
         with pytest.raises((AttributeError, TypeError)):
             change()

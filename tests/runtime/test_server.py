@@ -166,6 +166,9 @@ def test_a_stop_string_ends_the_text_before_it(client, model, wanted):
         ({"prompt": 3}, "prompt: expected"),
         ({"prompt": "a" * 500}, "expected 1 to 63"),
         ({"prompt": [300]}, "outside"),
+        ({"prompt": "\ud800"}, "surrogate"),
+        ({"prompt": "a", "stop": "\ud800"}, "surrogate"),
+        ({"prompt": "a", "temperature": 10**400}, "temperature: int too large"),
         ({"prompt": "a", "temperature": "hot"}, "temperature: found 'hot'"),
         ({"prompt": "a", "temperature": -1}, "temperature_q16"),
         ({"prompt": "a", "max_tokens": 0}, "max_new_tokens"),
@@ -176,7 +179,8 @@ def test_a_stop_string_ends_the_text_before_it(client, model, wanted):
     ],
 )
 def test_bad_requests_are_told_what_is_wrong(server, fields, message):
-    answer = httpx.post(f"{server}/v1/completions", json=fields, timeout=HANGS)
+    asked = json.dumps(fields)  # with lone surrogates escaped, as JSON may
+    answer = httpx.post(f"{server}/v1/completions", content=asked, timeout=HANGS)
     if message is None:
         assert answer.status_code == 200
         return
@@ -186,6 +190,8 @@ def test_bad_requests_are_told_what_is_wrong(server, fields, message):
 
 def test_not_json_and_too_large(server):
     assert httpx.post(f"{server}/v1/completions", content=b"{").status_code == 400
+    deep = httpx.post(f"{server}/v1/completions", content=b"[" * 100_000)
+    assert deep.status_code == 400
     large = httpx.post(f"{server}/v1/completions", content=b" " * (2 << 20))
     assert large.status_code == 413
 
