@@ -22,16 +22,20 @@ from integer import float_step, make_seal
 
 from s7jax import s7l
 from s7jax.config import PRESETS, preset
-from s7jax.mesh import parse, pools, single
+from s7jax.mesh import single
 from s7jax.model.parameters import host, initial
-from s7jax.runtime import Compute, Engine, Request
-from s7jax.runtime.policy import Policy
-from s7jax.runtime.prompt import Prompt
+from s7jax.runtime import Engine, Model, Request
+from s7jax.runtime.compute import ENGINES
 from s7jax.terminal import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-PROMPT = tuple(range(1, 17))
-ROWS, DRAFTS = (1, 2, 4, 8), (0, 2, 4)
+PROMPTS = {
+    "code": "def area(width, height):\n    return width * height\n\n\ndef volume(width, height,",
+    "math": "Solve 3x + 4 = 19. Subtract 4 from both sides: 3x = 15. Divide by 3: x = 5.\nSolve 2x",
+}
+ROWS = (1, 2, 4, 8)
+DRAFTS = {"no drafts": (0, "lookup"), "2 by lookup": (2, "lookup"), "4 by lookup": (4, "lookup")}
+DRAFTS |= {"2 by the trunk": (2, "trunk")}
 
 
 def main() -> None:
@@ -39,6 +43,7 @@ def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("file", type=Path, nargs="?", help="sealed model")
     parser.add_argument("--preset", choices=PRESETS, default="s7-nano")
+    parser.add_argument("--engine", choices=ENGINES, default="auto")
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--repeat", type=int, default=9, help="measurements of each figure")
     parser.add_argument("--json", action="store_true", help="JSON on standard output")
@@ -46,7 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cfg = preset(args.preset).model
         path = args.file or make_seal(Path(folder), cfg, initial(cfg, 0, single()))
-        rows = measure(path, args.tokens, args.repeat)
+        rows = measure(path, args.engine, args.tokens, args.repeat)
     if args.json:
         print(json.dumps(rows, indent=1))
     else:
@@ -54,32 +59,39 @@ def main() -> None:
             print(f"{name:<56}{value:>12.2f}")
 
 
-def measure(path: Path, tokens: int, repeat: int) -> dict[str, float]:
+def measure(path: Path, engine: str, tokens: int, repeat: int) -> dict[str, float]:
     """Every figure by name."""
-    compute = Compute(s7l.open(path), pools(parse("1x1")))
-    engines = {(rows, 0): Engine(compute, rows) for rows in ROWS}
-    engines |= {(1, drafts): Engine(compute, 1, drafts=drafts) for drafts in DRAFTS if drafts}
-    times: dict[tuple[int, int], list[float]] = {key: [] for key in engines}
+    model = Model(s7l.open(path), engine=engine)
+    compute, policy = model.compute, model.policy(max_new_tokens=tokens, stop=())
+    sides = {
+        f"{rows} rows" if rows > 1 else "1 row": (Engine(compute, rows, drafts=0), "code", rows)
+        for rows in ROWS
+    }
+    for domain in PROMPTS:
+        for name, (drafts, drafter) in DRAFTS.items():
+            alone = Engine(compute, 1, drafts=drafts, drafter=drafter)
+            sides[f"{domain}, {name}"] = alone, domain, 1
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeat + 1):  # the first compiles
-        for (rows, drafts), engine in engines.items():
-            policy = Policy(max_new_tokens=tokens)
+        for name, (one, domain, rows) in sides.items():
             began = time.perf_counter()
             for _ in range(rows):
-                engine.submit(Request(Prompt(PROMPT), policy))
-            engine.run()
-            times[rows, drafts].append(time.perf_counter() - began)
+                one.submit(Request(model.prompt(PROMPTS[domain]), policy))
+            one.run()
+            times[name].append(time.perf_counter() - began)
+    first = [statistics.median(cold(path, engine, 4, keep)[1:]) for keep in "01"]
     found = {
-        "first token from a new process, nothing kept, s": statistics.median(cold(path, 3, "0")),
-        "first token from a new process, s": statistics.median(cold(path, 4, "1")[1:]),
+        "first token from a new process, nothing kept, s": statistics.median(
+            cold(path, engine, 3, "0")
+        ),
+        "first token from a new process, s": statistics.median(cold(path, engine, 4, "1")[1:]),
     }
-    plain = times[1, 0][1:]
-    for (rows, drafts), seconds in times.items():
-        what = f"{rows} rows" if rows > 1 else "1 row"
-        name = f"{what}, {drafts} drafts" if drafts else what
-        found[f"{name}, tokens/s"] = rows * tokens / statistics.median(seconds[1:])
-        if (rows, drafts) != (1, 0):
-            pairs = zip(plain, seconds[1:], strict=True)
-            found[f"{name}, over 1 row"] = statistics.median(rows * a / b for a, b in pairs)
+    for name, (_, domain, rows) in sides.items():
+        plain = times["1 row" if "row" in name else f"{domain}, no drafts"]
+        found[f"{name}, tokens/s"] = rows * tokens / statistics.median(times[name][1:])
+        if times[name] is not plain:
+            pairs = zip(plain[1:], times[name][1:], strict=True)
+            found[f"{name}, against plain"] = statistics.median(rows * a / b for a, b in pairs)
     cfg = compute.cfg
     step = float_step(cfg, host(initial(cfg, 0, single())), tokens)
     step(0, 16)
@@ -92,9 +104,9 @@ def measure(path: Path, tokens: int, repeat: int) -> dict[str, float]:
     return found
 
 
-def cold(path: Path, repeat: int, keep: str) -> list[float]:
+def cold(path: Path, engine: str, repeat: int, keep: str) -> list[float]:
     """Seconds from starting a process to its first token; ``"1"`` to keep compiled programs."""
-    command = [sys.executable, str(ROOT / "tools/generate.py"), str(path)]
+    command = [sys.executable, str(ROOT / "tools/generate.py"), str(path), "--engine", engine]
     command += ["--prompt", "The", "--max-tokens", "1"]
     seconds = []
     for _ in range(repeat):

@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--engine", choices=ENGINES, default="auto", help="native C, or XLA's devices")
     p.add_argument("--threads", type=int, metavar="N", help="of the native engine (default: all)")
     p.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="XLA devices, such as 4x2")
-    p.add_argument("--drafts", type=int, default=0, metavar="N", help="tokens to propose and check")
+    p.add_argument("--drafts", type=int, metavar="N", help="tokens to propose and check")
     p.add_argument("--drafter", choices=DRAFTERS, default="lookup", help="who proposes them")
     p.add_argument("--proof", type=Path, metavar="FILE", help="write the proof, a .s7p")
     p.add_argument("--trace", action="store_true", help="with every operator's digest, to dispute")

@@ -65,6 +65,10 @@ class Program:
         """The compiled length that holds as much of ``length`` tokens as can be."""
         return next((size for size in CHUNKS if size >= length), CHUNKS[-1])
 
+    def drafts(self, _rows: int) -> int:
+        """None: a chunk of several tokens takes another program, padded to its length."""
+        return 0
+
     def cache(self, stack: Stack, rows: int, slots: int, mesh: Mesh | None = None) -> Cache:
         """An empty cache for that many rows (divisible by the data groups) and positions."""
         where = NamedSharding(mesh or self.mesh, _SLOTS)

@@ -27,6 +27,7 @@ Cache = tuple[NDArray[np.int8], NDArray[np.int8]]
 """Keys and values int8 [L, B, H, S, K]."""
 
 CHUNK = 512  # most tokens of a row in one call: what h and logits of a call take stays small
+DRAFTS = 4  # measured: benchmarks/generate.py
 _LOG2_E = 1_663_351_252_389_300_929  # log2(e) · 2^60
 
 
@@ -122,6 +123,10 @@ class NativeProgram:
     def chunk(self, length: int) -> int:
         """How many of ``length`` tokens one call takes."""
         return min(length, CHUNK)
+
+    def drafts(self, rows: int) -> int:
+        """Tokens worth proposing at a time: with them all rows still pass over the weights once."""
+        return max(0, min(DRAFTS, native.tuning()["few"] // rows - 1))
 
     def trunk(
         self,

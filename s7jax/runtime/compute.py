@@ -91,6 +91,10 @@ class Compute:
         """Which engine computes, on what."""
         return self._program.engine
 
+    def drafts(self, rows: int) -> int:
+        """How many tokens are worth proposing at a time in a batch of ``rows``."""
+        return self._program.drafts(rows)
+
     def machine(self) -> dict[str, Any]:
         """What the engine found and chose on this machine, as JSON types."""
         return self._program.machine()

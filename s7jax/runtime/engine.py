@@ -8,7 +8,8 @@ gives the same tokens and the same proof in any company.
 
 With ``drafts`` that many tokens are proposed, by the row's own text (:mod:`s7jax.runtime.lookup`)
 or by the trunk's head, and the expert checks them in one chunk. What comes out is what the expert
-would have said one by one, greedy or drawn: integers leave no other possibility.
+would have said one by one: integers leave no other possibility. Only greedy rows draft: what is
+drawn is seldom guessed.
 """
 
 import math
@@ -94,7 +95,7 @@ class Engine:
         compute: the model.
         rows: sequences in a batch; divisible by the mesh's data groups.
         slots: positions a sequence may reach; default and most: the context.
-        drafts: tokens proposed before the expert checks them; 0: none.
+        drafts: tokens proposed before the expert checks them; none: what pays on this engine.
         drafter: who proposes them, one of :data:`DRAFTERS`.
     """
 
@@ -103,13 +104,14 @@ class Engine:
         compute: Compute,
         rows: int = 1,
         slots: int | None = None,
-        drafts: int = 0,
+        drafts: int | None = None,
         drafter: str = "lookup",
     ) -> None:
         self._cfg = compute.cfg
         check_caches(compute, rows, min(slots or self._cfg.context, self._cfg.context))
         if rows % compute.groups or rows < 1:
             raise UsageError(f"{rows} rows do not divide over {compute.groups} data groups")
+        drafts = compute.drafts(rows) if drafts is None else drafts
         if not 0 <= drafts <= MOST_DRAFTS:
             raise UsageError(f"{drafts} drafts: expected 0 to {MOST_DRAFTS}")
         self.slots = min(slots or self._cfg.context, self._cfg.context)
@@ -242,6 +244,8 @@ class Engine:
 
     def _room(self, row: _Row) -> int:
         """How many tokens may be drafted for a row."""
+        if row.policy.sampling.temperature_q16:
+            return 0
         most = row.policy.max_new_tokens or self.slots
         left = most - len(row.completion.output) - 1
         return max(0, min(self._drafts, self.slots - len(row.tokens), left))
@@ -262,11 +266,7 @@ class Engine:
     def _draft(self, ready: dict[int, _Row]) -> dict[int, list[int]]:
         """What the trunk would say next in each row that may draft, fed to it on the way."""
         drafted: dict[int, list[int]] = {b: [] for b in ready}
-        room = {
-            b: self._room(row)
-            for b, row in ready.items()
-            if row.policy.sampling.temperature_q16 == 0
-        }
+        room = {b: self._room(row) for b, row in ready.items()}
         for d in range(max(room.values(), default=0)):
             last = self._starts({b: ready[b].done - 1 for b in ready})
             h = self._compute.recall(self._history, last, 1)

@@ -38,7 +38,7 @@ def open(
     threads: int | None = None,
     root: bytes | None = None,
     trust: Sequence[Path] = (),
-    drafts: int = 0,
+    drafts: int | None = None,
     drafter: str = "lookup",
 ) -> "Model":
     """Open a sealed model for generation; use as a context manager.
@@ -51,7 +51,8 @@ def open(
         mesh: of XLA: ``"DATAxMODEL"`` or ``"POOLSxDATAxMODEL"``; virtual devices on CPUs.
         root: the 32-byte root it must have; without it any honest seal is accepted.
         trust: public keys, PEM; one of them must have signed it (``FILE.sig``).
-        drafts: tokens proposed at a time; the answer is the same.
+        drafts: tokens proposed at a time in greedy decoding, none: what pays; the answer is the
+            same.
         drafter: who proposes them: ``"lookup"`` in the row's own text, or the ``"trunk"``.
 
     Raises:
@@ -78,7 +79,7 @@ class Model:
         engine: str = "auto",
         mesh: str = "1x1",
         threads: int | None = None,
-        drafts: int = 0,
+        drafts: int | None = None,
         drafter: str = "lookup",
     ) -> None:
         self.seal = seal
