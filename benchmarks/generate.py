@@ -81,10 +81,8 @@ def measure(path: Path, engine: str, tokens: int, repeat: int) -> dict[str, floa
             times[name].append(time.perf_counter() - began)
     first = [statistics.median(cold(path, engine, 4, keep)[1:]) for keep in "01"]
     found = {
-        "first token from a new process, nothing kept, s": statistics.median(
-            cold(path, engine, 3, "0")
-        ),
-        "first token from a new process, s": statistics.median(cold(path, engine, 4, "1")[1:]),
+        "first token from a new process, nothing kept, s": first[0],
+        "first token from a new process, s": first[1],
     }
     for name, (_, domain, rows) in sides.items():
         plain = times["1 row" if "row" in name else f"{domain}, no drafts"]

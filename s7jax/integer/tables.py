@@ -6,6 +6,7 @@ every sealed file carries (:mod:`s7jax.s7l.contract`). All tables are int32.
 """
 
 import hashlib
+import threading
 from collections.abc import Iterable
 from decimal import Context, Decimal, localcontext
 from functools import cache
@@ -90,22 +91,48 @@ def exp_bits(i: Any) -> Any:
     return 30 + ((i * 1_477) >> 15)
 
 
-@cache
 def rope(context: int, width: int) -> tuple[Table, Table]:
     """Cosine and sine of ``t · 10000^(−2i/width)``: int32[context, width/2] each.
 
     The turn of one position is exact to 80 bits; the others are its powers.
     """
-    cosines, sines = (np.empty((context, width // 2), np.int32) for _ in range(2))
-    with localcontext(_CONTEXT):
-        step = -2 * Decimal(ROPE_BASE).ln() / width
-        turns = [_cos_sin((step * i).exp()) for i in range(width // 2)]
-    for i, (c, s) in enumerate(turns):
-        x, y = 1 << _ANGLE, 0
-        for t in range(context):
-            cosines[t, i], sines[t, i] = (_round(v, _ANGLE - ROPE_BITS) for v in (x, y))
-            x, y = _round(x * c - y * s, _ANGLE), _round(x * s + y * c, _ANGLE)
-    return cosines, sines
+    return _turns(width).first(context)
+
+
+@cache
+def _turns(width: int) -> "_Turns":
+    return _Turns(width)
+
+
+class _Turns:
+    """Positions turned so far by every angle of a head: what is asked for grows from there."""
+
+    def __init__(self, width: int) -> None:
+        with localcontext(_CONTEXT):
+            step = -2 * Decimal(ROPE_BASE).ln() / width
+            self._steps = [_cos_sin((step * i).exp()) for i in range(width // 2)]
+        self._at = [(1 << _ANGLE, 0)] * (width // 2)  # of the next position
+        self._tables = np.empty((2, 0, width // 2), np.int32)
+        self._turn = threading.Lock()
+
+    def first(self, context: int) -> tuple[Table, Table]:
+        """Cosine and sine of so many positions."""
+        with self._turn:
+            if context > len(self._tables[0]):
+                self._grow(context - len(self._tables[0]))
+            cosine, sine = self._tables[:, :context]
+        return cosine, sine
+
+    def _grow(self, count: int) -> None:
+        new = np.empty((2, count, len(self._steps)), np.int32)
+        for i, (c, s) in enumerate(self._steps):
+            x, y = self._at[i]
+            for t in range(count):
+                new[0, t, i], new[1, t, i] = (_round(v, _ANGLE - ROPE_BITS) for v in (x, y))
+                x, y = _round(x * c - y * s, _ANGLE), _round(x * s + y * c, _ANGLE)
+            self._at[i] = x, y
+        self._tables = np.concatenate([self._tables, new], axis=1)
+        self._tables.setflags(write=False)
 
 
 def digests() -> dict[str, str]:

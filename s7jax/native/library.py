@@ -133,6 +133,13 @@ def is_arm() -> bool:
     return platform.machine() in ("aarch64", "arm64")
 
 
+def rows_of(array: np.ndarray[Any, Any]) -> Any:
+    """Addresses of an array's first axis, as a C array of pointers."""
+    count, first = len(array), pointer(array)
+    step = array.nbytes // count
+    return (c_void_p * count)(*range(first, first + count * step, step))
+
+
 @cache
 def library() -> ctypes.CDLL:
     """The compiled library, loaded; raises as :func:`path`."""

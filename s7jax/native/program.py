@@ -220,8 +220,7 @@ class NativeProgram:
             if start < slots and count > 0
         ]
         self._cover(max((row.start + row.count for row in rows), default=0))
-        layers = [(native.pointer(keys[i]), native.pointer(values[i])) for i in range(len(keys))]
-        k, v = ((ctypes.c_void_p * len(layers))(*which) for which in zip(*layers, strict=True))
+        k, v = (native.rows_of(held) for held in cache)
         caches = native.Caches(ctypes.addressof(k), ctypes.addressof(v), slots, 0)
         caches.arrays = k, v  # alive as long as the structure is
         return native.array_of(native.Row, rows), caches
