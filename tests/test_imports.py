@@ -66,6 +66,7 @@ ALLOWED = {
         "integer",
         "mesh",
         "model",
+        "native",
         "quantize",
         "s7l",
         "train",

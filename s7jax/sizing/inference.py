@@ -8,9 +8,11 @@ from s7jax.config import Config
 from s7jax.devices import Device
 from s7jax.errors import UsageError
 from s7jax.model.flops import breakdown
+from s7jax.native import library, machine
 from s7jax.sizing import budget
 from s7jax.sizing.schedule import HOUR
 
+PANEL_COLUMNS = 32  # of the native engine's widest instructions
 HALVES = 2  # int8 products of a 15-bit activation
 
 
@@ -53,6 +55,13 @@ def infer(config: Config, device: Device) -> dict[str, Any]:
     }
     if device.bandwidth is not None:
         tree["most_tokens_per_second"] = device.bandwidth / read
+    if device.name == "cpu" and library.available():  # §8: tiles in L1, rows read ahead
+        sizes = library.tuning()
+        tree |= {
+            "native_panel_bytes": 2 * sizes["panel"] * PANEL_COLUMNS,
+            "native_rows_read_ahead": sizes["prefetch"] * sizes["group"],
+            "native_memory_nodes": len(machine.nodes()),
+        }
     return tree
 
 

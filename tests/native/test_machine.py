@@ -9,8 +9,11 @@ import pytest
 from synthetic import MODEL
 
 from s7jax.architecture import Architecture, Stack
+from s7jax.config import PRESETS
+from s7jax.devices import DEVICES
 from s7jax.native import library, machine
 from s7jax.native.program import NativeProgram
+from s7jax.sizing.inference import infer
 
 CFG = Architecture(
     **MODEL
@@ -49,6 +52,14 @@ def test_asking_for_a_node_that_is_not_there_changes_no_bit(seal):
     program._nodes, program._homes = [0, 1], machine.placement(CFG, [0, 1])
     moved, _ = program.answer(tokens)
     assert np.array_equal(moved, plain)
+
+
+def test_the_plan_for_a_cpu_has_the_sizes_of_this_machine():
+    planned, sizes = infer(PRESETS["s7-140m"], DEVICES["cpu"]), library.tuning()
+    assert planned["native_panel_bytes"] == 16_384 < 32_768, "a panel stays in the first cache"
+    assert planned["native_rows_read_ahead"] == sizes["prefetch"] * sizes["group"]
+    assert planned["native_memory_nodes"] == len(machine.nodes())
+    assert "native_panel_bytes" not in infer(PRESETS["s7-140m"], DEVICES["h100"])
 
 
 def test_selftest_tells_what_this_machine_got(sealed):
