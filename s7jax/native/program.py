@@ -228,7 +228,7 @@ class NativeProgram:
     def _cover(self, positions: int) -> None:
         """Rotation tables for so many positions: a longer one starts as the shorter one does."""
         if positions > self._positions:
-            self._positions = min(1 << (positions - 1).bit_length(), self.cfg.context)
+            self._positions = 1 << (positions - 1).bit_length()
             for stack in (self._shared.stack, *(e.stack for e in self._experts.values())):
                 self._rotate(stack)
 
