@@ -182,9 +182,11 @@ def vocabulary(size: int, rng: random.Random) -> dict[str, Any]:
             known.add(token)
             tokens.append(token)
             merges.append([left, right])
-    words = [token.hex() for token in [*tokens, b"<|eod|>"]]
+    # As training has it: the end of a document is id 0, everything else one further.
+    words = [token.hex() for token in [b"<|eod|>", *tokens]]
+    merges = [[left + 1, right + 1] for left, right in merges]
     tree = {"format": "s7-vocab", "version": 1, "tokens": words, "merges": merges}
-    return {**tree, "specials": {"<|eod|>": size - 1}, "pattern": PATTERNS[0]}
+    return {**tree, "specials": {"<|eod|>": 0}, "pattern": PATTERNS[0]}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@
 typedef struct {
     int64_t T[BLOCK * WIDTH > FEW * SPAN ? BLOCK * WIDTH : FEW * SPAN];
     int16_t panel[PANEL * WIDTH];
-    int32_t sums[FEW * SPAN], line[SPAN];
+    int32_t sums[FEW * SUMS], line[SPAN];
     int32_t z[SCORES];
     int16_t p[SCORES + QUERIES * GROUP];
     Scale row[QUERIES];
@@ -184,8 +184,9 @@ static void product_job(void *context, int job, int thread) {
         size_t out = (size_t)w->out;
         int64_t *T = p->partial + (size_t)(job - before) * out * (size_t)M;
         int end = w->in - first < p->size ? w->in : first + p->size;
-        for (int n = 0; n < w->out; n += SPAN) {
-            int count = w->out - n < SPAN ? w->out - n : SPAN;
+        int span = M > FEW / 2 ? SPAN / 2 : SPAN; /* all rows of sums stay in the cache */
+        for (int n = 0; n < w->out; n += span) {
+            int count = w->out - n < span ? w->out - n : span;
             few_products(t->a, t->stride, M, first, end, w->in, w->weight + n, out, count,
                          scratch->sums, T + n, out);
         }
@@ -448,8 +449,12 @@ static int make_room(Tokens *t, Engine *engine, const Shared *shared, const Stac
     all += parts * (n < FEW ? n : FEW) * 3 * t->stride * sizeof(int64_t);
     if (!engine->scratch)
         engine->scratch = malloc(sizeof(Scratch) * (size_t)s7_pool_threads(engine->pool));
-    free(engine->memory);
-    char *memory = engine->memory = malloc(all);
+    if (engine->size < all) {
+        free(engine->memory);
+        engine->memory = malloc(all);
+        engine->size = engine->memory ? all : 0;
+    }
+    char *memory = engine->memory;
     if (!memory || !engine->scratch) return 1;
     t->scratch = engine->scratch;
     t->x = (int32_t *)(memory + at[0]), t->q = (int32_t *)(memory + at[1]);

@@ -38,7 +38,8 @@ EXPORT const char *s7_tuning(int i, int *value) {
     static const struct {
         const char *name;
         int value;
-    } sizes[] = {{"few", FEW},         {"group", GROUP},     {"prefetch", PREFETCH},
+    } sizes[] = {{"few", FEW},         {"group", GROUP},     {"pair", PAIR},
+                 {"ahead", AHEAD},
                  {"span", SPAN},       {"part", PART},       {"run", RUN},         {"panel", PANEL},
                  {"block", BLOCK},     {"queries", QUERIES}, {"scores", SCORES},
                  {"line", LINE}};

@@ -12,6 +12,7 @@
 #include "vector.h"
 
 #define WIDTH (2 * LANES) /* columns of a panel: two vectors */
+#define SUMS (SPAN + LINE / 4) /* apart enough that rows of sums share no set of the cache */
 #define ROWS (LANES / 2)  /* rows that share a loaded piece of the panel in registers */
 
 /* Row k of a matrix with K of them; the last one again beyond, where activations are zero. */
@@ -19,8 +20,35 @@ static inline const int8_t *row_of(const int8_t *w, size_t ld, int k, int K) {
     return w + ld * (size_t)(k < K ? k : K - 1);
 }
 
+/* sums[m, n] += `depth` rows of weights times those activations of M tokens; both known at compile
+   time. `a` is the first activation, `next` where memory will be read soon. */
+static inline __attribute__((always_inline)) void add_rows(const int M, const int depth,
+                                                           const int16_t *a, size_t stride,
+                                                           const int8_t *const *rows,
+                                                           const int8_t *next, int count,
+                                                           int32_t *sums) {
+    int n = 0;
+    for (; n + LINE <= count; n += LINE) {
+        for (int i = 0; i < depth; i++) __builtin_prefetch(next + depth * n + LINE * i);
+        for (int at = n; at < n + LINE; at += LANES) {
+            Vector sum[FEW];
+            for (int m = 0; m < M; m++) sum[m] = load_lanes(sums + m * SUMS + at);
+            for (int i = 0; i < depth; i += 2) {
+                Vector pairs = interleave(rows[i] + at, rows[i + 1] + at);
+                for (int m = 0; m < M; m++)
+                    sum[m] = dot(sum[m], repeat(a + stride * (size_t)m + i), pairs);
+            }
+            for (int m = 0; m < M; m++) store_lanes(sums + m * SUMS + at, sum[m]);
+        }
+    }
+    for (; n < count; n++)
+        for (int m = 0; m < M; m++)
+            for (int i = 0; i < depth; i++)
+                sums[m * SUMS + n] += a[stride * (size_t)m + (size_t)i] * rows[i][n];
+}
+
 /* T[m, n] = Σ a[m, k] w[k, n] over start ≤ k < end, for M ≤ FEW rows and n < count ≤ SPAN; T is
-   [M, wide]. A group of rows of weights goes past all M rows of sums, which stay in the cache;
+   [M, wide]. Some rows of weights at a time go past all M rows of sums, which stay in the cache;
    memory is read in order, as processors foresee it. */
 static void few_products(const int16_t *a, size_t stride, int M, int start, int end, int K,
                          const int8_t *w, size_t ld, int count, int32_t *sums, int64_t *T,
@@ -28,34 +56,19 @@ static void few_products(const int16_t *a, size_t stride, int M, int start, int 
     for (int m = 0; m < M; m++) memset(T + (size_t)m * wide, 0, sizeof *T * (size_t)count);
     for (; start < end; start += RUN) {
         int stop = start + RUN < end ? start + RUN : end;
-        memset(sums, 0, sizeof *sums * SPAN * (size_t)M);
-        for (int k = start; k < stop; k += GROUP) {
-            const int8_t *rows[GROUP], *next = row_of(w, ld, k + PREFETCH * GROUP, K);
-            for (int i = 0; i < GROUP; i++) rows[i] = row_of(w, ld, k + i, K);
-            int n = 0, ahead = 0;
-            for (; n + LANES <= count; n += LANES) {
-                if (n % LINE == 0)
-                    for (int i = 0; i < GROUP; i++) {
-                        __builtin_prefetch(next + ahead);
-                        ahead += LINE;
-                        if (ahead >= count) ahead = 0, next += ld;
-                    }
-                Vector first = interleave(rows[0] + n, rows[1] + n);
-                Vector second = interleave(rows[2] + n, rows[3] + n);
-                for (int m = 0; m < M; m++) {
-                    const int16_t *pair = a + stride * (size_t)m + k;
-                    int32_t *at = sums + m * SPAN + n;
-                    Vector sum = dot(load_lanes(at), repeat(pair), first);
-                    store_lanes(at, dot(sum, repeat(pair + 2), second));
-                }
+        for (int m = 0; m < M; m++) memset(sums + m * SUMS, 0, sizeof *sums * (size_t)count);
+        for (int k = start, depth = M > FEW / 2 ? GROUP : PAIR; k < stop; k += depth) {
+            const int8_t *rows[GROUP], *next = w + ld * (size_t)(k + AHEAD);
+            for (int i = 0; i < depth; i++) rows[i] = row_of(w, ld, k + i, K);
+            switch (M) {
+#define CASE(m) \
+    case m: add_rows(m, m > FEW / 2 ? GROUP : PAIR, a + k, stride, rows, next, count, sums); break;
+                CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+#undef CASE
             }
-            for (; n < count; n++)
-                for (int m = 0; m < M; m++)
-                    for (int i = 0; i < GROUP; i++)
-                        sums[m * SPAN + n] += a[stride * (size_t)m + (size_t)(k + i)] * rows[i][n];
         }
         for (int m = 0; m < M; m++)
-            for (int n = 0; n < count; n++) T[(size_t)m * wide + (size_t)n] += sums[m * SPAN + n];
+            for (int n = 0; n < count; n++) T[(size_t)m * wide + (size_t)n] += sums[m * SUMS + n];
     }
 }
 
@@ -64,8 +77,8 @@ static void pack(const int8_t *w, size_t ld, int k, int K, int pairs, int count,
     for (int j = 0; j < pairs; j++, panel += 2 * WIDTH) {
         const int8_t *first = row_of(w, ld, k + 2 * j, K), *second = row_of(w, ld, k + 2 * j + 1, K);
         if (count == WIDTH) {
-            __builtin_prefetch(row_of(w, ld, k + 2 * (j + 4 * PREFETCH), K));
-            __builtin_prefetch(row_of(w, ld, k + 2 * (j + 4 * PREFETCH) + 1, K));
+            __builtin_prefetch(row_of(w, ld, k + 2 * j + 2 * AHEAD, K));
+            __builtin_prefetch(row_of(w, ld, k + 2 * j + 2 * AHEAD + 1, K));
             store_pairs(panel, interleave(first, second));
             store_pairs(panel + WIDTH, interleave(first + LANES, second + LANES));
             continue;

@@ -7,6 +7,7 @@
 #ifndef S7_MODEL_H
 #define S7_MODEL_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "fixed.h"
@@ -88,6 +89,7 @@ struct Engine {
     Pool *pool;
     const Kernels *kernels;
     void *memory, *scratch;
+    size_t size; /* of memory, which is kept from call to call */
 };
 
 #endif

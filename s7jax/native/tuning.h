@@ -5,8 +5,9 @@
 
 #define LINE 64     /* bytes of a cache line */
 #define FEW 8       /* most tokens whose products pass over the weights where they lie */
-#define GROUP 4     /* rows of a matrix that these take at a time */
-#define PREFETCH 4  /* groups ahead of them that are asked for (§8: two tiles) */
+#define PAIR 4      /* rows of a matrix that up to half as many take at a time: two pairs */
+#define GROUP 16    /* and that more of them take */
+#define AHEAD 16    /* rows ahead of them that are asked for (§8: two tiles) */
 #define SPAN 2048   /* most columns of them: sums of 8 KiB a token */
 #define PART 64     /* fewest rows of a matrix that are worth a thread */
 #define RUN 1024    /* products that are added in int32: 127 · 16,256 · 1,024 < 2^31 */

@@ -59,7 +59,7 @@ def infer(config: Config, device: Device) -> dict[str, Any]:
         sizes = library.tuning()
         tree |= {
             "native_panel_bytes": 2 * sizes["panel"] * PANEL_COLUMNS,
-            "native_rows_read_ahead": sizes["prefetch"] * sizes["group"],
+            "native_rows_read_ahead": sizes["ahead"],
             "native_memory_nodes": len(machine.nodes()),
         }
     return tree

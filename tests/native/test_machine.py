@@ -57,7 +57,7 @@ def test_asking_for_a_node_that_is_not_there_changes_no_bit(seal):
 def test_the_plan_for_a_cpu_has_the_sizes_of_this_machine():
     planned, sizes = infer(PRESETS["s7-140m"], DEVICES["cpu"]), library.tuning()
     assert planned["native_panel_bytes"] == 16_384, "a panel stays in a first cache of 32 KiB"
-    assert planned["native_rows_read_ahead"] == sizes["prefetch"] * sizes["group"]
+    assert planned["native_rows_read_ahead"] == sizes["ahead"]
     assert planned["native_memory_nodes"] == len(machine.nodes())
     assert "native_panel_bytes" not in infer(PRESETS["s7-140m"], DEVICES["h100"])
 
@@ -68,4 +68,4 @@ def test_selftest_tells_what_this_machine_got(sealed):
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert f"engine: native {library.instructions()[0]}" in said
     assert "placement: " in said
-    assert f"prefetch {library.tuning()['prefetch']}" in said
+    assert f"ahead {library.tuning()['ahead']}" in said
