@@ -36,6 +36,7 @@ from s7jax.terminal import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT, DEEP, BATCH = 512, 1_536, 8
+STEPS, PAUSE = 8, 0.05  # tokens in a row; seconds
 Step = Callable[[], object]
 
 
@@ -74,15 +75,22 @@ def prompt_of(cfg: Architecture) -> int:
 
 
 def in_turns(sides: dict[str, Step], repeat: int) -> dict[str, list[float]]:
-    """Seconds of every side in every turn; the first turn warms up."""
+    """Seconds of a step of every side in every turn; the first turn and step warm up.
+
+    Between sides there is a pause: the other side's threads go on looking for work for a while.
+    """
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(repeat + 1):
         for name, step in sides.items():
             if "prefill" in name and turn % 3:
                 continue
-            began = time.perf_counter()
+            count = 1 if "prefill" in name or "read" in name else STEPS
+            time.sleep(PAUSE)
             step()
-            times[name].append(time.perf_counter() - began)
+            began = time.perf_counter()
+            for _ in range(count):
+                step()
+            times[name].append((time.perf_counter() - began) / count)
     return {name: spent[1:] for name, spent in times.items()}
 
 
