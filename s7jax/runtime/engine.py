@@ -390,10 +390,8 @@ class Engine:
                 )
             )
             row.tokens.append(token)
-            if row.completion.request.logprobs is not None:
-                row.completion.scores.append(
-                    _scored(logits_V, token, row.completion.request.logprobs)
-                )
+            if (count := row.completion.request.logprobs) is not None:
+                row.completion.scores.append(_scored(logits_V, token, count))
             row.completion.output.append(token)
             row.completion.experts.append(e)
             if reason := row.session.ending():

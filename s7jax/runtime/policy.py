@@ -69,12 +69,10 @@ class Policy:
             drawn = Sampling()
         elif drawn.top_k >= vocab:
             drawn = dataclasses.replace(drawn, top_k=0)
-        drawn = dataclasses.replace(
-            drawn, logit_bias=tuple(sorted((i, b) for i, b in bias.items() if b))
-        )
+        biases = tuple(sorted((i, b) for i, b in bias.items() if b))
         most = self.max_new_tokens
         return Policy(
-            sampling=drawn,
+            sampling=dataclasses.replace(drawn, logit_bias=biases),
             max_new_tokens=None if most is None or most > room else most,
             stop=tuple(sorted(set(self.stop))),
             stop_texts=_shortest(self.stop_texts),
