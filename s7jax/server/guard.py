@@ -36,7 +36,10 @@ class Guard:
             headers = Headers(scope=scope)
             self._authorize(scope["path"], headers)
             if scope["method"] == "POST":
-                receive = _replayed(await self._body(headers, receive), receive)
+                body = await self._body(headers, receive)
+                if body is None:
+                    return
+                receive = _replayed(body, receive)
         except Refused as e:
             response = refusal(e.status_code, e.detail, headers=e.headers)
             await response(scope, receive, send)
@@ -50,7 +53,8 @@ class Guard:
         if self._tokens and not known and path not in OPEN:
             raise Refused(401, "a bearer token is needed", headers={"WWW-Authenticate": "Bearer"})
 
-    async def _body(self, headers: Headers, receive: Receive) -> Message:
+    async def _body(self, headers: Headers, receive: Receive) -> Message | None:
+        """The whole body; None if the client has left."""
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise Refused(415, "Content-Type: expected application/json", headers=_CLOSE)
@@ -60,7 +64,7 @@ class Guard:
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        return message
+                        return None
                     data += message.get("body", b"")
                     if len(data) > self._limits.body:
                         problem = f"more than {self._limits.body:,} bytes"

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from typing import Any
 
 import uvicorn
@@ -28,9 +29,9 @@ def run(app: FastAPI, worker: Worker, limits: Limits, host: str, port: int) -> N
         access_log=False,
         server_header=False,
         timeout_keep_alive=limits.idle_seconds,  # type: ignore[arg-type]  # handed to call_later
-        timeout_graceful_shutdown=limits.grace,  # type: ignore[arg-type]  # and to wait_for
+        timeout_graceful_shutdown=limits.grace + 2,  # type: ignore[arg-type]  # and to wait_for
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, worker, limits.grace)
 
     def leave() -> None:
         server.should_exit = True
@@ -43,6 +44,25 @@ def run(app: FastAPI, worker: Worker, limits: Limits, host: str, port: int) -> N
             os._exit(1)
     if worker.failure is not None:
         raise InputError(f"the engine failed: {worker.failure!r}")
+
+
+class _Server(uvicorn.Server):
+    """Ends in time: answers are cut off before the grace is over, connections when it is."""
+
+    def __init__(self, config: uvicorn.Config, worker: Worker, grace: float) -> None:
+        super().__init__(config)
+        self._worker, self._grace = worker, grace
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._worker.hurry(0.8 * self._grace)
+        asyncio.get_running_loop().call_later(self._grace, self._abort)
+        await super().shutdown(sockets)
+
+    def _abort(self) -> None:
+        """Whoever still holds on does not read, or has not said what they want."""
+        for connection in list(self.server_state.connections):
+            if (transport := connection.transport) is not None:
+                transport.abort()
 
 
 def _protocol(limits: Limits) -> type[H11Protocol]:

@@ -6,6 +6,7 @@ the engine itself fails, every answer and every later request fails at once.
 
 import asyncio
 import contextlib
+import math
 import queue
 import threading
 import time
@@ -74,6 +75,7 @@ class Worker:
         self._active: set[Running] = set()
         self._open: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._latest = math.inf
         self.ready = False
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], None] = lambda: None
@@ -116,6 +118,10 @@ class Worker:
         """Nobody wants this answer any more: its place is free after the step under way."""
         self._inbox.put((running, "client"))
 
+    def hurry(self, seconds: float) -> None:
+        """Cut every answer off that is not there in so many seconds."""
+        self._latest = time.monotonic() + seconds
+
     def stop(self, seconds: float) -> None:
         """End every answer, and the thread if its step ends in time."""
         self._inbox.put(None)
@@ -146,7 +152,8 @@ class Worker:
                 if not self._receive():
                     return
             now = time.monotonic()
-            for running in [r for r in (*self._active, *self._queue) if r.deadline < now]:
+            late = now > self._latest
+            for running in [r for r in (*self._active, *self._queue) if late or now > r.deadline]:
                 self._end(running, "time")
             while self._queue and self._engine.free:
                 self._begin(self._queue.take())

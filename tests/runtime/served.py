@@ -1,11 +1,13 @@
 """A server as a process, and what its answers hold."""
 
 import base64
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,26 +20,46 @@ ROOT = Path(__file__).parents[2]
 HANGS = 600  # seconds after which something hangs: nothing here is asked to be fast
 
 
-def start(sealed, *flags, script=None):
-    """A server that is ready, and its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = str(script or ROOT / "tools/serve.py")
-    command = [sys.executable, script, str(sealed), "--port", str(port), *flags]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    url = f"http://127.0.0.1:{port}"
-    wait_until(lambda: ready(process, url))
-    return process, url
+class Server:
+    """A server that is ready, at ``url``; leave it and it is stopped."""
 
+    def __init__(self, sealed, *flags, script=None):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        script = str(script or ROOT / "tools/serve.py")
+        command = [sys.executable, script, str(sealed), "--port", str(port), *flags]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 closed on leaving
+        self.process = subprocess.Popen(command, env=environment, stderr=self._said)
 
-def ready(process, url):
-    assert process.poll() is None, process.stderr.read()
-    try:
-        return httpx.get(f"{url}/readyz", timeout=HANGS).status_code == 200
-    except httpx.TransportError:
-        return False
+    def __enter__(self):
+        wait_until(self._ready)
+        return self
+
+    def _ready(self):
+        assert self.process.poll() is None, self.said()
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/readyz", timeout=HANGS).status_code == 200
+
+    def said(self):
+        """Everything on standard error."""
+        self._said.seek(0)
+        return self._said.read()
+
+    def ended(self, number=signal.SIGTERM):
+        """Its exit code; a clean end needs no traceback."""
+        if number:
+            self.process.send_signal(number)
+        code = self.process.wait(HANGS)
+        assert "Traceback" not in self.said()
+        return code
+
+    def __exit__(self, *_):
+        with self._said:
+            if self.process.poll() is None:
+                assert self.ended() in (0, -signal.SIGTERM)
 
 
 def wait_until(holds, seconds=HANGS):
@@ -45,16 +67,6 @@ def wait_until(holds, seconds=HANGS):
     while not holds():
         assert time.monotonic() < until, "it never comes to hold"
         time.sleep(0.05)
-
-
-def stop(process, number=signal.SIGTERM):
-    """A clean shutdown says nothing on standard error but whom it cut off."""
-    process.send_signal(number)
-    with process.stderr:
-        assert process.wait(HANGS) in (0, -number, 128 + number)
-        said = process.stderr.read()
-    assert "Traceback" not in said
-    return said
 
 
 def ask(url, timeout=HANGS, **body):

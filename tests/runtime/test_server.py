@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from served import HANGS, ROOT, ask, proofs_of, start, stop
+from served import HANGS, ROOT, Server, ask, proofs_of
 
 from s7jax.runtime import Engine, Request
 from s7jax.runtime.model import Model
@@ -21,11 +21,9 @@ PROMPTS = ["a", "def f(x):", "2 + 2 =", "", "\x01\x02\x03\x04 control codes are 
 
 @pytest.fixture(scope="module")
 def server(sealed):
-    process, url = start(
-        sealed, "--rows", "2", "--waiting", "60", "--seconds", str(HANGS), "--name", "tiny"
-    )
-    yield url
-    stop(process)
+    flags = "--rows", "2", "--waiting", "60", "--seconds", str(HANGS), "--name", "tiny"
+    with Server(sealed, *flags) as found:
+        yield found.url
 
 
 @pytest.fixture(scope="module")
@@ -333,12 +331,9 @@ def test_no_page_of_others_may_ask_unless_it_is_named(sealed, server):
         return found.headers.get("access-control-allow-origin")
 
     assert allowed(server, "https://a.example") is None
-    process, url = start(sealed, "--allow-origin", "https://a.example")
-    try:
-        assert allowed(url, "https://a.example") == "https://a.example"
-        assert allowed(url, "https://b.example") is None
-    finally:
-        stop(process)
+    with Server(sealed, "--allow-origin", "https://a.example") as named:
+        assert allowed(named.url, "https://a.example") == "https://a.example"
+        assert allowed(named.url, "https://b.example") is None
 
 
 def test_open_to_others_a_token_is_needed(sealed, tmp_path):
@@ -350,13 +345,11 @@ def test_open_to_others_a_token_is_needed(sealed, tmp_path):
     assert "--token-file" in refused.stderr
     secrets = tmp_path / "tokens"
     secrets.write_text("first\nsecond\n")
-    process, url = start(sealed, "--token-file", str(secrets))
-    try:
+    with Server(sealed, "--token-file", str(secrets)) as guarded:
+        url = guarded.url
         for given, status in ((None, 401), ("other", 401), ("first", 200), ("second", 200)):
             headers = {} if given is None else {"Authorization": f"Bearer {given}"}
             for path in ("/v1/models", "/metrics"):
                 assert httpx.get(f"{url}{path}", headers=headers).status_code == status
         assert ask(url, prompt="a").status_code == 401
         assert httpx.get(f"{url}/").status_code == 200
-    finally:
-        stop(process)
