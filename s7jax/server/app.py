@@ -20,6 +20,7 @@ from s7jax.server.errors import HANDLERS, refusal
 from s7jax.server.guard import Guard
 from s7jax.server.limits import Limits
 from s7jax.server.metrics import CONTENT_TYPE, Metrics
+from s7jax.server.tokens import router
 from s7jax.server.worker import Worker
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
@@ -132,4 +133,5 @@ def application(
     app.get("/v1/models")(api.models)
     app.post("/v1/completions")(api.completions.answer)
     app.post("/v1/chat/completions")(api.chat)
+    app.include_router(router(model))
     return app

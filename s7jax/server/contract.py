@@ -72,20 +72,20 @@ Stops = Annotated[
 ]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     """JSON's own types, no unknown fields, no infinities."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """How a stream is told."""
 
     include_usage: bool = Field(False, description="one more chunk, with the usage")
     include_obfuscation: Literal[False] = False
 
 
-class CompletionRequest(_Strict):
+class CompletionRequest(Strict):
     """``null`` stands for the default everywhere."""
 
     model: str | None = Field(None, description="the name under /v1/models")

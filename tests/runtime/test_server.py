@@ -323,6 +323,20 @@ def test_models_health_and_metrics(server, client, seal):
     assert "secret" not in text
 
 
+def test_the_tokenizer_is_the_models(server, model):
+    def post_to(path, **body):
+        return httpx.post(f"{server}/{path}", json=body).json()
+
+    ids = list(model.prompt("def f", start=False).ids)
+    plain = post_to("tokenize", prompt="def f", add_special_tokens=False)
+    assert plain == {"tokens": ids, "count": len(ids), "max_model_len": 64}
+    assert post_to("tokenize", prompt="def f")["tokens"] == [0, *ids]
+    assert post_to("detokenize", tokens=[0, *ids]) == {"prompt": "def f"}
+    assert post_to("detokenize", tokens=[300])["error"]["param"] == "tokens"
+    end = httpx.get(f"{server}/tokenizer_info").json()["eos_token"]
+    assert post_to("tokenize", prompt=end, add_special_tokens=False)["tokens"] == [0]
+
+
 def test_no_page_of_others_may_ask_unless_it_is_named(sealed, server):
     def allowed(url, origin):
         asks = {"Origin": origin, "Access-Control-Request-Method": "POST"}
