@@ -23,4 +23,8 @@ def logprobs(logits_V: NDArray[np.int32]) -> NDArray[np.int64]:
 
 def best(logprobs_V: NDArray[np.int64], count: int) -> list[int]:
     """Ids of the ``count`` most likely tokens; ties go to the lowest id."""
-    return np.argsort(-logprobs_V, kind="stable")[:count].tolist()
+    if not 0 < count < len(logprobs_V):
+        return np.argsort(-logprobs_V, kind="stable")[:count].tolist()
+    least = np.partition(logprobs_V, -count)[-count]
+    some = np.flatnonzero(logprobs_V >= least)
+    return some[np.argsort(-logprobs_V[some], kind="stable")][:count].tolist()

@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from s7jax.runtime.model import Model
 from s7jax.server.completions import Completions
-from s7jax.server.errors import HANDLERS, refusal
+from s7jax.server.errors import HANDLERS, Failure, Refused, refusal
 from s7jax.server.guard import Guard
 from s7jax.server.limits import Limits
 from s7jax.server.metrics import CONTENT_TYPE, Metrics
@@ -42,15 +42,21 @@ class Api:
         self.completions = Completions(model, name, limits, self.worker, self._metrics)
         self._created = int(time.time())
 
-    def index(self) -> Response:
+    async def index(self) -> Response:
         """A page to try the model, see its routes and check its proofs."""
         return HTMLResponse(files("s7jax.server").joinpath("page.html").read_text(), headers=_PAGE)
 
-    def models(self) -> dict[str, Any]:
-        """The one model: its name, root, and what it was made from."""
+    async def models(self) -> dict[str, Any]:
+        """The one model there is."""
+        return {"object": "list", "data": [await self.model(self._name)]}
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """The model: its name, root, and what it was made from."""
+        if name != self._name:
+            raise Refused(404, f"model: there is only {self._name!r}", "model")
         seal = self._model.seal
         dimensions = seal.manifest.dimensions
-        entry = {
+        return {
             "id": self._name,
             "object": "model",
             "created": self._created,
@@ -60,24 +66,23 @@ class Api:
             "domains": list(dimensions.domains),
             "provenance": json.loads(json.dumps(dict(seal.manifest.provenance), default=str)),
         }
-        return {"object": "list", "data": [entry]}
 
-    def healthz(self) -> Response:
+    async def healthz(self) -> Response:
         """Whether the engine runs."""
         return JSONResponse(
             {"ok": self.worker.alive, "open": self.worker.open}, 200 if self.worker.alive else 503
         )
 
-    def readyz(self) -> Response:
+    async def readyz(self) -> Response:
         """Whether a request would be answered now: the engine runs and is warm."""
         ready = self.worker.ready and self.worker.alive
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
-    def metrics(self) -> Response:
+    async def metrics(self) -> Response:
         """For Prometheus."""
         return Response(self._metrics.text(), media_type=CONTENT_TYPE)
 
-    def chat(self) -> Response:
+    async def chat(self) -> Response:
         """Not there, and why."""
         return refusal(400, _CHAT, "messages")
 
@@ -107,7 +112,7 @@ def application(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(api.worker.stop, limits.grace)
+        await asyncio.to_thread(api.worker.stop, 1.0)
 
     guards = [
         Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
@@ -124,6 +129,7 @@ def application(
         middleware=guards,
         exception_handlers=HANDLERS,
         redoc_url=None,
+        responses={"4XX": {"model": Failure}, "5XX": {"model": Failure}},
     )
     app.state.worker = api.worker
     app.get("/", include_in_schema=False)(api.index)
@@ -131,7 +137,9 @@ def application(
     app.get("/readyz")(api.readyz)
     app.get("/metrics")(api.metrics)
     app.get("/v1/models")(api.models)
-    app.post("/v1/completions")(api.completions.answer)
+    app.get("/v1/models/{name:path}")(api.model)
+    stream: dict[str, Any] = {"content": {"text/event-stream": {}}}
+    app.post("/v1/completions", responses={200: stream})(api.completions.answer)
     app.post("/v1/chat/completions")(api.chat)
     app.include_router(router(model))
     return app

@@ -4,9 +4,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+
+
+class Problem(BaseModel):
+    """What is wrong, and with which field."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Failure(BaseModel):
+    """The body of every error."""
+
+    error: Problem
 
 
 def refusal(
@@ -14,8 +30,8 @@ def refusal(
 ) -> JSONResponse:
     """An error as a response."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    tree = {"message": message, "type": kind, "param": param, "code": None}
-    return JSONResponse({"error": tree}, status, headers=headers)
+    problem = Problem(message=message, type=kind, param=param, code=None)
+    return JSONResponse(Failure(error=problem).model_dump(), status, headers=headers)
 
 
 class Refused(HTTPException):

@@ -312,6 +312,9 @@ def test_models_health_and_metrics(server, client, seal):
     ask(server, prompt="the secret in a prompt", max_tokens=1)
     entry = client.models.list().data[0]
     assert (entry.id, entry.root, entry.context) == ("tiny", seal.root.hex(), 64)
+    assert client.models.retrieve("tiny") == entry
+    with pytest.raises(openai.NotFoundError, match="there is only 'tiny'"):
+        client.models.retrieve("gpt")
     assert entry.provenance == dict(seal.manifest.provenance)
     assert httpx.get(f"{server}/healthz").json() == {"ok": True, "open": 0}
     assert httpx.get(f"{server}/readyz").json() == {"ready": True}
