@@ -1,4 +1,4 @@
-"""What others wrote, asking this server: lm-eval and schemathesis."""
+"""What others wrote, asking this server: lm-eval, schemathesis, OpenAI for Node, LangChain."""
 
 import json
 import os
@@ -105,3 +105,46 @@ def test_nothing_that_its_page_allows_breaks_it(url):
     """Requests made from /openapi.json, right and wrong: never a status of 500 or more."""
     command = [SCHEMATHESIS, "run", f"{url}/openapi.json", "--checks", "not_a_server_error"]
     run([*command, "--max-examples", "200", "--seed", "1"])
+
+
+NODE = """
+const { OpenAI } = require("openai");
+const client = new OpenAI({ baseURL: process.argv[1] + "/v1", apiKey: "none", maxRetries: 0 });
+(async () => {
+  const asked = { model: "tiny", prompt: "def f", max_tokens: 8, logprobs: 1 };
+  const whole = await client.completions.create(asked);
+  let text = "";
+  for await (const chunk of await client.completions.create({ ...asked, stream: true }))
+    text += chunk.choices[0].text;
+  const models = (await client.models.list()).data.map(model => model.id);
+  let refused;
+  try { await client.completions.create({ ...asked, suffix: "x" }); }
+  catch (error) { refused = [error.status, error.param]; }
+  console.log(JSON.stringify({ text, whole: whole.choices[0].text, models, refused }));
+})();
+"""
+
+
+def has_node_client():
+    node = shutil.which("node")
+    return node and not subprocess.call(
+        [node, "-e", "require('openai')"], stderr=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.skipif(not has_node_client(), reason="no OpenAI client for Node here (NODE_PATH)")
+def test_openais_client_for_node(url, seal):
+    found = json.loads(run(["node", "-e", NODE, url]))
+    wanted = Model(seal).generate("def f", max_new_tokens=8).text
+    assert found["text"] == found["whole"] == wanted
+    assert (found["models"], found["refused"]) == (["tiny"], [400, "suffix"])
+
+
+def test_langchain(url, seal):
+    langchain = pytest.importorskip("langchain_openai")
+    llm = langchain.OpenAI(
+        base_url=f"{url}/v1", api_key="none", model="tiny", temperature=0, max_tokens=8
+    )
+    wanted = [a.text for a in Model(seal).generate_all(["def f", "2 + 2"], max_new_tokens=8)]
+    assert [llm.invoke("def f"), *llm.batch(["2 + 2"])] == wanted
+    assert "".join(llm.stream("def f")) == wanted[0]

@@ -231,6 +231,19 @@ def test_a_client_that_goes_away_frees_its_place_at_once(server, stream):
     assert time.monotonic() - began < 6  # six answers take eighteen seconds
 
 
+def test_one_client_leaves_room_for_others(sealed, slow):
+    """Half of the queue is the most that one address may hold."""
+    other = httpx.HTTPTransport(local_address="127.0.0.2")
+    with Server(sealed, "--rows", "1", "--waiting", "2", script=slow) as server:
+        mine = [connect(server.url, sent(LONG)) for _ in range(2)]
+        wait_until(lambda: open_at(server.url) == 2)
+        assert ask(server.url, prompt="a").status_code == 429
+        with httpx.Client(base_url=server.url, transport=other, timeout=HANGS) as client:
+            assert client.post(API, json={"prompt": "a"}).status_code == 200
+        for connection in mine:
+            connection.close()
+
+
 def last_words(connection):
     """What comes before the server closes the connection."""
     connection.settimeout(HANGS)
