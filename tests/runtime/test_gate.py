@@ -202,3 +202,16 @@ def test_a_good_gate_opens_every_entry(compute, session):
     gate = session.begin(PROMPT, Policy())
     for call in entries(compute, [gate]).values():
         assert call() is not None
+
+
+def test_a_session_that_is_over_is_freed(compute):
+    """A server would else keep every answer it ever gave."""
+    import gc
+    import weakref
+
+    with Session(compute) as session:
+        session.begin(Prompt((0, 5)), Policy())
+    left = weakref.ref(session)
+    del session
+    gc.collect()
+    assert left() is None
