@@ -42,6 +42,7 @@ ALLOWED = {
         "storage",
         "terminal",
     },
+    "server": {"data", "errors", "integer", "runtime", "s7l"},
     "__init__": {"runtime"},
     "quantize": {
         "architecture",

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from s7jax.errors import UsageError
 from s7jax.integer import tables
 from s7jax.integer.fixed import rsr
-from s7jax.integer.sealed import LOGIT_BITS
+from s7jax.integer.sealed import LIMIT, LOGIT_BITS
 
-ONE = 1 << 16  # temperature and top-p count in 1/65,536
+ONE = 1 << 16  # temperature, top-p and biases count in 1/65,536
+MOST_BIASES = 256  # fewer than any vocabulary has, so that no bias of all tokens alike is one
+BIAS_LIMIT = 100 * ONE
 FARTHEST = 40 << LOGIT_BITS  # tokens more than 40 (after temperature) below the first never win
 SHARE_BITS = 42  # fraction bits of a token's share
 LN_BITS = tables.LN_BITS
@@ -32,6 +34,7 @@ class Sampling:
     top_k: int = 0  # only the k most likely tokens; 0: all
     top_p_q16: int = ONE  # only the most likely tokens that hold this share together
     seed: int = 0
+    logit_bias: tuple[tuple[int, int], ...] = ()  # (id, what is added to its logit, in 1/65,536)
 
     def __post_init__(self) -> None:
         limits = {
@@ -44,6 +47,10 @@ class Sampling:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
                 raise UsageError(f"{name} is {value!r}; expected an integer in {low}..{high}")
+        if len(self.logit_bias) > MOST_BIASES:
+            raise UsageError(f"logit_bias has {len(self.logit_bias)} ids; at most {MOST_BIASES}")
+        if any(not -BIAS_LIMIT <= bias <= BIAS_LIMIT for _, bias in self.logit_bias):
+            raise UsageError("logit_bias: expected values from -100 to 100")
 
 
 def choose(logits_V: np.ndarray, position: int, how: Sampling) -> int:
@@ -51,6 +58,7 @@ def choose(logits_V: np.ndarray, position: int, how: Sampling) -> int:
 
     Ties go to the lowest id.
     """
+    logits_V = _biased(logits_V, how.logit_bias)
     if how.temperature_q16 == 0:
         return int(logits_V.argmax())
     below_V = _below(logits_V, how.temperature_q16)
@@ -121,6 +129,16 @@ def threefry(key: tuple[int, int], x: np.ndarray, y: np.ndarray) -> tuple[np.nda
             x = x + keys[(block + 1) % 3]
             y = y + keys[(block + 2) % 3] + np.uint32(block + 1)
     return x, y
+
+
+def _biased(logits_V: np.ndarray, bias: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """The logits int32 [V] with what is added to some, within ±(2^30 − 1)."""
+    if not bias:
+        return logits_V
+    ids, values = zip(*bias, strict=True)
+    logits_V = logits_V.copy()
+    logits_V[list(ids)] += np.array(values, np.int32)
+    return np.clip(logits_V, -LIMIT, LIMIT)
 
 
 def _below(logits_V: np.ndarray, temperature_q16: int) -> NDArray[np.int64]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from s7jax.errors import InputError, UsageError
+from s7jax.integer.logprobs import best, logprobs
 from s7jax.integer.routing import route_last
 from s7jax.integer.sampling import choose
 from s7jax.runtime.compute import Array, Cache, Compute
@@ -36,6 +37,7 @@ CACHE_LIMIT, CACHE_PER_BYTE = 1 << 30, 8
 CHUNK = 128  # positions whose scores are held at once, at most
 DRAFTERS = ("lookup", "trunk")
 MOST_DRAFTS = 15  # with the token before them as many as a compiled chunk holds
+MOST_SCORED = 16  # tokens of a prompt whose logits are asked for at once
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,29 @@ class Request:
 
     prompt: Prompt
     policy: Policy
+    logprobs: int | None = None  # most likely tokens told beside each token; None: no scores
+    score_prompt: bool = False  # scores of the prompt's tokens too
+    generate: bool = True  # if not, the answer is cut (``client``) before its first token
 
 
-@dataclass
+@dataclass(frozen=True)
+class Score:
+    """How likely a token was: ln of its probability, 16 fraction bits (:mod:`.logprobs`)."""
+
+    token: int
+    logprob: int
+    top: tuple[tuple[int, int], ...]  # (id, logprob) of the most likely, that one first
+
+
+@dataclass(eq=False)
 class Completion:
     """What has come of a request so far."""
 
     request: Request
     output: list[int] = field(default_factory=list)
     experts: list[int] = field(default_factory=list)  # which one gave each token
+    scores: list[Score] = field(default_factory=list)  # of each, if asked for
+    prompt_scores: list[Score] = field(default_factory=list)  # of the prompt's second token on
     reason: str | None = None  # why it has ended: see :mod:`s7jax.runtime.policy`
     proof: Proof | None = None  # when it has ended
     dropped: bool = False  # nobody wants it any more; may be set by any thread at any time
@@ -70,11 +86,12 @@ class _Row:
         self.router: list[np.ndarray] = []  # logits int32 [E] of each
         self.seen: dict[int, int] = {}  # positions that each expert has seen
         self.lookup = Lookup()
+        self.unscored = len(self.tokens) - 1 if completion.request.score_prompt else 0
 
     @property
     def last(self) -> int:
-        """Position whose logits give the next token."""
-        return len(self.tokens) - 1
+        """Position whose logits are wanted: of the prompt's unscored tokens, then the last."""
+        return len(self.tokens) - 1 - self.unscored
 
     def route(self, position: int, window: int) -> int:
         """The expert of a position."""
@@ -152,6 +169,26 @@ class Engine:
             raise UsageError(f"a prompt holds an id outside 0..{vocab - 1}")
 
     @property
+    def free(self) -> int:
+        """Rows that nobody has or waits for."""
+        return max(0, self._rows.count(None) - len(self._waiting))
+
+    def warm(self) -> None:
+        """Enter every expert with every length of chunk: no request waits for that any more."""
+        longest = self.slots - 1
+        lengths = {min(self._compute.chunk(n) + 1, longest) for n in (1, 2, longest)}
+        for length in sorted(lengths):
+            row = self._enter(Completion(Request(Prompt((0,) * length), Policy())))
+            with self._turn:
+                self._rows[0] = row
+                while row.done < length:
+                    self._feed({0: row.tokens[row.done :]})
+                for e in range(len(self._cfg.domains)):
+                    for count in (1, MOST_SCORED):
+                        self._ask(e, {0: row}, count)
+                self._leave(0, row, "client")
+
+    @property
     def busy(self) -> bool:
         """Whether there is anything to do."""
         return bool(self._waiting) or any(self._rows)
@@ -188,9 +225,19 @@ class Engine:
             return
         if self._drafter == "trunk":
             drafted = self._draft(ready)
-        routes = {b: self._route(row, row.last) for b, row in ready.items()}
-        for e in sorted(set(routes.values())):
-            mine = {b: row for b, row in ready.items() if routes[b] == e}
+        calls: dict[tuple[int, bool], dict[int, _Row]] = {}
+        for b, row in ready.items():
+            if row.unscored or row.completion.request.generate:
+                calls.setdefault((self._route(row, row.last), row.unscored > 0), {})[b] = row
+            else:
+                self._leave(b, row, "client")
+        for (e, scoring), mine in sorted(calls.items(), key=lambda call: call[0]):
+            if scoring:
+                runs = {b: self._run(row, e) for b, row in mine.items()}
+                logits = self._ask(e, mine, max(runs.values()))
+                for b, row in mine.items():
+                    self._score(row, logits[b, : runs[b]])
+                continue
             logits = self._ask(e, mine, max(len(drafted[b]) for b in mine) + 1)
             for b, row in mine.items():
                 self._take(b, row, e, logits[b], drafted[b])
@@ -244,7 +291,8 @@ class Engine:
 
     def _room(self, row: _Row) -> int:
         """How many tokens may be drafted for a row."""
-        if row.policy.sampling.temperature_q16:
+        drawn = row.policy.sampling.temperature_q16
+        if drawn or row.unscored or not row.completion.request.generate:
             return 0
         most = row.policy.max_new_tokens or self.slots
         left = most - len(row.completion.output) - 1
@@ -294,7 +342,7 @@ class Engine:
         for row in mine.values():
             row.seen[e] = row.last
         y = self._advance(e, mine, {b: min(length, row.done - row.last) for b, row in mine.items()})
-        y = self._compute.recall(y, self._zeros(), length)
+        y = self._compute.recall(y, self._zeros(), self._compute.chunk(length))
         return self._compute.head(self._gates_of(mine), y)
 
     def _advance(self, e: int, mine: dict[int, _Row], counts: dict[int, int]) -> Array:
@@ -306,6 +354,21 @@ class Engine:
         for b, n in counts.items():
             mine[b].seen[e] = mine[b].seen.get(e, 0) + min(n, T)
         return y
+
+    def _run(self, row: _Row, e: int) -> int:
+        """How many unscored positions from the row's last on are this expert's, up to a limit."""
+        most = min(row.unscored, MOST_SCORED)
+        ours = (i for i in range(1, most) if self._route(row, row.last + i) != e)
+        return next(ours, most)
+
+    def _score(self, row: _Row, logits_TV: np.ndarray) -> None:
+        """Scores of the prompt's tokens that follow these logits."""
+        completion = row.completion
+        for logits_V in logits_TV:
+            token = row.tokens[row.last + 1]
+            count = completion.request.logprobs or 0
+            completion.prompt_scores.append(_scored(logits_V, token, count))
+            row.unscored -= 1
 
     def _take(
         self, b: int, row: _Row, e: int, logits_TV: np.ndarray, drafted: Sequence[int]
@@ -328,6 +391,8 @@ class Engine:
                 )
             )
             row.tokens.append(token)
+            if (count := row.completion.request.logprobs) is not None:
+                row.completion.scores.append(_scored(logits_V, token, count))
             row.completion.output.append(token)
             row.completion.experts.append(e)
             if reason := row.session.ending():
@@ -358,6 +423,12 @@ class Engine:
 
     def _zeros(self) -> np.ndarray:
         return np.zeros(len(self._rows), np.int32)
+
+
+def _scored(logits_V: np.ndarray, token: int, count: int) -> Score:
+    found_V = logprobs(logits_V)
+    top = [(i, int(found_V[i])) for i in best(found_V, count)]
+    return Score(token, int(found_V[token]), tuple(top))
 
 
 def check_caches(compute: Compute, rows: int, slots: int) -> None:

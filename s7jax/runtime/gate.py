@@ -10,7 +10,7 @@ in one process can hold against: code that rewrites this module or its memory.
 """
 
 from typing import TYPE_CHECKING, Any, NoReturn
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from s7jax.errors import InputError
 from s7jax.runtime.cm1 import Phase
@@ -38,7 +38,8 @@ class Gate:
         self.__reduce__()
 
 
-_SESSIONS: WeakKeyDictionary[Gate, "Session"] = WeakKeyDictionary()
+# Weak at both ends: a session holds its gate, so one held here would never be freed.
+_SESSIONS: WeakKeyDictionary[Gate, "ref[Session]"] = WeakKeyDictionary()
 
 
 def issue(session: "Session") -> Gate:
@@ -50,7 +51,7 @@ def issue(session: "Session") -> Gate:
     if session.phase is not Phase.BODY or session.gate is not None:
         raise GateError(f"a session in {session.phase} gets no further gate")
     gate = Gate()
-    _SESSIONS[gate] = session
+    _SESSIONS[gate] = ref(session)
     return gate
 
 
@@ -63,7 +64,7 @@ def check(gate: Any, compute: object) -> "Session":
     """
     if type(gate) is not Gate:
         raise GateError(f"compute needs the gate of an open session, not {type(gate).__name__}")
-    session = _SESSIONS.get(gate)
+    session = _SESSIONS.get(gate, lambda: None)()
     if session is None or session.gate is not gate:
         raise GateError("the gate is forged: no session handed it out")
     if session.compute is not compute:

@@ -4,7 +4,7 @@ import codecs
 import itertools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -106,6 +106,7 @@ class Model:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int | None = None,
+        logit_bias: Mapping[int, float] | None = None,
         stop: Sequence[int] | None = None,
         stop_texts: Sequence[str | bytes] = (),
     ) -> Policy:
@@ -125,6 +126,7 @@ class Model:
             top_k=top_k,
             top_p_q16=round(top_p * ONE),
             seed=sealed["seed"] if seed is None else seed,
+            logit_bias=tuple((i, round(b * ONE)) for i, b in (logit_bias or {}).items()),
         )
         return Policy(
             sampling=sampling,

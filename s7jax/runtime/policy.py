@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from s7jax.errors import UsageError
-from s7jax.integer.sampling import ONE, Sampling
+from s7jax.integer.sampling import BIAS_LIMIT, MOST_BIASES, ONE, Sampling
 from s7jax.s7l import SealError
 from s7jax.s7l.schema import integer, mapping, sequence
 
@@ -61,18 +61,20 @@ class Policy:
         """The one description of what this does, with ``room`` positions left for an answer.
 
         Raises:
-            UsageError: a stop id is not of the vocabulary.
+            UsageError: an id is not of the vocabulary.
         """
-        if outside := [i for i in self.stop if not 0 <= i < vocab]:
-            raise UsageError(f"stop: id {outside[0]} is not one of 0..{vocab - 1}")
-        drawn = self.sampling
+        drawn, bias = self.sampling, dict(self.sampling.logit_bias)
+        for name, ids in (("stop", self.stop), ("logit_bias", bias)):
+            if outside := [i for i in ids if not 0 <= i < vocab]:
+                raise UsageError(f"{name}: id {outside[0]} is not one of 0..{vocab - 1}")
         if drawn.temperature_q16 == 0 or drawn.top_k == 1:
             drawn = Sampling()
         elif drawn.top_k >= vocab:
             drawn = dataclasses.replace(drawn, top_k=0)
+        biases = tuple(sorted((i, b) for i, b in bias.items() if b))
         most = self.max_new_tokens
         return Policy(
-            sampling=drawn,
+            sampling=dataclasses.replace(drawn, logit_bias=biases),
             max_new_tokens=None if most is None or most > room else most,
             stop=tuple(sorted(set(self.stop))),
             stop_texts=_shortest(self.stop_texts),
@@ -80,8 +82,11 @@ class Policy:
 
     def tree(self) -> dict[str, Any]:
         """As it stands in a proof."""
+        sampling = dataclasses.asdict(self.sampling)
+        bias = [list(pair) for pair in sampling.pop("logit_bias")]
         return {
-            **dataclasses.asdict(self.sampling),
+            **sampling,
+            **({"logit_bias": bias} if bias else {}),
             "max_new_tokens": self.max_new_tokens,
             "stop": list(self.stop),
             "stop_texts": list(self.stop_texts),
@@ -94,8 +99,15 @@ class Policy:
         Raises:
             SealError: a value does not fit, or is not the canonical one.
         """
-        keys = [f.name for f in dataclasses.fields(Sampling)]
+        biased = type(tree) is dict and "logit_bias" in tree
+        keys = [f.name for f in dataclasses.fields(Sampling) if biased or f.name != "logit_bias"]
         mapping(tree, (*keys, "max_new_tokens", "stop", "stop_texts"), place)
+        bias = sequence(tree["logit_bias"], f"{place}.logit_bias", 1, MOST_BIASES) if biased else []
+        for i, pair in enumerate(bias):
+            at = f"{place}.logit_bias[{i}]"
+            sequence(pair, at, 2, 2)
+            integer(pair[0], 0, (1 << 20) - 1, at)
+            integer(pair[1], -BIAS_LIMIT, BIAS_LIMIT, at)
         stop = sequence(tree["stop"], f"{place}.stop", 0, MOST_STOPS)
         for i, token in enumerate(stop):
             integer(token, 0, (1 << 20) - 1, f"{place}.stop[{i}]")
@@ -105,16 +117,19 @@ class Policy:
                 raise SealError(f"{place}.stop_texts[{i}]", "expected bytes")
         try:
             policy = cls(
-                sampling=Sampling(**{key: tree[key] for key in keys}),
+                sampling=Sampling(
+                    **{key: tree[key] for key in keys} | {"logit_bias": tuple(map(tuple, bias))}
+                ),
                 max_new_tokens=tree["max_new_tokens"],
                 stop=tuple(stop),
                 stop_texts=tuple(texts),
             )
         except UsageError as e:
             raise SealError(place, str(e)) from e
-        for key, value in policy.canonical(1 << 20, MOST_TOKENS).tree().items():
-            if tree[key] != value:
-                problem = f"is {tree[key]!r}; what does the same is written {value!r}"
+        canonical = policy.canonical(1 << 20, MOST_TOKENS).tree()
+        for key, found in tree.items():
+            if found != (value := canonical.get(key, "nothing")):
+                problem = f"is {found!r}; what does the same is written {value!r}"
                 raise SealError(f"{place}.{key}", problem)
         return policy
 

@@ -100,6 +100,7 @@ def shown(proof: Proof, seal: Seal, prompt: Prompt) -> dict[str, Any]:
             "top_k": drawn.top_k,
             "top_p": drawn.top_p_q16 / ONE,
             "seed": drawn.seed,
+            "logit_bias": {i: bias / ONE for i, bias in drawn.logit_bias},
             "max_new_tokens": proof.policy.max_new_tokens,
             "stop": list(proof.policy.stop),
             "stop_texts": [_text(text) for text in proof.policy.stop_texts],

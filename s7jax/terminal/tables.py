@@ -121,6 +121,8 @@ def show_replay(replayed: dict[str, Any]) -> None:
     asked = ascii_safe(prompt["text"]) if prompt["text"] is not None else f"ids {prompt['ids']}"
     start = ", as the start of a document" if prompt["document_start"] else ""
     how = "greedy" if not policy["temperature"] else f"drawn: {_drawn(policy)}"
+    if policy["logit_bias"]:
+        how += f", biases {policy['logit_bias']}"
     most = policy["max_new_tokens"] or "as many as the context holds"
     route = ", ".join(f"{part['domain']} {part['tokens']}" for part in replayed["experts"])
     print(f"replayed {replayed['steps']} steps, chain {replayed['chain']}")

@@ -171,3 +171,60 @@ def test_a_damaged_expert_is_named_when_entered_and_no_obstacle_before(sealed, t
         else:
             engine.run()
             assert found.output == alone[i].output
+
+
+def scored(compute, prompt, policy, company=(), **asked):
+    engine = Engine(compute, rows=4)
+    for other in company:
+        engine.submit(Request(other, policy))
+    found = engine.submit(Request(prompt, policy, **asked))
+    engine.run()
+    return found
+
+
+def test_scores_are_those_of_the_logits_and_change_no_answer(compute, seal):
+    """Of prompt and answer, in any company, beside float64 from the specification's logits."""
+    prompt = Prompt((0, *range(7, 47)))
+    alone = scored(compute, prompt, DRAWN)
+    found = scored(
+        compute, prompt, DRAWN, [Prompt((0, 9)), Prompt((3,) * 20)], logprobs=3, score_prompt=True
+    )
+    assert found.proof.tree() == alone.proof.tree()
+    ids = [*prompt.ids, *found.output]
+    _, _, logits = by_specification(seal)(np.array(ids[:-1], np.int32), 0)
+    x = logits / 2.0**16
+    exact = (
+        x
+        - np.log(np.exp(x - x.max(1, keepdims=True)).sum(1, keepdims=True))
+        - x.max(1, keepdims=True)
+    )
+    scores = [*found.prompt_scores, *found.scores]
+    assert len(scores) == len(ids) - 1
+    for row, token, score in zip(exact, ids[1:], scores, strict=True):
+        assert score.token == token
+        assert abs(score.logprob / 2**16 - row[token]) < 1e-4
+        assert [i for i, _ in score.top] == np.argsort(-row, kind="stable")[:3].tolist()
+        assert all(abs(p / 2**16 - row[i]) < 1e-4 for i, p in score.top)
+
+
+def test_a_prompt_may_be_scored_and_not_continued(compute):
+    found = scored(compute, Prompt((0, 5, 6)), DRAWN, score_prompt=True, generate=False)
+    assert (found.output, found.reason, len(found.prompt_scores)) == ([], "client", 2)
+    assert found.proof.steps == ()
+
+
+def test_an_equal_request_is_not_cut_in_anothers_place(compute):
+    engine = Engine(compute)
+    first, second, third = (engine.submit(Request(Prompt((0, 5)), DRAWN)) for _ in range(3))
+    engine.cut(third, "client")
+    engine.run()
+    assert (len(first.output), len(second.output), third.output) == (9, 9, [])
+
+
+def test_warming_changes_nothing(compute):
+    engine = Engine(compute, rows=2)
+    engine.warm()
+    found = engine.submit(Request(Prompt((0, 5)), DRAWN))
+    engine.run()
+    assert found.proof.tree() == scored(compute, Prompt((0, 5)), DRAWN).proof.tree()
+    assert engine.free == 2

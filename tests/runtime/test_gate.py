@@ -22,7 +22,7 @@ from s7jax.runtime.prompt import Prompt
 
 PROMPT = Prompt((1, 2, 3))
 STORAGE = {"trunk_cache", "expert_cache", "history", "remember", "recall"}
-FACTS = {"chunk", "machine", "types"}  # that need no tokens
+FACTS = {"chunk", "drafts", "machine", "types"}  # that need no tokens
 
 
 @pytest.fixture(scope="module", params=["native", "xla"])
@@ -55,6 +55,7 @@ def storage(compute):
         "remember": compute.remember(h, x, start),
         "recall": x,
         "chunk": compute.chunk(3),
+        "drafts": compute.drafts(1),
         "machine": compute.machine(),
         "types": compute.types(),
     }
@@ -229,3 +230,16 @@ def test_a_good_gate_opens_every_entry(compute, session):
     gate = session.begin(PROMPT, Policy())
     for call in entries(compute, [gate]).values():
         assert call() is not None
+
+
+def test_a_session_that_is_over_is_freed(compute):
+    """A server would else keep every answer it ever gave."""
+    import gc
+    import weakref
+
+    with Session(compute) as session:
+        session.begin(Prompt((0, 5)), Policy())
+    left = weakref.ref(session)
+    del session
+    gc.collect()
+    assert left() is None

@@ -287,3 +287,14 @@ def test_what_a_proof_binds_cannot_be_changed(seal):
         with pytest.raises((AttributeError, TypeError)):
             change()
     assert seal.manifest.hashes() == before
+
+
+def test_a_bias_is_bound_and_replayed(seal, forward, model):
+    plain = model.generate("def f", max_new_tokens=4, stop=[])
+    first = plain.proof.output[0]
+    found = model.generate("def f", max_new_tokens=4, stop=[], logit_bias={first: -100, 9: 0})
+    assert found.proof.output[0] != first
+    assert found.proof.head["policy"]["logit_bias"] == [[first, -100 * ONE]]
+    shown = replay(parse(decode(encode(found.proof.tree()), "proof")), seal, forward)
+    assert shown["policy"]["logit_bias"] == {first: -100.0}
+    assert "logit_bias" not in plain.proof.head["policy"]

@@ -1,0 +1,1 @@
+"""An HTTP server of one sealed model: OpenAI's completions, every answer with its proof."""
