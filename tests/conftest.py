@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has what the process that started it set
@@ -33,6 +34,7 @@ from s7jax.architecture import Architecture, Stack
 from s7jax.config import ComputeConfig, Config, Domain, Recipe, TrunkRecipe
 from s7jax.train import determinism
 from tests.budget import Budget
+from tests.compiling import hardly_optimised
 
 jax.config.update("jax_num_cpu_devices", 8)
 # What is broadcast or converted is said in the code, never guessed.
@@ -83,6 +85,12 @@ TINY = Config(
 def own_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The processes of this test compile for themselves alone."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
+
+
+@pytest.fixture
+def quick_compiling() -> Iterator[None]:
+    with hardly_optimised():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -104,11 +104,13 @@ def test_on_every_mesh(seal, program, shape, tokens, wanted):
     assert np.array_equal(chosen, same)
 
 
+@pytest.mark.usefixtures("quick_compiling")
 def test_with_experts_spread_over_devices(seal, tokens, wanted):
     logits, _ = on(seal, "2x1x1").answer(tokens[None, :64])
     assert np.array_equal(logits[:, 0], wanted[0][:, :64])
 
 
+@pytest.mark.usefixtures("quick_compiling")
 @pytest.mark.parametrize("lengths", [[7] * 9 + [1], [64], [1] * 3 + [7] * 8 + [1] * 5, [1] * 64])
 def test_in_any_chunks(program, tokens, wanted, lengths):
     (logits, evidence), at = in_chunks(program, tokens[None], lengths, 96, e=1), sum(lengths)
@@ -116,12 +118,14 @@ def test_in_any_chunks(program, tokens, wanted, lengths):
     assert np.array_equal(route(evidence, program.cfg.routing_window)[0], wanted[1][:at])
 
 
+@pytest.mark.usefixtures("quick_compiling")
 @pytest.mark.parametrize("slots", [64, 65, 200])
 def test_with_any_cache(program, tokens, wanted, slots):
     logits, _ = in_chunks(program, tokens[None], [64], slots)
     assert np.array_equal(logits[0], wanted[0][0, :64])
 
 
+@pytest.mark.usefixtures("quick_compiling")
 def test_beside_any_others(program, tokens, wanted):
     rng = np.random.default_rng(0)
     for B in (2, 8):
@@ -131,6 +135,7 @@ def test_beside_any_others(program, tokens, wanted):
         assert np.array_equal(logits[B - 1], wanted[0][4, :64])
 
 
+@pytest.mark.usefixtures("quick_compiling")
 def test_rows_of_different_lengths_and_padding(program, tokens, wanted):
     """Row 0 continues at position 20, row 1 at 5; both chunks are padded with rubbish."""
     rows = np.stack([tokens[:32], tokens[:32]])
@@ -149,6 +154,7 @@ def test_rows_of_different_lengths_and_padding(program, tokens, wanted):
     assert np.array_equal(logits[1, 0], wanted[0][0, 11])
 
 
+@pytest.mark.usefixtures("quick_compiling")
 def test_a_late_expert_catches_up(program, tokens, wanted):
     """An expert that has seen nothing takes the trunk's outputs so far in one chunk."""
     start = np.zeros(1)
@@ -181,6 +187,7 @@ def test_what_is_compiled_does_not_grow_with_the_layers(seal):
     assert lines[64] == lines[1]
 
 
+@pytest.mark.usefixtures("quick_compiling")
 def test_without_jit(program, tokens, wanted):
     params, cfg = jax.tree.map(np.asarray, program.shared), program.cfg
     params = jax.tree.map(jax.numpy.asarray, params)
@@ -192,6 +199,7 @@ def test_without_jit(program, tokens, wanted):
     assert np.array_equal(logits[0], wanted[0][0, :6])
 
 
+@pytest.mark.usefixtures("quick_compiling")
 @pytest.mark.parametrize("kind", ["largest", "spread"])
 def test_extreme_weights_overflow_nowhere(tmp_path, kind):
     """Against the specification, whose products are taken in 64 bits."""

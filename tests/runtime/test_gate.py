@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 
+import jax
 import numpy as np
 import pytest
 
@@ -20,6 +21,8 @@ from s7jax.runtime.gate import Gate, GateError
 from s7jax.runtime.policy import Policy
 from s7jax.runtime.prompt import Prompt
 
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
 PROMPT = Prompt((1, 2, 3))
 STORAGE = {"trunk_cache", "expert_cache", "history", "remember", "recall"}
 FACTS = {"chunk", "drafts", "machine", "types"}  # that need no tokens
@@ -35,7 +38,7 @@ def compute(seal, request):
 
 def entries(compute, gates):
     """Every compute entry, called with the given gates: name → call."""
-    tokens, start = np.ones((1, 1), np.int32), np.zeros(1, np.int32)
+    tokens, start = np.array([PROMPT.ids], np.int32), np.zeros(1, np.int32)
     h = compute.history(1, 1)
     return {
         "trunk": lambda: compute.trunk(gates, tokens, start, compute.trunk_cache(1, 64)),
@@ -78,6 +81,8 @@ def test_storage_runs_no_program(compute, monkeypatch):
     for name in ("trunk", "expert", "head"):
         for program in (Program, NativeProgram):
             monkeypatch.setattr(program, name, lambda *_: pytest.fail("computed without a gate"))
+    # Compiled, and looked into, is the same elsewhere: evidence of a whole run.
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered: lowered)
     assert storage(compute).keys() == STORAGE | FACTS
 
 
@@ -97,6 +102,7 @@ def test_a_missing_gate(compute):
     refused(compute, [], "NoneType")
     refused(compute, [None], "NoneType")
     refused(compute, ["gate"], "str")
+    refused(compute, [type("Mine", (Gate,), {})()], "not Mine")
 
 
 def test_a_forged_gate(compute, session):
@@ -107,8 +113,9 @@ def test_a_forged_gate(compute, session):
     for attempt in ({"_session": session}, {"session": session}):
         with pytest.raises(AttributeError):
             setattr(Gate(), *next(iter(attempt.items())))
-    with pytest.raises(GateError, match="gets no further gate"):
-        gate_module.issue(session)
+    for asking in (session, Session(compute)):  # one has its gate, one has no prompt yet
+        with pytest.raises(GateError, match="gets no further gate"):
+            gate_module.issue(asking)
 
 
 def test_phase_gate_and_tokens_cannot_be_set_from_outside(compute):
@@ -132,8 +139,7 @@ def test_a_gate_computes_its_own_sessions_tokens_alone(compute, session):
         return compute.trunk(list(gates), rows, starts, cache)
 
     trunk([1, 2, 3])
-    trunk([2, 3], start=1)
-    trunk([2, 3, 0, 0], start=1)  # padding
+    trunk([2, 3, 0], start=1)  # padding
     for tokens, start in (([1, 2, 4], 0), ([1, 2, 3, 7], 0), ([1, 2, 3], 1), ([5], 3), ([0, 5], 3)):
         with pytest.raises(GateError, match="tokens of its session"):
             trunk(tokens, start)
@@ -147,10 +153,10 @@ def test_a_gate_computes_its_own_sessions_tokens_alone(compute, session):
     with pytest.raises(GateError, match="position 64 has no gate: it is not parked"):
         compute.trunk([gate, None], parked, np.array([0, 64]), compute.trunk_cache(2, 64))
     session.propose(9)
-    trunk([9], start=3)
+    trunk([2, 3, 9], start=1)
     session.settle()
     with pytest.raises(GateError, match="tokens of its session"):
-        trunk([9], start=3)
+        trunk([2, 3, 9], start=1)
 
 
 def test_a_gate_is_one_rows_alone(compute, session):

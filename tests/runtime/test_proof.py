@@ -235,6 +235,7 @@ def test_parsing_takes_work_in_proportion_to_the_steps(proof):
     assert calls[1] < 2.1 * calls[0]
 
 
+@pytest.mark.usefixtures("quick_compiling")
 def test_a_changed_weight_or_router_logit_is_located_to_its_step(proof, seal):
     """In memory, without the seal's knowledge: the replay of what it answers names the step."""
     compute = Compute(seal, pools(mesh_of("1x1")))

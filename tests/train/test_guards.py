@@ -19,6 +19,7 @@ from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError, Stopped
 from s7jax.train import checkpoint, loop, step
 from s7jax.train.step import Stepper, trunk_loss
+from tests.compiling import hardly_optimised
 from tests.train.training import train_trunk
 
 ROOT = Path(__file__).parent.parent.parent
@@ -26,6 +27,12 @@ HANGS = 1800  # seconds after which something hangs: nothing here is asked to be
 SIZE = """model.vocab=320 model.context=32 model.trunk.layers=1 model.trunk.hidden=32
 model.trunk.ffn=64 trunk.tokens=15360 trunk.batch=8 trunk.microbatch=8 trunk.checkpoint=1280
 experts.batch=8 experts.microbatch=8""".split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_alike():
+    with hardly_optimised():
+        yield
 
 
 def spoiled_loss(bad: float):
