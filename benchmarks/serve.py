@@ -26,6 +26,7 @@ import httpx
 from native import write_gguf
 
 from s7jax import s7l
+from s7jax.data.tokenizer import Tokenizer
 from s7jax.terminal import cli
 from s7jax.train.folder import newest
 
@@ -59,8 +60,12 @@ def servers(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, list[
     """Name and command of each server; a port is added."""
     path = args.file or newest().sealed
     yield "s7jax", [sys.executable, str(ROOT / "tools/serve.py"), str(path)]
-    if gguf := write_gguf(folder, s7l.open(path).manifest.dimensions):
-        yield "llama_cpp.server", [sys.executable, "-m", "llama_cpp.server", "--model", str(gguf)]
+    seal = s7l.open(path)
+    words = Tokenizer.from_vocabulary(seal.vocabulary.file_tree())
+    if gguf := write_gguf(folder, seal.manifest.dimensions, words):
+        command = [sys.executable, "-m", "llama_cpp.server", "--model", str(gguf)]
+        # By default it breaks off an answer when another client asks.
+        yield "llama_cpp.server", [*command, "--interrupt_requests", "False"]
 
 
 @contextlib.contextmanager
@@ -110,7 +115,7 @@ def measure(url: str, clients: int, args: argparse.Namespace) -> dict[str, float
 def answer(session: httpx.Client, tokens: int) -> tuple[int, float]:
     """Stream one answer: its tokens, and seconds to the first."""
     body = {"prompt": PROMPT, "max_tokens": tokens, "temperature": 1, "seed": 1, "stream": True}
-    began, first, count = time.perf_counter(), 0.0, 0
+    began, first, count, choice = time.perf_counter(), 0.0, 0, {"finish_reason": None}
     with session.stream("POST", "/v1/completions", json=body) as response:
         response.raise_for_status()
         for line in response.iter_lines():
@@ -118,8 +123,8 @@ def answer(session: httpx.Client, tokens: int) -> tuple[int, float]:
                 continue
             first = first or time.perf_counter() - began
             choice = json.loads(line[6:])["choices"][0]
-            count += len(choice.get("experts", "1")) if choice["finish_reason"] is None else 0
-    return count, first
+            count += 1  # not every token is a character; but an answer of full length has them all
+    return tokens if choice["finish_reason"] == "length" else count, first
 
 
 if __name__ == "__main__":
