@@ -29,6 +29,7 @@ from integer import active, float_step, make_seal
 from s7jax import s7l
 from s7jax.architecture import Architecture
 from s7jax.config import PRESETS, preset
+from s7jax.data.tokenizer import Tokenizer
 from s7jax.mesh import single
 from s7jax.model.parameters import host, initial
 from s7jax.native.program import NativeProgram
@@ -189,8 +190,11 @@ def cold(sealed: Path) -> Iterator[tuple[str, float]]:
 # --- llama.cpp ------------------------------------------------------------------------------
 
 
-def write_gguf(folder: Path, cfg: Architecture) -> Path | None:
-    """A random Q8_0 file with about as many active parameters: None without the extra."""
+def write_gguf(folder: Path, cfg: Architecture, words: Tokenizer | None = None) -> Path | None:
+    """A random Q8_0 file with about as many active parameters: None without the extra.
+
+    With ``words`` it has that vocabulary, else none.
+    """
     try:
         import gguf  # noqa: PLC0415 an extra
         import llama_cpp  # noqa: F401, PLC0415
@@ -213,7 +217,16 @@ def write_gguf(folder: Path, cfg: Architecture) -> Path | None:
     out.add_layer_norm_rms_eps(1e-5)
     out.add_rope_dimension_count(D // heads)
     out.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
-    out.add_tokenizer_model("none")
+    out.add_tokenizer_model("gpt2" if words else "none")
+    if words:
+        words.save(folder / "tokenizer.json")
+        tree = json.loads((folder / "tokenizer.json").read_text())["model"]
+        out.add_tokenizer_pre("gpt-2")
+        out.add_token_list(sorted(tree["vocab"], key=tree["vocab"].__getitem__))
+        out.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (V - 1))
+        out.add_token_merges([" ".join(pair) for pair in tree["merges"]])
+        out.add_bos_token_id(words.eod)
+        out.add_eos_token_id(words.eod)
 
     def matrix(name: str, rows: int, columns: int) -> None:
         blocks = np.empty((rows, columns // 32, 34), np.uint8)

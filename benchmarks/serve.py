@@ -2,17 +2,15 @@
 
 Each client streams one answer after another from a server process on this machine; clients and
 server share its cores. Where llama_cpp.server is installed (extra ``bench``) it is measured in the
-same way on a random Q8_0 file of as many active parameters. Without a file a model with the
-preset's dimensions and initial weights is made.
+same way on a random Q8_0 file of as many active parameters.
 
 Examples:
   python benchmarks/serve.py runs/demo/model/moe.s7l
-  python benchmarks/serve.py --preset s7-140m --answers 4 --json
+  python benchmarks/serve.py --answers 4 --json
 """
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import socket
 import statistics
@@ -25,13 +23,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-from integer import make_seal
 from native import write_gguf
 
-from s7jax.config import PRESETS, preset
-from s7jax.mesh import single
-from s7jax.model.parameters import initial
+from s7jax import s7l
+from s7jax.data.tokenizer import Tokenizer
 from s7jax.terminal import cli
+from s7jax.train.folder import newest
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = (1, 4, 16)
@@ -41,8 +38,7 @@ PROMPT = "def main():\n    "
 def main() -> None:
     """Start each server, ask it, print."""
     parser = cli.parser(__doc__)
-    parser.add_argument("file", type=Path, nargs="?", help="sealed model")
-    parser.add_argument("--preset", choices=PRESETS, default="s7-nano")
+    parser.add_argument("file", type=Path, nargs="?", help="sealed model (default: newest run's)")
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--answers", type=int, default=16, help="of each client")
     parser.add_argument("--json", action="store_true", help="JSON on standard output")
@@ -62,11 +58,14 @@ def main() -> None:
 
 def servers(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Name and command of each server; a port is added."""
-    cfg = preset(args.preset).model
-    path = args.file or make_seal(folder, cfg, initial(cfg, 0, single()))
+    path = args.file or newest().sealed
     yield "s7jax", [sys.executable, str(ROOT / "tools/serve.py"), str(path)]
-    if importlib.util.find_spec("llama_cpp") and (gguf := write_gguf(folder, cfg)):
-        yield "llama_cpp.server", [sys.executable, "-m", "llama_cpp.server", "--model", str(gguf)]
+    seal = s7l.open(path)
+    words = Tokenizer.from_vocabulary(seal.vocabulary.file_tree())
+    if gguf := write_gguf(folder, seal.manifest.dimensions, words):
+        command = [sys.executable, "-m", "llama_cpp.server", "--model", str(gguf)]
+        # By default it breaks off an answer when another client asks.
+        yield "llama_cpp.server", [*command, "--interrupt_requests", "False"]
 
 
 @contextlib.contextmanager
@@ -76,8 +75,7 @@ def serving(command: list[str]) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     url = f"http://127.0.0.1:{port}"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([*command, "--port", port], **quiet)  # type: ignore[call-overload]
+    process = subprocess.Popen([*command, "--port", port], stdout=subprocess.DEVNULL)
     try:
         while True:
             with contextlib.suppress(httpx.TransportError):
@@ -117,7 +115,7 @@ def measure(url: str, clients: int, args: argparse.Namespace) -> dict[str, float
 def answer(session: httpx.Client, tokens: int) -> tuple[int, float]:
     """Stream one answer: its tokens, and seconds to the first."""
     body = {"prompt": PROMPT, "max_tokens": tokens, "temperature": 1, "seed": 1, "stream": True}
-    began, first, count = time.perf_counter(), 0.0, 0
+    began, first, count, choice = time.perf_counter(), 0.0, 0, {"finish_reason": None}
     with session.stream("POST", "/v1/completions", json=body) as response:
         response.raise_for_status()
         for line in response.iter_lines():
@@ -125,8 +123,8 @@ def answer(session: httpx.Client, tokens: int) -> tuple[int, float]:
                 continue
             first = first or time.perf_counter() - began
             choice = json.loads(line[6:])["choices"][0]
-            count += len(choice.get("experts", "1")) if choice["finish_reason"] is None else 0
-    return count, first
+            count += 1  # not every token is a character; but an answer of full length has them all
+    return tokens if choice["finish_reason"] == "length" else count, first
 
 
 if __name__ == "__main__":
