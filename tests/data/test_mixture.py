@@ -186,6 +186,14 @@ def test_a_receipt_survives_json_and_does_not_change_in_place():
     assert after.sequences == (0, 1, 0, 1)
 
 
+def test_a_receipt_counts_every_domain_and_no_other():
+    rows = np.zeros((2, 3), np.int32)
+    some = Batch(rows, np.array([0, 1], np.int32), np.array([7, 8]))
+    assert Receipt.start(4).extend(some).sequences == (1, 1, 0, 0)
+    with pytest.raises(ValueError, match="longer"):
+        Receipt.start(1).extend(some)
+
+
 @pytest.mark.parametrize(
     "tree", [{}, {"sequences": 3, "chain": "00" * 32}, {"sequences": [1], "chain": "00"}]
 )

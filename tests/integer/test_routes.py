@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from s7jax.integer.routing import route
+from s7jax.integer.routing import route, route_last
 from s7jax.integer.sealed import LIMIT
 
 few = hnp.arrays(np.int32, (2, 9, 3), elements=st.integers(-2, 2))  # few values: many ties
@@ -18,6 +18,7 @@ def test_the_expert_is_the_first_with_the_largest_sum_over_the_window(logits_BTE
     for b, t in np.ndindex(2, 9):
         sums = logits_BTE[b, max(0, t - window + 1) : t + 1].sum(axis=0).tolist()
         assert found[b, t] == sums.index(max(sums))
+        assert route_last(logits_BTE[b, : t + 1], window) == found[b, t]
 
 
 def test_running_sums_may_wrap():

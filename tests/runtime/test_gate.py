@@ -20,6 +20,7 @@ from s7jax.runtime.compute import Reference, open_compute
 from s7jax.runtime.gate import Gate, GateError
 from s7jax.runtime.policy import Policy
 from s7jax.runtime.prompt import Prompt
+from s7jax.runtime.proof import Step
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
@@ -157,6 +158,19 @@ def test_a_gate_computes_its_own_sessions_tokens_alone(compute, session):
     session.settle()
     with pytest.raises(GateError, match="tokens of its session"):
         trunk([2, 3, 9], start=1)
+
+
+def test_what_is_proposed_is_confirmed_in_order_or_forgotten(session):
+    session.begin(PROMPT, Policy())
+
+    def answered(token):
+        session.record(Step(3, 1, 0, bytes(32), bytes(32), token))
+        return session.tokens(3, 64)
+
+    for token in (5, 6, 7):
+        session.propose(token)
+    assert answered(5) == [5, 6, 7]
+    assert answered(9) == [5, 9]  # not 6: then 7 after it is not to be computed either
 
 
 def test_a_gate_is_one_rows_alone(compute, session):

@@ -92,6 +92,24 @@ def test_a_damaged_weight_is_named(bundle):
         open_bundle(bundle).verify()
 
 
+@pytest.mark.parametrize(
+    ("at", "to", "failed"),
+    [("weight", 0x55, ["V6"]), ("weight", 0x80, ["V6", "INT8"]), ("padding", 1, ["V0", "V6"])],
+)
+def test_the_rules_tell_what_was_damaged(bundle, at, to, failed):
+    data = bytearray(bundle.read_bytes())
+    tensors = open_bundle(bundle).tensors
+    start = len(data) - sum(t.stored for t in tensors.values())  # one after the other
+    first = next(iter(tensors.values())).offset
+    padded = next(t for t in tensors.values() if t.spec.size < t.stored)
+    places = {"weight": tensors[Q].offset, "padding": padded.offset + padded.spec.size}
+    data[start + places[at] - first] = to
+    bundle.chmod(0o644)
+    bundle.write_bytes(data)
+    found = s7l.check(open_bundle(bundle))
+    assert [f.rule for f in found.findings if f.verdict is s7l.Verdict.FAIL] == failed
+
+
 def test_every_byte_is_bound(bundle, sealed, tmp_path):
     data = bundle.read_bytes()
     described = 16 + int.from_bytes(data[8:16], "big")
