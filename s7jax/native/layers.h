@@ -9,11 +9,9 @@
 #include "matrix.h"
 #include "model.h"
 
-#define WIDE 16256 /* 127 · 128: the largest activation */
-
 /* What one thread needs for itself. */
 typedef struct {
-    int64_t T[BLOCK * WIDTH > FEW * SPAN ? BLOCK * WIDTH : FEW * SPAN];
+    int64_t T[BLOCK * WIDTH > SPAN ? BLOCK * WIDTH : SPAN];
     int16_t panel[PANEL * WIDTH];
     int32_t sums[FEW * SUMS], line[SPAN];
     int32_t z[SCORES];

@@ -68,8 +68,6 @@ EXPORT void s7_engine_free(Engine *engine) {
     free(engine);
 }
 
-EXPORT int s7_engine_threads(const Engine *engine) { return s7_pool_threads(engine->pool); }
-
 EXPORT int s7_trunk(Engine *engine, const Shared *shared, const int32_t *tokens, int T,
                     const Row *rows, int count, const Caches *caches, int32_t *h,
                     int32_t *router) {

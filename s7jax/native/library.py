@@ -150,7 +150,6 @@ def library() -> ctypes.CDLL:
     lib.s7_engine_new.restype = c_void_p
     lib.s7_engine_new.argtypes = (c_char_p, c_int)
     lib.s7_engine_free.argtypes = (c_void_p,)
-    lib.s7_engine_threads.argtypes = (c_void_p,)
     rows = (POINTER(Row), c_int, POINTER(Caches))
     lib.s7_trunk.argtypes = (c_void_p, POINTER(Shared), c_void_p, c_int, *rows, c_void_p, c_void_p)
     lib.s7_expert.argtypes = (

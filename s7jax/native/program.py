@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from s7jax.architecture import Stack
 from s7jax.errors import InputError
 from s7jax.integer import tables
+from s7jax.integer.fixed import constant
+from s7jax.integer.operators import LOG2_E
 from s7jax.integer.routing import route
 from s7jax.integer.sealed import check_bounds, fraction_bits, short_gain
 from s7jax.native import disassembly, machine
@@ -28,7 +30,6 @@ Cache = tuple[NDArray[np.int8], NDArray[np.int8]]
 
 CHUNK = 512  # most tokens of a row in one call: what h and logits of a call take stays small
 DRAFTS = 4  # measured: benchmarks/generate.py
-_LOG2_E = 1_663_351_252_389_300_929  # log2(e) · 2^60
 
 
 class NativeProgram:
@@ -60,7 +61,7 @@ class NativeProgram:
             self._shared = self._load_shared()
 
     def _load_shared(self) -> native.Shared:
-        d, t = self.cfg, "trunk"
+        d = self.cfg
         return native.Shared(
             exp2=self._address(tables.exp2()),
             rsqrt=self._address(tables.rsqrt()),
@@ -71,9 +72,9 @@ class NativeProgram:
             window=d.routing_window,
             embedding=self._matrix("embedding", transposed=True),
             router=self._matrix("router"),
-            final_norm=self._gain(f"{t}.final_norm"),
+            final_norm=self._gain("trunk.final_norm"),
             bias=self._bias(),
-            stack=self._stack(t, d.trunk),
+            stack=self._stack("trunk", d.trunk),
         )
 
     @property
@@ -263,7 +264,7 @@ class NativeProgram:
         self._kept.append(array)
         residual = f"{name}.residual"
         mantissa, exponent = self._fixed(residual)
-        score = _constant((_LOG2_E << 40) // isqrt(s.head_dim << 80), 60)
+        score = _constant((LOG2_E << 40) // isqrt(s.head_dim << 80), 60)
         stack = native.Stack(
             layers=s.layers,
             hidden=s.hidden,
@@ -310,9 +311,9 @@ def _cache(stack: Stack, rows: int, slots: int) -> Cache:
 
 
 def _constant(numerator: int, bits: int) -> native.Scale:
-    """numerator · 2^-bits with 30 bits in the mantissa."""
-    excess = numerator.bit_length() - 30
-    return native.Scale(numerator >> excess if excess > 0 else numerator << -excess, excess - bits)
+    """As :func:`s7jax.integer.fixed.constant` has it, for the library."""
+    found = constant(numerator, bits, np.empty(0, np.int32))
+    return native.Scale(int(found.m), int(found.e))
 
 
 def _root(width: int) -> native.Scale:

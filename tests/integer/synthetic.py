@@ -4,7 +4,10 @@ import hashlib
 import json
 
 import numpy as np
+import pytest
 from tiny import vocab_tree, write_weights
+
+from s7jax import s7l
 
 STACK = {"layers": 1, "hidden": 32, "heads": 2, "ffn": 64}
 MODEL = {
@@ -38,3 +41,23 @@ def write_model(root, model=MODEL, weight=lambda name, array: array):
     moved = [[part + (part < end) for part in merge] for merge in tree["merges"]]
     tree |= {"specials": {"<|eod|>": 0}, "merges": moved}
     (root / "vocab.json").write_text(json.dumps(tree))
+
+
+@pytest.fixture(scope="session")
+def sealed(tmp_path_factory):
+    """Path of the sealed synthetic model."""
+    root = tmp_path_factory.mktemp("synthetic")
+    write_model(root)
+    s7l.seal(root / "weights", root / "vocab.json", root / "model.s7l")
+    return root / "model.s7l"
+
+
+@pytest.fixture(scope="session")
+def seal(sealed):
+    return s7l.open(sealed)
+
+
+@pytest.fixture(scope="session")
+def tokens():
+    """512 ids, int32."""
+    return np.random.default_rng(7).integers(0, MODEL["vocab"], 512).astype(np.int32)

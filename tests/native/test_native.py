@@ -21,11 +21,6 @@ GOLDEN = "c46939e68263ad4ac05e502211390d33a06b3a45fc310369b949a0420f424040"  # o
 ISAS = library.instructions()
 
 
-@pytest.fixture(scope="module")
-def tokens():
-    return np.random.default_rng(7).integers(0, MODEL["vocab"], 512).astype(np.int32)
-
-
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_the_golden_hash_of_512_positions(seal, tokens, isa, threads):
