@@ -37,6 +37,7 @@ from s7jax.terminal import cli
 from s7jax.train.phase import TRUNK
 
 ROOT = Path(__file__).parents[1]
+MEASURED = ROOT / "benchmarks/measured.py"
 LIMIT, SEALING_LIMIT = 12.0, 8.0  # GiB; of Phase 3 the latter
 SEQUENCES = 1  # per domain to route, evaluate and calibrate with
 BATCH = 8  # sequences of the one step of Phase 1, one to a microbatch: as many groups at most
@@ -234,7 +235,9 @@ def run_row(row: Row, log: Path) -> Taken:
     """
     if row.before:
         row.before()
-    command, began = [sys.executable, *row.command], time.monotonic()
+    taken = log.with_suffix(".json")
+    command = [sys.executable, "-S", str(MEASURED), str(taken), sys.executable, *row.command]
+    began = time.monotonic()
     port = _free_port() if row.during else 0
     if row.during:
         command += ["--port", str(port)]
@@ -250,17 +253,17 @@ def run_row(row: Row, log: Path) -> Taken:
         finally:
             if row.during:
                 process.terminate()
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
+            process.wait()
     if process.returncode:
         words = log.read_text().strip().splitlines() or ["no message"]
         raise InputError(f"{row.name} on {row.mesh or 'no mesh'} failed: {words[-1]} ({log})")
+    usage = json.loads(taken.read_text())
     return Taken(
         row.name,
         row.mesh,
         time.monotonic() - began,
-        usage.ru_utime + usage.ru_stime,
-        usage.ru_maxrss / 2**20,
+        usage["cpu_s"],
+        usage["peak_kib"] / 2**20,
         sum(_size(path) for path in row.made),
         row.limit,
     )

@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,15 +25,17 @@ MOST = 4.0  # GiB resident
 
 def measured(cwd: Path, script: str, *args: object) -> tuple[str, float]:
     """Standard output of a script that ends well, and the peak of its resident memory in GiB."""
-    command = [sys.executable, str(ROOT / script), *map(str, args)]
-    with (cwd / "out.txt").open("w+") as out:
-        process = subprocess.Popen(command, cwd=cwd, stdout=out, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        text = out.read()
-    assert process.returncode == 0, text
-    return text, usage.ru_maxrss / 2**20
+    command = [sys.executable, "-S", ROOT / "benchmarks/measured.py", "taken.json", sys.executable]
+    done = subprocess.run(
+        [*map(str, (*command, ROOT / script, *args))],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout, json.loads((cwd / "taken.json").read_text())["peak_kib"] / 2**20
 
 
 @pytest.mark.long(minutes=5)
