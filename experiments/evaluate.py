@@ -1,39 +1,10 @@
-"""Held-out quality: bits per byte of trunk, every expert, the routed model and the oracle.
+"""``s7jax evaluate`` from a checkout, with its own environment, activated or not."""
 
-Examples:
-  python experiments/evaluate.py                  the newest run
-  python experiments/evaluate.py --run demo --mesh 4x2
-  python experiments/evaluate.py --json > quality.json
-  python experiments/evaluate.py --sealed runs/demo/model/moe.s7l
-
-The report is kept in runs/NAME/evaluation.json and sealed with the weights. With --sealed it is
-the sealed integer model beside the float one on the same tokens, kept in runs/NAME/sealed.json.
-"""
-
-import json
+import sys
 from pathlib import Path
 
-from s7jax.runs.opening import add_run_flags, resume
-from s7jax.runs.pipeline import quality, sealed_quality
-from s7jax.terminal import cli
-from s7jax.terminal.tables import show
-
-
-def main() -> None:
-    """Parse, open the run, evaluate, print."""
-    parser = cli.parser(__doc__)
-    add_run_flags(parser)
-    parser.add_argument("--json", action="store_true", help="print the report as JSON alone")
-    parser.add_argument("--sealed", type=Path, metavar="FILE", help="INT8 against FP32")
-    args = parser.parse_args()
-    with cli.quiet(args.json):
-        run = resume(args)
-        report = sealed_quality(run, args.sealed) if args.sealed else {"quality": quality(run)}
-    if args.json:
-        print(json.dumps(report if args.sealed else report["quality"], indent=1))
-    else:
-        show(report)
-
-
 if __name__ == "__main__":
-    cli.main(main)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from s7jax.checkout import script
+
+    script("evaluate")

@@ -12,6 +12,8 @@ Importing this package imports nothing heavy: every room is imported by name, an
 ``s7jax.s7l`` (the sealed file) works without JAX.
 """
 
+from __future__ import annotations  # so that any Python 3 can say that it is too old
+
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def open(path: Path | str, **options: Any) -> "Model":
+def open(path: Path | str, **options: Any) -> Model:
     """Open a sealed model to run; see :func:`s7jax.runtime.model.open`."""
     from s7jax import runtime  # noqa: PLC0415 JAX is for those who run models
 

@@ -1,88 +1,10 @@
-"""Seal quantised weights and their vocabulary into one read-only file, and sign it.
+"""``s7jax pack`` from a checkout, with its own environment, activated or not."""
 
-Sealing is irreversible: an existing file is never overwritten. Without arguments the newest
-run under runs/ is sealed. A short answer in every domain is sealed with it, for
-tools/selftest.py.
-
-Examples:
-  python tools/pack.py
-  python tools/pack.py --run demo
-  python tools/pack.py --weights-dir model/weights/ --vocab model/vocab.json --out model/moe.s7l
-  python tools/pack.py --reseal old.s7l --out new.s7l    of numeric scheme s7-int8-1
-  python tools/pack.py --new-key release.pem            writes release.pem and release.pem.pub
-  python tools/pack.py --sign release.pem --release 3   writes or completes moe.s7l.sig
-
-Keys are Ed25519 in PEM, as `openssl genpkey -algorithm ed25519` makes them too. Several keys
-may sign, at once or one after the other. The release number is yours and ascends; who
-verifies with --min-version is safe from being given an older release.
-"""
-
-import argparse
+import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from s7jax import s7l
-from s7jax.errors import UsageError
-from s7jax.runtime.sealing import reseal, seal_with_answers
-from s7jax.s7l import signature
-from s7jax.terminal import cli
-from s7jax.train.folder import named, newest
-
-
-def parse() -> argparse.Namespace:
-    """The command line; paths not given come from the run."""
-    p = cli.parser(__doc__)
-    p.add_argument("--run", metavar="NAME", help="run under runs/, or a folder path")
-    p.add_argument("--weights-dir", type=Path, help="folder of quantised weights")
-    p.add_argument("--vocab", type=Path, help="vocab.json")
-    p.add_argument("--out", type=Path, help="file to create")
-    p.add_argument("--sign", type=Path, nargs="+", metavar="KEY", help="private keys, PEM")
-    p.add_argument("--release", type=int, default=1, help="release number under the signature")
-    p.add_argument("--no-answers", action="store_true", help="seal no known-answer transcript")
-    p.add_argument("--reseal", type=Path, metavar="OLD", help="seal an older file's weights again")
-    p.add_argument("--new-key", type=Path, metavar="KEY", help="make a key pair; nothing is sealed")
-    args = p.parse_args()
-    if not 0 <= args.release <= signature.MAX_VERSION:
-        raise UsageError(f"--release {args.release}: expected 0 to {signature.MAX_VERSION}")
-    if args.reseal and args.out is None:
-        raise UsageError("--reseal OLD.s7l: give --out NEW.s7l")
-    if not (args.new_key or args.reseal) and None in (args.weights_dir, args.vocab, args.out):
-        run = named(args.run) if args.run else newest()
-        args.weights_dir = args.weights_dir or run.weights
-        args.vocab = args.vocab or run.vocab
-        args.out = args.out or run.sealed
-    return args
-
-
-def main() -> None:
-    """Seal and sign, then show what was sealed."""
-    args = parse()
-    if args.new_key is not None:
-        print(f"keep secret: {args.new_key}\ngive away:   {signature.new_key(args.new_key)}")
-        return
-    if args.reseal:
-        done = reseal(args.reseal, args.out, known_answers=not args.no_answers)
-    else:
-        seal_now = s7l.seal if args.no_answers else seal_with_answers
-        done = seal_now(args.weights_dir, args.vocab, args.out)
-    seal = s7l.open(args.out, root=done.root)
-    print(f"{'sealed' if done.created else 'already sealed, identical'}: {args.out}")
-    if args.sign:
-        release = signature.Release(seal.root, seal.head.length, args.release)
-        note = signature.sign(signature.note_path(args.out), release, args.sign)
-        print(f"signed   release {args.release}, {len(note.signatures)} signatures")
-    print(f"root     {seal.root.hex()}")
-    print(f"bytes    {seal.head.length:,}")
-    print(f"tensors  {len(seal.tensors)}")
-    table = Table("component", "tensors", "int8 bytes", "stored bytes")
-    for name, tensors in seal.manifest.components.items():
-        int8 = sum(t.spec.size for t in tensors if t.spec.dtype == "int8")
-        stored = sum(t.stored for t in tensors)
-        table.add_row(name, str(len(tensors)), f"{int8:,}", f"{stored:,}")
-    Console().print(table)
-
-
 if __name__ == "__main__":
-    cli.main(main)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from s7jax.checkout import script
+
+    script("pack")

@@ -1,88 +1,10 @@
-"""Serve a sealed model over HTTP: OpenAI-compatible completions, each with its proof.
+"""``s7jax serve`` from a checkout, with its own environment, activated or not."""
 
-A page at /, POST /v1/completions, GET /v1/models, /docs, /healthz, /readyz, /metrics. Listens on
-this machine alone unless told otherwise, and then asks for a bearer token from --token-file.
-Answers on their way at SIGTERM have --grace seconds.
-
-Examples:
-  python tools/serve.py model.s7l
-  python tools/serve.py model.s7l --port 8080 --rows 16 --waiting 256
-  python tools/serve.py model.s7l --host 0.0.0.0 --token-file secret --allow-host s7.example.org
-
-  curl localhost:8000/v1/completions --json '{"prompt": "def main():", "max_tokens": 32}'
-"""
-
-import argparse
-import ipaddress
+import sys
 from pathlib import Path
 
-from s7jax import runtime
-from s7jax.errors import UsageError
-from s7jax.runtime.compute import ENGINES
-from s7jax.terminal import cli, compiling
-from s7jax.train.folder import newest
-
-try:
-    from s7jax.server.app import LOCAL, application
-    from s7jax.server.limits import Limits
-    from s7jax.server.listen import run
-except ImportError as e:
-    raise SystemExit(f"error: {e.name} is missing: pip install 's7jax[serve]'") from e
-
-
-def parse() -> argparse.Namespace:
-    """The command line."""
-    p = cli.parser(__doc__)
-    p.add_argument("model", type=Path, nargs="?", help="sealed model (default: newest run's)")
-    p.add_argument("--host", default="127.0.0.1")
-    p.add_argument("--port", type=int, default=8000)
-    p.add_argument("--name", help="of the model in requests (default: the file's)")
-    p.add_argument("--engine", choices=ENGINES, default="auto", help="native C, or XLA's devices")
-    p.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="XLA devices, such as 4x2")
-    p.add_argument("--rows", type=int, default=8, help="answers in one batch")
-    p.add_argument("--waiting", type=int, default=64, help="answers that may queue")
-    p.add_argument("--seconds", type=float, default=120.0, help="until an answer is cut off")
-    p.add_argument("--grace", type=float, default=10.0, help="seconds for answers at SIGTERM")
-    p.add_argument("--token-file", type=Path, help="file with bearer tokens, one in a line")
-    p.add_argument("--allow-host", nargs="+", metavar="NAME", help="names it may be asked under")
-    p.add_argument("--allow-origin", nargs="+", default=[], metavar="URL", help="pages that may")
-    p.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
-    p.add_argument("--trust", type=Path, nargs="+", default=[], metavar="PUBKEY", help="signers")
-    args = p.parse_args()
-    if not 0 <= args.port < 1 << 16:
-        raise UsageError(f"--port {args.port}: expected 0 to 65535")
-    if args.rows < 1 or args.waiting < 0 or args.seconds <= 0 or args.grace <= 0:
-        raise UsageError("--rows, --seconds, --grace: expected more than 0; --waiting: at least 0")
-    return args
-
-
-def main() -> None:
-    """Open the model, serve until told to stop."""
-    args = parse()
-    tokens = args.token_file.read_text().split() if args.token_file else []
-    if not tokens and not _is_local(args.host):
-        raise UsageError(f"--host {args.host} is open to others: it needs a --token-file")
-    path = args.model or newest().sealed
-    limits = Limits(rows=args.rows, waiting=args.waiting, seconds=args.seconds, grace=args.grace)
-    how = {"engine": args.engine, "mesh": args.mesh, "root": args.root, "trust": args.trust}
-    # Who knows the token has not come from some web page that a browser was led to.
-    hosts = args.allow_host or (LOCAL if _is_local(args.host) else ["*"])
-    with runtime.open(path, **how) as model:
-        compiling.announce()
-        name = args.name or path.stem
-        print(f"{name}: root {model.seal.root.hex()}, http://{args.host}:{args.port}", flush=True)
-        app = application(
-            model, name, limits, tokens=tokens, hosts=hosts, origins=args.allow_origin
-        )
-        run(app, app.state.worker, limits, args.host, args.port)
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 if __name__ == "__main__":
-    cli.main(main)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from s7jax.checkout import script
+
+    script("serve")

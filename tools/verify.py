@@ -1,100 +1,10 @@
-"""Verify a sealed model or a bundle: every rule with its verdict and its evidence.
+"""``s7jax verify`` from a checkout, with its own environment, activated or not."""
 
-Exit code 0 if no rule fails, 1 if one does or the file is no seal, 2 for a wrong command.
-What only a running model can show is reported as not checked, or shown with --run.
-
-Examples:
-  python tools/verify.py model/moe.s7l --json --run --root 9da075e3b893…
-  python tools/verify.py model/moe.s7l --trust release.pem.pub --min-version 3
-  python tools/verify.py expert2.s7b --trust release.pem.pub --signature model/moe.s7l.sig
-  python tools/verify.py model/moe.s7l --replay out.s7p [--engine native]    compute it again
-
-A seal proves that the file is whole; --root or --trust, with keys you know, whose it is.
-"""
-
-import argparse
-import json
+import sys
 from pathlib import Path
-from typing import Any
-
-from s7jax import s7l
-from s7jax.errors import InputError, UsageError
-from s7jax.runtime import evidence, proof
-from s7jax.runtime.model import REPLAYERS, by_engine
-from s7jax.runtime.replay import replay
-from s7jax.s7l import signature
-from s7jax.terminal import cli, compiling
-from s7jax.terminal.tables import show_findings, show_replay
-from s7jax.train.folder import newest
-
-
-def parse() -> argparse.Namespace:
-    """The command line."""
-    p = cli.parser(__doc__)
-    p.add_argument("file", type=Path, nargs="?", help="sealed model (default: the newest run's)")
-    p.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    p.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
-    p.add_argument("--trust", type=Path, nargs="+", metavar="PUBKEY", help="one must have signed")
-    p.add_argument("--min-version", type=int, default=0, help="oldest release accepted")
-    p.add_argument("--run", action="store_true", help="also check what a running model shows")
-    p.add_argument("--replay", type=Path, metavar="PROOF", help="a .s7p to compute again")
-    p.add_argument("--engine", choices=REPLAYERS, default="numpy", help="of a replay")
-    p.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="XLA devices")
-    p.add_argument("--signature", type=Path, metavar="NOTE", help="default: FILE.sig")
-    args = p.parse_args()
-    if not args.trust and (args.min_version or args.signature):
-        raise UsageError("--min-version and --signature mean nothing without --trust PUBKEY")
-    args.file = args.file or newest().sealed
-    return args
-
-
-def main() -> int:
-    """Open, check, print."""
-    args = parse()
-    result: dict[str, Any] = {"format": "s7-verify", "version": 1}
-    try:
-        opening = s7l.open_bundle if s7l.is_bundle(args.file) else s7l.open
-        opened = opening(args.file, root=args.root)
-        note = args.signature or signature.note_path(args.file)
-        signed = signers(note, opened, args) if args.trust else None
-        replayed = again(args, opened) if args.replay else None
-    except InputError as e:
-        if args.json:
-            print(json.dumps({**result, "passed": False, "error": str(e)}))
-            return 1
-        raise
-    report = s7l.check(opened)
-    if args.run and isinstance(opened, s7l.Seal):
-        report = evidence.check(opened, report)
-    if args.json:  # the same file gives the same object
-        result |= {"passed": report.passed, "root": opened.root.hex(), "bytes": opened.length}
-        result |= {"signature": signed, "replay": replayed, "rules": [*map(vars, report.findings)]}
-        print(json.dumps(result, indent=2))
-    else:
-        print(f"{args.file}: {opened.length:,} bytes sealed, root {opened.root.hex()}")
-        if signed:
-            print(f"release {signed['version']}, signed by {', '.join(signed['keys'])}")
-        if replayed:
-            show_replay(replayed)
-        show_findings(report.findings)
-        print(f"hashed at {report.bytes_per_second / 1e6:,.0f} MB/s")
-    return 0 if report.passed else 1
-
-
-def again(args: argparse.Namespace, opened: s7l.Seal | s7l.Bundle) -> dict[str, Any]:
-    """A proof computed again."""
-    if isinstance(opened, s7l.Bundle):
-        raise UsageError("a proof is replayed with the whole sealed model, not with a bundle")
-    forward = by_engine(opened, args.engine, args.mesh)
-    compiling.announce()
-    return replay(proof.load(args.replay), opened, forward)
-
-
-def signers(note: Path, opened: s7l.Seal | s7l.Bundle, args: argparse.Namespace) -> dict[str, Any]:
-    """Release and trusted signers of an open file."""
-    release, keys = signature.verify(note, opened.root, opened.length, args.trust, args.min_version)
-    return {"version": release.version, "keys": [str(key) for key in keys]}
-
 
 if __name__ == "__main__":
-    cli.main(main)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from s7jax.checkout import script
+
+    script("verify")

@@ -123,9 +123,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError as e:
-        raise InputError(
-            f"{folder} holds no {MANIFEST}; run tools/prepare.py --out {folder}"
-        ) from e
+        raise InputError(f"{folder} holds no {MANIFEST}; run `s7jax prepare --out {folder}`") from e
     except ValueError as e:
         raise InputError(f"{path}: not JSON: {e}") from e
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

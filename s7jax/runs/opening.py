@@ -92,7 +92,7 @@ def add_start_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="give an existing run one more expert, trained on --data NAME=PATH",
     )
-    parser.add_argument("--prepared", metavar="DIR", help="shards made by tools/prepare.py")
+    parser.add_argument("--prepared", metavar="DIR", help="shards made by s7jax prepare")
     parser.add_argument("--tokens", metavar="N", help="Phase 1 trains on as many, such as 50B")
     parser.add_argument(
         "--expert-tokens", nargs="+", metavar="N", help="Phase 2: one number, or one per expert"
@@ -289,6 +289,6 @@ def _open(folder: RunFolder, shape: meshes.MeshShape, note: str, options: Option
     if found != wanted:
         raise UsageError(
             f"--prepared {prepared.path}: vocabulary, context and domains are {found}, the "
-            f"preset's are {wanted}: prepare it with tools/prepare.py --preset {config.preset}"
+            f"preset's are {wanted}: prepare it with `s7jax prepare --preset {config.preset}`"
         )
     return Run(folder, config, prepared, tuple(meshes.pools(shape)), options)

@@ -30,7 +30,7 @@ _CONTRACTS = {scheme: encode(compute_contract(scheme)) for scheme in (SCHEME, OL
 
 _OLD = (
     f"sealed under numeric scheme {OLD_SCHEME}, whose draws were unfair; its weights are sound: "
-    "seal it again with `python tools/pack.py --reseal OLD.s7l --out NEW.s7l`"
+    "seal it again with `s7jax pack --reseal OLD.s7l --out NEW.s7l`"
 )
 
 

@@ -15,6 +15,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from s7jax import extras
 from s7jax.config import Config
 from s7jax.devices import Device
 from s7jax.errors import InputError, UsageError
@@ -124,7 +125,7 @@ def _ask(config: Config, what: dict[str, str], shape: MeshShape, platform: Platf
         check=False,
     )
     if done.returncode == 3:
-        extra = f"pip install 's7jax[{_EXTRAS[platform.name]}]'"
+        extra = extras.how_to_install(_EXTRAS[platform.name])
         raise UsageError(f"compiling for {platform.name} needs {_MODULES[platform.name]}: {extra}")
     if done.returncode:
         words = done.stderr.strip().splitlines() or ["no message"]

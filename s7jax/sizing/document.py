@@ -23,7 +23,7 @@ COMPILED = (
 
 _HEAD = """# Sizing S7-LLM-MOE-140M
 
-Written by `python tools/plan.py --document docs/sizing.md`; change the planner, not this page.
+Written by `s7jax plan --document docs/sizing.md`; change the planner, not this page.
 
 The specification's figures disagree with each other and with arithmetic. Here every one of them
 stands beside what the model's own shapes, the sealed layout and the compiler say, with the ratio

@@ -1,4 +1,4 @@
-"""A whole plan as one tree of JSON types: what tools/plan.py prints in any form."""
+"""A whole plan as one tree of JSON types: what ``s7jax plan`` prints in any form."""
 
 from dataclasses import asdict
 from functools import cache

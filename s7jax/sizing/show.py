@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from s7jax import extras
 from s7jax.errors import UsageError
 
 Rows = list[list[str]]
@@ -270,7 +271,7 @@ def _plots(tree: dict[str, Any], others: dict[str, dict[str, Any]]) -> list[str]
         matplotlib.use("svg")
         from matplotlib import pyplot  # noqa: PLC0415
     except ImportError:
-        raise UsageError("--html needs matplotlib: pip install 's7jax[plots]'") from None
+        raise UsageError(f"--html needs matplotlib: {extras.how_to_install('plots')}") from None
     matplotlib.rcParams["svg.hashsalt"] = "s7jax"  # equal plans give equal pages
 
     def drawn(draw: Callable[[Any], None], size: tuple[float, float]) -> str:

@@ -1,6 +1,9 @@
-"""What every script shares: its help text, and how errors become exit codes."""
+"""What every program shares: its help text, and how errors become exit codes."""
 
 import argparse
+import io
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -8,26 +11,38 @@ from contextlib import contextmanager, redirect_stdout
 from s7jax.errors import InputError, Stopped, UsageError
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser whose help is the script's docstring: what it does, then examples."""
+def parser(doc: str | None, program: str | None = None) -> argparse.ArgumentParser:
+    """A parser whose help is the given text: what the program does, then examples."""
     return argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog=program,
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
 
 
-def main(run: Callable[[], int | None]) -> None:
-    """Run a script and exit: 0 done, 1 failure, 2 usage, 128 + n stopped by signal n.
+def main(run: Callable[[], int | None], say: Callable[[str], str] = str) -> None:
+    """Run a program and exit: 0 done, 1 failure, 2 usage, 128 + n stopped by signal n.
 
-    A user's mistake is printed as one message on standard error, without a traceback;
-    an error of the program keeps its traceback.
+    A user's mistake is printed as one message on standard error, in the words that ``say`` makes
+    of it, without a traceback; an error of the program keeps its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what the encoding lacks is no failure
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(run() or 0)
+        try:
+            code = run() or 0
+        finally:
+            sys.stdout.flush()
+        sys.exit(code)
     except UsageError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {say(str(e))}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader has read enough: `s7jax generate … | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing is left to be said
+        sys.exit(128 + signal.SIGPIPE)
     except (InputError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {say(str(e))}", file=sys.stderr)
         sys.exit(1)
     except Stopped as e:
         sys.exit(128 + e.number)

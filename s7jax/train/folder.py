@@ -186,7 +186,7 @@ def newest(root: Path = ROOT) -> RunFolder:
     """
     found = sorted(root.glob("*/config.json"), key=lambda p: (p.stat().st_mtime_ns, str(p)))
     if not found:
-        raise UsageError(f"no run under {root}/: start one with `python experiments/pipeline.py`")
+        raise UsageError(f"no run under {root}/: start one with `s7jax pipeline`")
     return RunFolder(found[-1].parent)
 
 

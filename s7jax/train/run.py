@@ -54,7 +54,7 @@ def load_trunk(run: Run) -> Params:
     """
     folder = run.folder.final("trunk")
     if not folder.is_dir():
-        raise InputError(f"{folder} is not there: run `python experiments/trunk.py` first")
+        raise InputError(f"{folder} is not there: run `s7jax trunk` first")
     table = parameters.table(run.config.model)
     like = checkpoint.abstract({name: table[name] for name in TRUNK}, run.mesh)
     return checkpoint.restore_final(folder, like)
@@ -69,9 +69,7 @@ def load_expert(run: Run, index: int) -> Params:
     folder = run.folder.final(f"expert{index}")
     if not folder.is_dir():
         domain = run.config.domains[index].name
-        raise InputError(
-            f"{folder} is not there: run `python experiments/experts.py --domain {domain}` first"
-        )
+        raise InputError(f"{folder} is not there: run `s7jax experts --domain {domain}` first")
     table = parameters.table(run.config.model)[f"expert{index}"]
     return checkpoint.restore_final(folder, checkpoint.abstract(table, run.mesh))
 

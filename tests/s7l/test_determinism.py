@@ -105,7 +105,7 @@ def test_the_golden_file():
 
 
 def test_a_seal_of_the_old_scheme_is_refused_and_sealed_again(tmp_path):
-    with pytest.raises(s7l.SealError, match=r"s7-int8-1.*tools/pack\.py --reseal"):
+    with pytest.raises(s7l.SealError, match=r"s7-int8-1.*s7jax pack --reseal"):
         s7l.open(OLD)
     command = [sys.executable, ROOT / "tools/pack.py", "--reseal", OLD, "--out", "new.s7l"]
     command.append("--no-answers")  # its vocabulary is too small for a prompt

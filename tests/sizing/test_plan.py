@@ -208,7 +208,7 @@ def test_the_step_compiles_for_devices_that_are_not_there(target, module):
     done = tool(*flags, "--compile", "--json")
     if importlib.util.find_spec(module) is None:
         assert done.returncode == 2
-        assert "pip install 's7jax[" in done.stderr
+        assert "pip install" in done.stderr
         return
     (memory,) = json.loads(done.stdout)["memory"]
     assert memory["fits"] is True

@@ -1,0 +1,42 @@
+"""Convert a sealed model to safetensors and back, or take an old version 2 file apart.
+
+What is done follows from the input:
+  model.s7l          → OUT, a safetensors file with every tensor bit by bit, scales included
+  model.safetensors  → OUT/weights and OUT/vocab.json, ready for `s7jax pack`
+  version 2 .s7l     → OUT/dict.bin … batch.bin, its lanes with their hashes checked
+
+Nothing is overwritten. A version 2 file cannot become a version 3 file: see docs/s7l.md.
+
+Examples:
+  s7jax convert model/moe.s7l moe.safetensors
+  s7jax convert moe.safetensors again/
+  s7jax pack --weights-dir again/weights --vocab again/vocab.json --out again/moe.s7l
+"""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from s7jax import s7l
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """The command line."""
+    parser.add_argument("input", type=Path, help=".s7l or .safetensors file")
+    parser.add_argument("out", type=Path, metavar="OUT", help="file or folder to create")
+
+
+def main(args: Namespace) -> None:
+    """Convert, say what was written."""
+    if args.input.suffix == ".safetensors":
+        s7l.import_safetensors(args.input, args.out)
+        print(f"{args.out}: weights/ and vocab.json, every tensor with its SHA-256")
+    elif s7l.is_version2(args.input):
+        old = s7l.extract_version2(args.input, args.out)
+        sizes = ", ".join(f"{name} {len(data):,}" for name, data in old.payloads.items())
+        print(f"{args.out}: lanes of version 2, bytes: {sizes}\nroot {old.root.hex()}")
+        print("version, class, flags, lane ids and lengths are not under this root")
+    else:
+        seal = s7l.open(args.input)
+        created = s7l.export_safetensors(seal, args.out)
+        print(f"{'written' if created else 'already there, identical'}: {args.out}")
+        print(f"{len(seal.tensors)} tensors of root {seal.root.hex()}")

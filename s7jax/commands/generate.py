@@ -1,0 +1,92 @@
+"""Continue a text with a sealed model, on integers alone.
+
+This is a base model: it continues what it is given. The text streams to standard output; which
+expert wrote which part, and how fast, is said on standard error. Without --temperature decoding
+is greedy; with it the seed alone decides what is drawn, on any machine.
+
+Examples:
+  s7jax generate model.s7l --prompt "def main():"
+  s7jax generate model.s7l --file notes.txt --max-tokens 64 --temperature 0.8 --seed 3
+  s7jax generate --prompt "2 + 2 =" --json
+  s7jax generate model.s7l --prompt "Once" --proof out.s7p
+"""
+
+import json
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from s7jax import runtime
+from s7jax.errors import UsageError
+from s7jax.runtime.compute import ENGINES
+from s7jax.runtime.engine import DRAFTERS
+from s7jax.runtime.replay import traced
+from s7jax.terminal import compiling
+from s7jax.train.folder import newest
+
+
+def add_flags(p: ArgumentParser) -> None:
+    """The command line."""
+    p.add_argument("model", type=Path, nargs="?", help="sealed model (default: newest run's)")
+    p.add_argument("--prompt", help="text to continue")
+    p.add_argument("--file", type=Path, help="file to continue; - for standard input")
+    p.add_argument("--max-tokens", type=int, metavar="N", help="default: as sealed")
+    p.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    p.add_argument("--top-k", type=int, default=0, metavar="K", help="only the K likeliest tokens")
+    p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="only the likeliest share")
+    p.add_argument("--seed", type=int, help="of the draws (default: as sealed)")
+    p.add_argument("--engine", choices=ENGINES, default="auto", help="native C, or XLA's devices")
+    p.add_argument("--threads", type=int, metavar="N", help="of the native engine (default: all)")
+    p.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="XLA devices, such as 4x2")
+    p.add_argument("--drafts", type=int, metavar="N", help="tokens to propose and check")
+    p.add_argument("--drafter", choices=DRAFTERS, default="lookup", help="who proposes them")
+    p.add_argument("--proof", type=Path, metavar="FILE", help="write the proof, a .s7p")
+    p.add_argument("--trace", action="store_true", help="with every operator's digest, to dispute")
+    p.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
+    p.add_argument("--trust", type=Path, nargs="+", default=[], metavar="PUBKEY", help="signers")
+    p.add_argument("--json", action="store_true", help="one JSON object, nothing streamed")
+
+
+def check(args: Namespace) -> None:
+    """Refuse flags that do not go together."""
+    if (args.prompt is None) == (args.file is None):
+        raise UsageError("give either --prompt TEXT or --file FILE")
+    if args.trace and not args.proof:
+        raise UsageError("--trace goes into the proof: give --proof FILE")
+    if args.proof and not args.proof.parent.is_dir():
+        raise UsageError(f"--proof {args.proof}: there is no such folder")
+
+
+def main(args: Namespace) -> None:
+    """Open, generate, say where the text came from."""
+    check(args)
+    prompt = args.prompt if args.file is None else _read(args.file)
+    path, trusted = args.model or newest().sealed, {"root": args.root, "trust": args.trust}
+    how = {"engine": args.engine, "threads": args.threads, "mesh": args.mesh}
+    how |= {"drafts": args.drafts, "drafter": args.drafter}
+    with runtime.open(path, **how, **trusted) as model:
+        compiling.announce()
+        began = time.monotonic()
+        answer = model.generate(
+            prompt,
+            max_new_tokens=args.max_tokens,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            seed=args.seed,
+        )
+        for piece in answer:
+            if not args.json:
+                print(piece, end="", flush=True)
+        seconds = time.monotonic() - began
+        if args.proof:
+            (traced(answer.proof, model.seal) if args.trace else answer.proof).save(args.proof)
+        if args.json:
+            print(json.dumps(answer.report() | {"seconds": round(seconds, 3)}, indent=1))
+        else:
+            print(f"\n{answer.summary(seconds)}", file=sys.stderr)
+
+
+def _read(path: Path) -> bytes:
+    return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()

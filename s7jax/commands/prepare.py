@@ -1,0 +1,69 @@
+r"""Turn text into tokenised training data for one preset.
+
+Without --data the built-in corpus is used. An interrupted run continues where it was.
+
+  s7jax prepare --preset s7-nano --out data/nano
+  s7jax prepare --preset s7-mini --out data/mini \
+      --data code=src/ math='math/*.jsonl.zst' reason=cot.jsonl general=books/
+
+A source is a file, a folder or a glob: .jsonl, .jsonl.gz or .jsonl.zst with a field "text", or
+plain text and source files, one document each. A domain may be given several times.
+"""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from s7jax import config
+from s7jax.data.prepare import prepare
+from s7jax.data.prepared import SPLITS, Prepared
+from s7jax.data.sources import parse_data_flags, require_all
+
+
+def add_flags(flags: ArgumentParser) -> None:
+    """The command line."""
+    flags.add_argument("--preset", required=True, help=", ".join(config.PRESETS))
+    flags.add_argument("--out", required=True, type=Path, help="folder to write")
+    flags.add_argument("--data", nargs="+", action="extend", metavar="DOMAIN=PATH")
+    flags.add_argument("--held-out", type=float, default=0.05, help="fraction not trained on")
+    flags.add_argument("--seed", type=int, default=0, help="decides the order of documents")
+    flags.add_argument("--workers", type=int, help="processes; default: one for each core")
+
+
+def main(args: Namespace) -> None:
+    """Prepare, report."""
+    preset = config.preset(args.preset)
+    model = preset.model
+    sources = parse_data_flags(args.data or [], model.domains)
+    if sources:
+        require_all(sources, model.domains)
+    prepared = prepare(
+        sources,
+        args.out,
+        domains=preset.domains,
+        vocab=model.vocab,
+        context=model.context,
+        seed=args.seed,
+        held_out=args.held_out,
+        workers=args.workers,
+    )
+    Console(width=None if sys.stdout.isatty() else 100).print(_table(prepared))
+    print(f"digest {prepared.digest}")
+
+
+def _table(prepared: Prepared) -> Table:
+    m = prepared.manifest
+    table = Table(title=f"{prepared.path}: vocabulary {m['vocab']:,}, context {m['context']:,}")
+    table.add_column("domain")
+    for name in ("documents", "bytes", "tokens", "bytes/token", "train rows", "held-out rows"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for d in m["domains"]:
+        totals = [sum(d[s][key] for s in SPLITS) for key in ("documents", "bytes", "tokens")]
+        cells = [*totals, round(totals[1] / totals[2], 2), *(d[s]["rows"] for s in SPLITS)]
+        table.add_row(d["name"], *(f"{cell:,}" for cell in cells))
+    stored = sum(x["bytes"] for d in m["domains"] for s in SPLITS for x in d[s]["shards"])
+    table.caption = f"shards {stored / 1e6:,.1f} MB"
+    return table

@@ -1,0 +1,134 @@
+"""The command ``s7jax`` and its scripts as a user meets them, as real processes."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import s7jax
+from s7jax.commands import COMMANDS, SCRIPTS
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(
+        [*map(str, command)],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+def s7(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-m", "s7jax", *words, cwd=cwd)
+
+
+def test_version_and_help_name_everything_and_import_nothing_heavy():
+    assert s7("--version").stdout == f"s7jax {s7jax.__version__}\n"
+    shown = s7("--help")
+    assert shown.returncode == 0
+    assert all(f"\n    {name}" in shown.stdout for name in COMMANDS)
+    code = "import sys, s7jax.commands as c; c.front().format_help(); print('jax' in sys.modules)"
+    assert run(sys.executable, "-c", code).stdout == "False\n"
+
+
+def test_what_is_no_command_is_said_with_those_that_are():
+    nothing, wrong = s7(), s7("pak")
+    assert (nothing.returncode, wrong.returncode) == (2, 2)
+    assert nothing.stdout == wrong.stdout == ""
+    assert "generate" in nothing.stderr
+    assert "'pak'" in wrong.stderr
+    assert "pack" in wrong.stderr
+
+
+def test_commands_are_named_the_way_that_was_taken(tmp_path):
+    """Who has no ``s7jax`` on the path is not sent to it."""
+    installed = s7("verify", cwd=tmp_path)
+    script = run(sys.executable, ROOT / "tools/verify.py", cwd=tmp_path)
+    assert installed.stderr.endswith("start one with `s7jax pipeline`\n")
+    assert script.stderr.endswith("start one with `python experiments/pipeline.py`\n")
+    assert "usage: s7jax pack " in s7("pack", "--help").stdout
+    helped = run(sys.executable, ROOT / "tools/pack.py", "--help").stdout
+    assert "usage: python tools/pack.py " in helped
+    assert "s7jax pack" not in helped
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_is_a_script_that_the_shell_reads(shell, tmp_path):
+    done = s7("completion", shell)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+    assert "--max-tokens" in done.stdout
+    if shutil.which(shell):
+        (tmp_path / "script").write_text(done.stdout)
+        assert run(shell, "-n", tmp_path / "script").returncode == 0
+
+
+def test_every_script_is_a_command_and_every_command_has_one():
+    scripts = {
+        f"{folder}/{path.name}"
+        for folder in ("experiments", "tools")
+        for path in (ROOT / folder).glob("*.py")
+    }
+    assert scripts - {"tools/s7l_verify.py"} == set(SCRIPTS.values())
+    for name, script in SCRIPTS.items():
+        assert f'script("{name}")' in (ROOT / script).read_text()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the checkout whose environment is not activated."""
+    folder = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("s7jax", "tools", "experiments"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    return folder
+
+
+def without_packages(script: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script by a Python that has only its standard library."""
+    return run(sys.executable, "-I", "-S", script, "--help")
+
+
+def test_a_script_without_packages_takes_the_environment_beside_it(checkout: Path):
+    script = checkout / "tools/verify.py"
+    alone = without_packages(script)
+    assert alone.returncode == 1
+    assert alone.stderr.count("\n") == 1
+    assert "make .venv/installed" in alone.stderr
+    (checkout / ".venv/bin").mkdir(parents=True)
+    (checkout / ".venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (checkout / ".venv/bin/python").chmod(0o755)
+    helped = without_packages(script)
+    assert helped.returncode == 0, helped.stderr
+    assert "usage: python tools/verify.py" in helped.stdout
+
+
+def test_a_reader_that_has_enough_ends_the_command_quietly():
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as gone:
+        done = subprocess.run(
+            [sys.executable, "-m", "s7jax", "completion", "bash"],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_an_encoding_that_lacks_a_character_is_no_failure(encoding):
+    done = run(sys.executable, "-m", "s7jax", "--help", PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "pipeline" in done.stdout
