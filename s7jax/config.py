@@ -41,6 +41,10 @@ class Recipe(Checked):
     peak_lr: float = number(0, 10, above=True)
     warmup: int = number(0, MOST, "steps; capped at a tenth of a short run")
     checkpoint: int = number(1, MOST, "tokens between checkpoints")
+    optimizer: str = choice("adamw", "muon", default="adamw")
+    muon_rate: float = number(
+        0, 1e3, "times the rate, for muon's matrices", above=True, default=2.0
+    )
     final_lr: float = number(0, 1, "of peak_lr, where the cosine ends", default=0.1)
     weight_decay: float = number(0, 1, "on matrices only", default=0.1)
     clip: float = number(0, 1e6, "global gradient norm", above=True, default=1.0)
@@ -242,6 +246,7 @@ S7_MINI = Config(
     domains=_domains(25_000_000),
     trunk=TrunkRecipe(
         tokens=100_000_000,
+        optimizer="muon",
         batch=40,
         microbatch=5,
         peak_lr=2e-3,
@@ -249,6 +254,7 @@ S7_MINI = Config(
         checkpoint=5_000_000,
     ),
     experts=Recipe(
+        optimizer="muon",
         batch=40,
         microbatch=5,
         peak_lr=2e-3,
@@ -273,6 +279,7 @@ S7_NANO = Config(
     domains=_domains(600_000),
     trunk=TrunkRecipe(
         tokens=2_000_000,
+        optimizer="muon",
         batch=40,
         microbatch=5,
         peak_lr=1e-2,
@@ -280,6 +287,7 @@ S7_NANO = Config(
         checkpoint=250_000,
     ),
     experts=Recipe(
+        optimizer="muon",
         batch=40,
         microbatch=5,
         peak_lr=1e-2,

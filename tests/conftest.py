@@ -73,7 +73,7 @@ TINY = Config(
         Domain(name=name, share=share, tokens=1_280, builtin=name)
         for name, share in TINY_SHARES.items()
     ),
-    trunk=TrunkRecipe(tokens=2_560, **TINY_RECIPE),
+    trunk=TrunkRecipe(tokens=2_560, optimizer="muon", **TINY_RECIPE),  # and adamw for experts
     experts=Recipe(**TINY_RECIPE),
     compute=ComputeConfig(loss_chunk=8),
     router_sequences=12,

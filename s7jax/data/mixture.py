@@ -37,6 +37,7 @@ class TrainingBatches:
         batch: int,
         seed: int,
         shares: Mapping[str, int],
+        first: int = 0,
     ) -> None:
         """Draw from some domains in exact shares.
 
@@ -45,6 +46,7 @@ class TrainingBatches:
             batch: Sequences per step.
             seed: Decides the order of rows.
             shares: Sequences of each domain, at least one, in every aligned cycle of the run.
+            first: Cycles that are passed over, because another phase has drawn them.
 
         Raises:
             UsageError: an unknown domain, or a share or batch below one.
@@ -65,7 +67,9 @@ class TrainingBatches:
             .repeat()
             for domain in shares
         ]
-        mixed = grain.MapDataset.select_from_datasets(rows, _ExactMixture(list(shares.values())))
+        mixed = grain.MapDataset.select_from_datasets(
+            rows, _ExactMixture(list(shares.values()), first)
+        )
         self._batches = mixed.batch(batch)
 
     def batch(self, step: int) -> Batch:
@@ -176,8 +180,8 @@ class _ExactMixture(grain.transforms.DatasetSelectionMap):
     smallest; here every aligned cycle holds exactly the given counts, whatever they are.
     """
 
-    def __init__(self, counts: Sequence[int]) -> None:
-        self._counts = list(counts)
+    def __init__(self, counts: Sequence[int], first: int) -> None:
+        self._counts, self._first = list(counts), first
         # The j-th of c sequences stands at (j + ½)/c of the cycle; equal places by domain.
         places = sorted(
             ((2 * j + 1) / (2 * c), domain, j) for domain, c in enumerate(counts) for j in range(c)
@@ -190,7 +194,7 @@ class _ExactMixture(grain.transforms.DatasetSelectionMap):
     def __getitem__(self, index: int) -> tuple[int, int]:
         cycle, place = divmod(index, len(self._pattern))
         domain, j = self._pattern[place]
-        return domain, cycle * self._counts[domain] + j
+        return domain, (self._first + cycle) * self._counts[domain] + j
 
 
 def _shuffle_seed(seed: int, domain: str) -> int:

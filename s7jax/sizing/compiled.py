@@ -46,7 +46,7 @@ class Compiled:
 
     weights: int  # what is trained
     frozen: int
-    optimizer: int  # two moments
+    optimizer: int  # its moments
     gradients: int
     batch: int
     temporaries: int  # activations and whatever XLA needs besides
@@ -197,6 +197,7 @@ def _gradient(request: dict[str, Any]) -> Compiled:
     from s7jax.mesh import DATA  # noqa: PLC0415
     from s7jax.model import parameters  # noqa: PLC0415
     from s7jax.train import step  # noqa: PLC0415
+    from s7jax.train.optimizer import optimizer  # noqa: PLC0415
     from s7jax.train.phase import TRUNK, phase_of  # noqa: PLC0415
 
     config, mesh = Config.from_json(request["config"]), _mesh(request)
@@ -224,12 +225,13 @@ def _gradient(request: dict[str, Any]) -> Compiled:
     with jax.set_mesh(mesh):
         program: Any = step.gradient_program(config.model, loss, config.compute)
         made = program.lower(params, frozen, tokens).compile()
+        moments = jax.eval_shape(optimizer(recipe).init, params)
     memory, text = made.memory_analysis(), made.as_text()
     held = _local(params)
     return Compiled(
         weights=held,
         frozen=_local(frozen),
-        optimizer=2 * held,
+        optimizer=_local(moments),
         gradients=held,
         batch=_local(tokens),
         temporaries=int(memory.temp_size_in_bytes),

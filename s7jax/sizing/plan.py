@@ -125,7 +125,7 @@ def _job(job: Job, time: Time | None, shape: MeshShape) -> dict[str, Any]:
         "flops_per_token_causal": job.flops_per_token(causal=True),
         "weights_bytes": local,
         "gradient_bytes": local,
-        "optimizer_bytes": 2 * local,
+        "optimizer_bytes": job.moments * FP32 // job.shape.model,
         "frozen_bytes": job.frozen * FP32 // job.shape.model,
     }
     if time is not None:

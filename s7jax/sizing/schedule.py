@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from s7jax.architecture import counts
+from s7jax.architecture import counts, parameters
 from s7jax.config import Config
 from s7jax.devices import Device
 from s7jax.errors import InputError, UsageError
@@ -56,14 +56,28 @@ class Job:
         return self._count(self.phase.frozen)
 
     @property
+    def moments(self) -> int:
+        """What the optimizer keeps: two numbers a parameter, Muon one of a hidden matrix."""
+        if self.phase.recipe.optimizer == "adamw":
+            return 2 * self.trained
+        matrices = sum(
+            p.size
+            for p in parameters(self.phase.config.model)
+            if p.component in self.phase.trained
+            and p.component != "embedding"
+            and p.name.endswith(".weight")
+        )
+        return 2 * self.trained - matrices
+
+    @property
     def checkpoints(self) -> int:
         """Saves during the phase, the final one included."""
         return math.ceil(self.phase.tokens / self.phase.recipe.checkpoint)
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Weights and both moments, float32."""
-        return 3 * FP32 * self.trained
+        """Weights and moments, float32."""
+        return FP32 * (self.trained + self.moments)
 
     def flops_per_token(self, causal: bool = False) -> int:
         """Operations per token; attention over the whole square unless ``causal``."""
@@ -138,7 +152,7 @@ def roofline(job: Job, device: Device, mfu: float = MFU, price: float | None = N
     compute = flops / devices / device.peak_bf16 / mfu
     local = job.trained / shape.model
     traffic = job.microbatches * (3 * BF16 * local + 2 * FP32 * local + BF16 * job.frozen)
-    traffic += 8 * FP32 * local
+    traffic += 4 * FP32 * local + 2 * FP32 * job.moments / shape.model
     collectives = 0.0
     if shape.model > 1 and device.link:
         layers = cfg.trunk.layers * cfg.trunk.hidden * (4 if training_trunk else 2)

@@ -1,12 +1,14 @@
-"""AdamW with a warmup-cosine schedule, as pure functions."""
+"""AdamW and Muon with a warmup and a decay of the learning rate, as pure functions."""
 
 import math
+from functools import partial
+from typing import Any
 
 import jax
 import optax
+from jax.sharding import PartitionSpec as P
 
 from s7jax.config import Recipe
-from s7jax.model.language_model import Params
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -24,18 +26,59 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return recipe.peak_lr * (recipe.final_lr + (1 - recipe.final_lr) * cosine)
 
 
-def adamw(recipe: Recipe) -> optax.GradientTransformation:
-    """Clip by global norm, Adam moments, decoupled decay on matrices (arXiv 1711.05101).
+def optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    """What turns gradients into changes, which still want multiplying by minus the rate.
 
-    The result still wants multiplying by minus the learning rate.
+    The gradient's global norm is clipped; weight decay is decoupled (arXiv 1711.05101).
+    ``adamw`` treats all parameters alike. ``muon`` gives it embedding and gains alone: each
+    hidden matrix moves along its momentum made orthogonal, at ``muon_rate`` times the rate.
     """
+    adamw = optax.chain(
+        optax.scale_by_adam(*recipe.betas),
+        optax.add_decayed_weights(
+            recipe.weight_decay, mask=partial(jax.tree.map_with_path, _decays)
+        ),
+    )
+    if recipe.optimizer == "adamw":
+        return optax.chain(optax.clip_by_global_norm(recipe.clip), adamw)
+    muon = optax.chain(
+        optax.trace(MUON_MOMENTUM, nesterov=True),
+        optax.stateless_with_tree_map(lambda update, _: orthogonal(update)),
+        optax.add_decayed_weights(recipe.weight_decay),
+        optax.scale(recipe.muon_rate),
+    )
+    labels = partial(jax.tree.map_with_path, _label)
     return optax.chain(
         optax.clip_by_global_norm(recipe.clip),
-        optax.scale_by_adam(*recipe.betas),
-        optax.add_decayed_weights(recipe.weight_decay, mask=_is_matrix),
+        optax.partition({"adamw": adamw, "muon": muon}, labels),
     )
 
 
-def _is_matrix(params: Params) -> Params:
+MUON_MOMENTUM = 0.95
+_NEWTON_SCHULZ = optax.contrib.scale_by_muon(
+    beta=0.0,  # the momentum is kept outside, split over devices as the weights are
+    nesterov=False,
+    weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(-2, -1),
+)
+
+
+def orthogonal(update: jax.Array) -> jax.Array:
+    """Matrices [..., in, out] to nearly orthogonal ones, times √max(1, out/in).
+
+    Five Newton-Schulz steps (Muon, https://kellerjordan.github.io/posts/muon). They contract over
+    both axes, so every device of a model group computes them whole.
+    """
+    whole = jax.sharding.reshard(update, P())
+    made, _ = _NEWTON_SCHULZ.update(whole, _NEWTON_SCHULZ.init(whole))
+    scale = math.sqrt(max(1.0, update.shape[-1] / update.shape[-2]))
+    return jax.sharding.reshard(scale * made, jax.typeof(update).sharding.spec)
+
+
+def _decays(path: tuple[Any, ...], _: Any) -> bool:
     # By name, not by rank: stacked norm gains have rank 2.
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "weight", params)
+    return bool(path[-1].key == "weight")
+
+
+def _label(path: tuple[Any, ...], _: Any) -> str:
+    hidden = _decays(path, None) and path[0].key != "embedding"
+    return "muon" if hidden else "adamw"

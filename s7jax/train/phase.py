@@ -38,6 +38,19 @@ class Phase:
         return {self.config.domains[self.expert].name: 1}
 
     @property
+    def first(self) -> int:
+        """The expert's first sequence of its domain: after those that Phase 1 has seen.
+
+        Phase 1 is counted in whole cycles of its mixture. Past the last sequence there is the next
+        epoch, shuffled anew.
+        """
+        if self.expert is None:
+            return 0
+        trunk, shares = Phase(self.config), self.config.shares
+        cycles = -(-trunk.steps * trunk.recipe.batch // sum(shares.values()))
+        return cycles * self.config.domains[self.expert].share
+
+    @property
     def tokens(self) -> int:
         """Tokens to train on."""
         if self.expert is None:

@@ -42,7 +42,11 @@ class Run:
 def batches(prepared: Prepared, phase: Phase) -> TrainingBatches:
     """A phase's training data."""
     return TrainingBatches(
-        prepared, shares=phase.shares, batch=phase.recipe.batch, seed=phase.config.seed
+        prepared,
+        shares=phase.shares,
+        batch=phase.recipe.batch,
+        seed=phase.config.seed,
+        first=phase.first,
     )
 
 
@@ -74,17 +78,21 @@ def load_expert(run: Run, index: int) -> Params:
     return checkpoint.restore_final(folder, checkpoint.abstract(table, run.mesh))
 
 
-def inputs_record(run: Run, phase: str, trunk: Params | None) -> dict[str, str | None]:
+def inputs_record(run: Run, phase: str, trunk: Params | None) -> dict[str, str | int | None]:
     """Digests of everything that decides the bytes a phase ends with, beside the mesh.
 
     They cover what decides that phase and nothing else: what belongs to other experts may change.
     """
+    first: dict[str, str | int | None] = {}
     if phase == "router":
         domains = run.config.model.domains
     else:
         expert = None if phase == "trunk" else int(phase.removeprefix("expert"))
-        domains = tuple(Phase(run.config, expert).shares)
-    return {
+        trained = Phase(run.config, expert)
+        domains = tuple(trained.shares)
+        if expert is not None:
+            first = {"first_sequence": trained.first}
+    return first | {
         "config_sha256": run.config.phase_digest(phase),
         "data_sha256": run.prepared.digest_of(domains),
         "tokenizer_sha256": run.prepared.tokenizer.digest,

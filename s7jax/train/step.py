@@ -29,13 +29,13 @@ from s7jax.mesh import DATA
 from s7jax.model.language_model import EXACT, Params, expert_output, trunk_output
 from s7jax.model.loss import mean_loss
 from s7jax.train.groups import join, split, submeshes
-from s7jax.train.optimizer import adamw
+from s7jax.train.optimizer import optimizer
 from s7jax.train.phase import Phase
 from s7jax.train.reduction import across_groups, tree_sum
 
 
 class TrainState(NamedTuple):
-    """What training changes: parameters and Adam moments (float32), running mean of the loss."""
+    """What training changes: parameters, moments (float32) and the running mean of the loss."""
 
     params: Params
     optimizer: Any
@@ -69,7 +69,7 @@ def loss_of(phase: Phase) -> Loss:
 
 def initial_state(recipe: Recipe, params: Params) -> TrainState:
     """Fresh moments beside the parameters, sharded as they are."""
-    moments = jax.jit(adamw(recipe).init)(params)
+    moments = jax.jit(optimizer(recipe).init)(params)
     zero = jax.jit(lambda: jnp.zeros((), jnp.float32, out_sharding=P()))()
     return TrainState(params=params, optimizer=moments, loss=zero)
 
@@ -207,7 +207,7 @@ def update_program(recipe: Recipe) -> Any:
 
     The skip rule is part of the program: skipping a step and being told to skip it are the same.
     """
-    optimizer = adamw(recipe)
+    rule = optimizer(recipe)
 
     @partial(jax.jit, donate_argnums=0)
     def update(
@@ -222,7 +222,7 @@ def update_program(recipe: Recipe) -> Any:
         mean = jnp.where(state.loss > 0, state.loss, loss)
         good = apply & jnp.isfinite(loss) & jnp.isfinite(norm) & (loss < mean + recipe.spike)
         with jax.numpy_dtype_promotion("standard"):  # optax takes float ** int
-            change, moments = optimizer.update(gradient, state.optimizer, state.params)
+            change, moments = rule.update(gradient, state.optimizer, state.params)
         params = jax.tree.map(lambda p, c: p - learning_rate * c, state.params, change)
         new = TrainState(params, moments, LOSS_MEMORY * mean + (1 - LOSS_MEMORY) * loss)
         kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)

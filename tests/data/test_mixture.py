@@ -81,6 +81,12 @@ def test_the_batch_size_does_not_change_the_sequence(small):
         )
 
 
+def test_cycles_passed_over_are_those_another_phase_has_drawn(small):
+    whole = TrainingBatches(small, batch=40, seed=2, shares=SHARES)
+    later = TrainingBatches(small, batch=40, seed=2, shares=SHARES, first=6)
+    equal(later.batch(0), whole.batch(3))
+
+
 def epochs(prepared, domain, seed, count):
     n = prepared.rows(domain, "train")
     batches = TrainingBatches(prepared, batch=1, seed=seed, shares={domain: 1})

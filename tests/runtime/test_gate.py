@@ -173,6 +173,18 @@ def test_what_is_proposed_is_confirmed_in_order_or_forgotten(session):
     assert answered(9) == [5, 9]  # not 6: then 7 after it is not to be computed either
 
 
+def test_a_special_token_is_no_text_of_the_answer(session, compute):
+    """Also where the policy does not stop at it."""
+    words = compute.seal.vocabulary
+    (special, *_), letter = words.specials.values(), words.tokens.index(b"a")
+    session.begin(PROMPT, Policy(stop=()))
+    for token in (letter, special, letter):
+        session.record(Step(3, 1, 0, bytes(32), bytes(32), token))
+    session.close("client")
+    assert words.tokens[special]
+    assert session.collapse().answer == b"aa"
+
+
 def test_a_gate_is_one_rows_alone(compute, session):
     gate, start, h = session.begin(PROMPT, Policy()), np.zeros(4, np.int32), compute.history(4, 1)
     for call in (

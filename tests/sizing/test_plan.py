@@ -91,6 +91,15 @@ def test_work_by_hand():
     assert [job.flops for job in experts] == [d.tokens * token for d in BIG.domains]
 
 
+def test_muon_keeps_one_moment_of_a_hidden_matrix():
+    muon = override(BIG, ['trunk.optimizer="muon"'])
+    (adamw,), (muon,) = (jobs(c, parse("4x2"), "trunk") for c in (BIG, muon))
+    assert adamw.moments == 2 * (18_874_368 + 23_602_944)
+    assert muon.moments == adamw.moments - 23_592_960
+    assert muon.checkpoint_bytes == adamw.checkpoint_bytes - 4 * 23_592_960
+    assert roofline(muon, A100).memory < roofline(adamw, A100).memory
+
+
 def test_roofline_by_hand():
     (trunk,) = jobs(BIG, parse("8x1"), "trunk")
     time = roofline(trunk, A100, mfu=0.5)
@@ -158,6 +167,7 @@ def test_the_compiled_step_on_two_model_devices():
     one = compile_job(jobs(NANO, parse("4x1"), "trunk")[0])
     # Matrices are halved, gains are not.
     assert one.weights == 4 * job.trained
+    assert 4 * job.moments <= one.optimizer <= 4 * job.moments + 8  # Adam counts its steps, too
     assert one.weights / 2 < found.weights < 0.51 * one.weights
     assert found.temporaries < one.temporaries
     assert one.collectives == {}

@@ -5,9 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from s7jax import mesh
 from s7jax.config import preset
-from s7jax.train.optimizer import adamw, learning_rate
+from s7jax.train.optimizer import learning_rate, optimizer, orthogonal
 
 RECIPE = preset("s7-140m").trunk
 
@@ -38,9 +41,9 @@ def test_adamw_by_hand_decays_matrices_alone_and_clips():
         {"a": {"weight": np.full((2, 2), 4.0)}, "b": {"gain": np.zeros((2, 3))}},
         {"a": {"weight": np.full((2, 2), 0.1)}, "b": {"gain": np.full((2, 3), 0.2)}},
     ]
-    optimizer = adamw(recipe)
+    rule = optimizer(recipe)
     as_jax = {k: {n: jnp.asarray(x, jnp.float32) for n, x in v.items()} for k, v in params.items()}
-    state = optimizer.init(as_jax)
+    state = rule.init(as_jax)
     m = v = 0.0
     for t, gradient in enumerate(gradients, 1):
         g = gradient["a"]["weight"]
@@ -53,7 +56,61 @@ def test_adamw_by_hand_decays_matrices_alone_and_clips():
             for k, part in gradient.items()
         }
         with jax.numpy_dtype_promotion("standard"):  # Optax raises a float to an integer power
-            update, state = optimizer.update(jax_gradient, state, as_jax)
+            update, state = rule.update(jax_gradient, state, as_jax)
         np.testing.assert_allclose(update["a"]["weight"], expected, rtol=1e-5)
         if t == 1:
             assert not np.asarray(update["b"]["gain"]).any()
+
+
+def newton_schulz(matrix: np.ndarray) -> np.ndarray:
+    """Five steps in float64, as its author wrote them (github.com/KellerJordan/Muon)."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        y = x @ x.T
+        x = a * x + (b * y + c * y @ y) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 32), (2, 32, 8)])
+@pytest.mark.parametrize("split", [None, 1, 2])
+def test_each_layer_is_made_orthogonal_alone_wherever_it_is_split(shape, split):
+    made = mesh.make(mesh.parse("1x2"))
+    update = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    at = NamedSharding(made, P(*("model" if i == split else None for i in range(3))))
+    with jax.set_mesh(made), jax.numpy_dtype_promotion("standard"):
+        found = jax.jit(orthogonal)(jax.device_put(update, at))
+    assert found.sharding == at
+    scale = max(1, shape[2] / shape[1]) ** 0.5
+    expected = scale * np.stack([newton_schulz(layer) for layer in update.astype(np.float64)])
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_muon_moves_hidden_matrices_and_adamw_the_rest():
+    recipe = dataclasses.replace(RECIPE, optimizer="muon", muon_rate=3.0, clip=1e6)
+    numbers = np.random.default_rng(1)
+    matrices = [jnp.asarray(numbers.normal(size=(1, 8, 4)), jnp.float32) for _ in range(2)]
+    table, gain = jnp.full((4, 4), 3.0), jnp.full((4,), 2.0)
+
+    def tree(table, matrix, gain):
+        return {
+            "embedding": {"weight": table},
+            "trunk": {"layers": {"fc1": {"weight": matrix}, "norm": {"gain": gain}}},
+        }
+
+    params = tree(table, jnp.ones((1, 8, 4)), gain)
+    with jax.set_mesh(mesh.single()), jax.numpy_dtype_promotion("standard"):
+        rule = optimizer(recipe)
+        state, momentum = rule.init(params), np.zeros((8, 4))
+        for matrix in matrices:
+            gradient = tree(jnp.full((4, 4), 0.5), matrix, jnp.full((4,), -0.5))
+            change, state = rule.update(gradient, state, params)
+            g = np.asarray(matrix[0], np.float64)
+            momentum = 0.95 * momentum + g
+            expected = 3.0 * (newton_schulz(g + 0.95 * momentum) + 0.1)
+            found = change["trunk"]["layers"]["fc1"]["weight"][0]
+            np.testing.assert_allclose(found, expected, atol=2e-3)
+            # Adam's first steps along a constant gradient have length one.
+            np.testing.assert_allclose(change["embedding"]["weight"], 1.0 + 0.3, rtol=1e-5)
+            np.testing.assert_allclose(change["trunk"]["layers"]["norm"]["gain"], -1.0, rtol=1e-5)

@@ -13,14 +13,14 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from s7jax import errors, mesh
-from s7jax.config import Config, override
+from s7jax.config import Config, Domain, override
 from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError
 from s7jax.model import parameters
 from s7jax.train import checkpoint, evaluate, loop, provenance
 from s7jax.train.options import Every, Options
-from s7jax.train.phase import TRUNK
-from s7jax.train.run import Run, load_expert, load_trunk
+from s7jax.train.phase import TRUNK, Phase
+from s7jax.train.run import Run, batches, load_expert, load_trunk
 from s7jax.train.step import Stepper, initial_state, trunk_loss
 from tests.train.stopping import Stopped, stop_at
 from tests.train.training import train_expert, train_trunk
@@ -297,12 +297,28 @@ def test_the_data_receipt_can_be_recomputed(finished, prepared: Prepared, tmp_pa
         provenance.verify_data(other / "checkpoints/router_final")
 
 
+def test_an_expert_goes_on_with_its_domain_where_the_trunk_stopped(
+    tiny: Config, prepared: Prepared
+):
+    trunk, expert = Phase(tiny), Phase(tiny, 1)
+    assert (trunk.steps * trunk.recipe.batch, expert.first) == (80, 20)
+    longer = dataclasses.replace(tiny, trunk=dataclasses.replace(tiny.trunk, tokens=10**5))
+    one_stream = batches(prepared, Phase(longer))
+    math = [(b.row[b.domain == 1]) for b in map(one_stream.batch, range(30))]
+    went_on = batches(prepared, expert).batch(0).row
+    np.testing.assert_array_equal(np.concatenate(math)[20 : 20 + len(went_on)], went_on)
+    added = tiny.with_domain(Domain(name="law", share=0, tokens=100))
+    assert Phase(added, 4).first == 0
+    assert Phase(added, 1).first == 20
+
+
 def test_the_record_chains_data_tokenizer_config_and_trunk(
     finished, tiny: Config, prepared: Prepared
 ):
     x, digests = finished
     record = checkpoint.read_record(x.folder.final("expert3"))
     assert record["inputs"] == {
+        "first_sequence": 16,
         "config_sha256": tiny.phase_digest("expert3"),
         "data_sha256": prepared.digest_of(["general"]),
         "tokenizer_sha256": prepared.tokenizer.digest,
