@@ -11,7 +11,6 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from s7jax.runtime.model import Model
@@ -115,13 +114,12 @@ def application(
         await asyncio.to_thread(api.worker.stop, 1.0)
 
     guards = [
-        Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
-        Middleware(Guard, limits=limits, tokens=tokens),
+        Middleware(Guard, limits=limits, hosts=[host.lower() for host in hosts], tokens=tokens),
     ]
     if origins:
         headers = ["Authorization", "Content-Type"]
         cors = Middleware(CORSMiddleware, allow_origins=list(origins), allow_headers=headers)
-        guards.insert(1, cors)
+        guards.insert(0, cors)
     app = FastAPI(
         title=f"s7jax: {name}",
         description="Completions of one sealed model, each with a proof.",

@@ -1,4 +1,4 @@
-"""Who may ask, and whole requests only: token, content type, size and time of a body."""
+"""Who may ask, and whole requests only: host, token, content type, size and time of a body."""
 
 import asyncio
 import hmac
@@ -19,13 +19,17 @@ class Guard:
 
     Args:
         app: what is behind it.
+        hosts: names under which it may be asked; ``"*"``: any. A web page whose name was turned
+            to this address is refused by that (DNS rebinding).
         limits: size and time of a body.
         tokens: bearer tokens, one of which every request but those to :data:`OPEN` needs; none:
             anybody may ask.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, tokens: Sequence[str]) -> None:
-        self._app, self._limits = app, limits
+    def __init__(
+        self, app: ASGIApp, limits: Limits, hosts: Sequence[str], tokens: Sequence[str]
+    ) -> None:
+        self._app, self._limits, self._hosts = app, limits, hosts
         self._tokens = [f"Bearer {token}".encode() for token in tokens]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,6 +38,7 @@ class Guard:
             return
         try:
             headers = Headers(scope=scope)
+            self._check_host(headers.get("host", ""))
             self._authorize(scope["path"], headers)
             if scope["method"] == "POST":
                 body = await self._body(headers, receive)
@@ -45,6 +50,12 @@ class Guard:
             await response(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+    def _check_host(self, given: str) -> None:
+        name = given if given.endswith("]") else given.rpartition(":")[0] or given
+        if "*" not in self._hosts and name.lower() not in self._hosts:
+            allowed = ", ".join(self._hosts)
+            raise Refused(400, f"Host: expected one of {allowed}; others by --allow-host")
 
     def _authorize(self, path: str, headers: Headers) -> None:
         given = headers.get("authorization", "").encode()

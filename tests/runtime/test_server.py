@@ -301,11 +301,18 @@ def post(url, content, **headers):
         (b'{"prompt": "a"}', {"Content_Type": "text/plain"}, 415),
         (b'{"prompt": "a"}', {"Content_Type": ""}, 415),
         (b'{"prompt": "a"}', {"Host": "evil.example"}, 400),
+        (b'{"prompt": "a"}', {"Host": "127.0.0.1.evil.example:80"}, 400),
         (b'{"prompt": "a"}', {"Host": "localhost:1"}, 200),
+        (b'{"prompt": "a"}', {"Host": "LocalHost"}, 200),
+        (b'{"prompt": "a"}', {"Host": "[::1]:8000"}, 200),
+        (b'{"prompt": "a"}', {"Host": "[::1]"}, 200),
     ],
 )
 def test_what_is_no_request(server, content, headers, status):
-    assert post(server, content, **headers).status_code == status
+    found = post(server, content, **headers)
+    assert found.status_code == status
+    if status != 200:
+        assert found.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_models_health_and_metrics(server, client, seal):
