@@ -271,7 +271,9 @@ def _local(tree: Any) -> int:
     import numpy as np  # noqa: PLC0415
 
     return sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        # Adam's count of its steps has no sharding.
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape))
+        * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
 
