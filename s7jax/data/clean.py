@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s7jax.errors import UsageError
+from s7jax.extras import how_to_install
 
 NGRAM = 13  # words in a row that say: this is from there (GPT-3, arXiv 2005.14165, appendix C)
 
@@ -142,7 +143,8 @@ def _datasketch() -> Any:
     try:
         import datasketch  # noqa: PLC0415 (an optional package)
     except ModuleNotFoundError:
-        raise UsageError("--near-duplicates needs datasketch: pip install 's7jax[data]'") from None
+        hint = how_to_install("data")
+        raise UsageError(f"--near-duplicates needs datasketch: {hint}") from None
     return datasketch
 
 

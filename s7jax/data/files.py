@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from s7jax.data.formats import Kind, kind_of, suffix_of
 from s7jax.errors import InputError, UsageError
+from s7jax.extras import how_to_install
 
 _BUFFER = 1 << 20
 
@@ -217,7 +218,7 @@ def _system(url: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as e:
-        raise UsageError(f"{url}: {e}; pip install 's7jax[data]' has what S3 needs") from e
+        raise UsageError(f"{url}: {e}; S3 needs {how_to_install('data')}") from e
     except ValueError as e:
         raise UsageError(f"{url}: {e}") from e
     return system, path

@@ -20,6 +20,7 @@ from pathlib import PurePosixPath
 from typing import IO, Any
 
 from s7jax.errors import InputError, UsageError
+from s7jax.extras import how_to_install
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -448,7 +449,7 @@ def _pyarrow() -> Any:
         import pyarrow  # noqa: PLC0415 (an optional package)
         import pyarrow.ipc  # noqa: PLC0415
     except ModuleNotFoundError:
-        raise UsageError("Parquet and Arrow need pyarrow: pip install 's7jax[data]'") from None
+        raise UsageError(f"Parquet and Arrow need pyarrow: {how_to_install('data')}") from None
     return pyarrow
 
 

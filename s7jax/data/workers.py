@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol, TypeVar
 
 from s7jax.errors import InputError, UsageError
+from s7jax.extras import how_to_install
 
 _TRIES = 3  # of a task whose process dies
 
@@ -147,7 +148,7 @@ def _ray(address: str) -> Iterator[_Ray]:
     try:
         import ray  # noqa: PLC0415 (an optional package)
     except ModuleNotFoundError:
-        raise UsageError("--cluster needs Ray: pip install 's7jax[cluster]'") from None
+        raise UsageError(f"--cluster needs Ray: {how_to_install('cluster')}") from None
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as e:

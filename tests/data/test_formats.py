@@ -26,7 +26,7 @@ from s7jax.data.files import listing
 from s7jax.data.formats import COMPRESSIONS, FORMATS, zstd
 from s7jax.data.prepared import Prepared
 from s7jax.data.sources import parse_data_flags
-from s7jax.errors import InputError
+from s7jax.errors import InputError, UsageError
 from tests.test_scripts import SIZE, WORDS, good
 
 ROWS = [
@@ -203,6 +203,34 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path):
     read = documents.read(source, found, Counts(), limit=1 << 24, skip_bad=False)
     with pytest.raises(InputError, match="no column 'content'; it has text, license, n"):
         list(read)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_package_that_is_missing_is_named_with_what_installs_it(tmp_path, monkeypatch, name):
+    (tmp_path / name).write_bytes(FILES[name][0])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (source,) = parse_data_flags([f"code={tmp_path}"], ["code"])["code"]
+    found = listing("code", str(tmp_path)).files
+    read = documents.read(source, found, Counts(), limit=1 << 24, skip_bad=True)
+    with pytest.raises(UsageError, match=r"need pyarrow: .*pip install"):
+        list(read)
+
+
+def test_json_lines_need_no_package_of_an_extra(tmp_path):
+    """And what they are read with does not import any."""
+    (tmp_path / "a.jsonl").write_bytes(jsonl())
+    code = (
+        "import sys\n"
+        "for name in ('pyarrow', 's3fs', 'fsspec', 'datasketch', 'ray'): sys.modules[name] = None\n"
+        "from s7jax.data import documents, prepare\n"
+        "from s7jax.data.files import listing\n"
+        "from s7jax.data.sources import Source\n"
+        f"found = listing('code', {str(tmp_path)!r}).files\n"
+        "source, counts = Source(path=('x',)), documents.Counts()\n"
+        "print(len(list(documents.read(source, found, counts, limit=1 << 24, skip_bad=False))))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout == "600\n", run.stderr
 
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare.py"
