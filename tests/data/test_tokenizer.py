@@ -198,3 +198,9 @@ def test_others_read_the_tokenizer_and_know_where_a_text_ends(tokenizer, tmp_pat
     assert library.decode([tokenizer.eod, *tokenizer.encode("x")]) == "x"
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert config["eos_token"] == EOD
+
+
+def test_more_white_space_than_the_fast_encoder_bears_is_encoded_all_the_same(tokenizer):
+    text = " " * 1_100_000
+    (ids,) = tokenizer.encode_batch([text])
+    assert tokenizer.decode(ids) == text.encode()
