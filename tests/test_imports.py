@@ -25,7 +25,7 @@ ALLOWED = {
     "architecture": {"errors", "fields"},
     "config": {"architecture", "digests", "errors", "fields"},
     "s7l": {"architecture", "errors", "extras", "fields", "storage"},
-    "data": {"config", "digests", "errors", "s7l", "storage", "terminal"},
+    "data": {"config", "digests", "errors", "extras", "s7l", "storage", "terminal"},
     "mesh": {"architecture", "config", "errors"},
     "integer": {"architecture", "errors", "mesh", "s7l"},
     "native": {"architecture", "errors", "integer", "s7l"},

@@ -4,10 +4,12 @@ Without --data the built-in corpus is used. An interrupted run continues where i
 
   s7jax prepare --preset s7-nano --out data/nano
   s7jax prepare --preset s7-mini --out data/mini \
-      --data code=src/ math='math/*.jsonl.zst' reason=cot.jsonl general=books/
+      --data code=src/ math='math/*.jsonl.zst' reason=s3://bucket/cot/ general=books/
+  s7jax prepare --preset s7-140m --out data/140m --data data.toml \
+      --against eval/ --near-duplicates 0.8 --memory 16GB
 
-A source is a file, a folder or a glob: .jsonl, .jsonl.gz or .jsonl.zst with a field "text", or
-plain text and source files, one document each. A domain may be given several times.
+A source is a file, a folder, a glob or a URL of any kind that docs/data.md lists: JSON lines, JSON,
+CSV, Parquet, Arrow, tar, text. A domain may be given several times.
 """
 
 import sys
@@ -18,39 +20,64 @@ from rich.console import Console
 from rich.table import Table
 
 from s7jax import config
-from s7jax.data.prepare import prepare
+from s7jax.data.prepare import MEMORY, How, prepare
 from s7jax.data.prepared import SPLITS, Prepared
-from s7jax.data.sources import parse_data_flags, require_all
+from s7jax.data.sources import absolute, parse_data_flags, require_all
+from s7jax.terminal import cli
 
 
 def add_flags(flags: ArgumentParser) -> None:
     """The command line."""
     flags.add_argument("--preset", required=True, help=", ".join(config.PRESETS))
     flags.add_argument("--out", required=True, type=Path, help="folder to write")
-    flags.add_argument("--data", nargs="+", action="extend", metavar="DOMAIN=PATH")
+    flags.add_argument("--data", nargs="+", action="extend", metavar="DOMAIN=PATH|FILE.toml")
+    flags.add_argument(
+        "--field", nargs="+", action="extend", metavar="[DOMAIN=]NAME", help="default: text"
+    )
+    flags.add_argument("--on-bad", choices=("stop", "skip"), default="stop", help="unreadable data")
     flags.add_argument("--held-out", type=float, default=0.05, help="fraction not trained on")
     flags.add_argument("--seed", type=int, default=0, help="decides the order of documents")
+    flags.add_argument(
+        "--against", nargs="+", action="extend", metavar="PATH", help="evaluation sets to keep out"
+    )
+    flags.add_argument("--near-duplicates", type=float, default=0.0, help="likeness, such as 0.8")
+    flags.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json to use")
     flags.add_argument("--workers", type=int, help="processes; default: one for each core")
+    flags.add_argument(
+        "--memory", type=cli.size, default=MEMORY, metavar="BYTES", help="in all; default: 2GB"
+    )
+    flags.add_argument("--cluster", metavar="ADDRESS", help="of a Ray cluster that sees --out")
 
 
 def main(args: Namespace) -> None:
     """Prepare, report."""
     preset = config.preset(args.preset)
     model = preset.model
-    sources = parse_data_flags(args.data or [], model.domains)
+    sources = parse_data_flags(args.data or [], model.domains, args.field or [])
     if sources:
         require_all(sources, model.domains)
     prepared = prepare(
-        sources,
-        args.out,
+        {domain: [absolute(source) for source in given] for domain, given in sources.items()},
+        args.out.absolute(),
         domains=preset.domains,
         vocab=model.vocab,
         context=model.context,
         seed=args.seed,
         held_out=args.held_out,
         workers=args.workers,
+        how=How(
+            skip_bad=args.on_bad == "skip",
+            against=tuple(args.against or []),
+            near=args.near_duplicates,
+            tokenizer=args.tokenizer,
+            memory=args.memory,
+            cluster=args.cluster,
+        ),
     )
-    Console(width=None if sys.stdout.isatty() else 100).print(_table(prepared))
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(_table(prepared))
+    for line in prepared.report():
+        print(line)
     print(f"digest {prepared.digest}")
 
 

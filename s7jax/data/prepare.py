@@ -1,27 +1,24 @@
-"""Sources to training rows: split, tokenise in parallel, shuffle, pack, write, vouch.
+"""Sources to training rows: read, clean, tokenise, shuffle, pack, vouch; on many processes.
 
 The result is a function of the sources' content and the arguments alone: not of the number of
-workers, of interruptions, or of where anything lies.
+workers or machines, of interruptions, of memory, or of where anything lies.
 """
 
-import hashlib
-import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import tee
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from s7jax.config import Domain
-from s7jax.data.corpus import Corpus, corpora, distinct, is_held_out, sample
-from s7jax.data.encode import Encoder, encoder
+from s7jax.data import builtin, clean, documents, files, stages
+from s7jax.data.files import File
 from s7jax.data.prepared import (
     FORMAT,
+    KEYS,
     MANIFEST,
     SPLITS,
     TOKENIZER,
@@ -31,22 +28,43 @@ from s7jax.data.prepared import (
     read_manifest,
     token_dtype,
 )
-from s7jax.data.sequences import Spool, write_shards
-from s7jax.data.sources import Document
+from s7jax.data.sources import Source, source
 from s7jax.data.tokenizer import Tokenizer
+from s7jax.data.workers import Workers, workers
 from s7jax.digests import file_digest, json_digest
 from s7jax.errors import InputError, UsageError
-from s7jax.storage import write_json
+from s7jax.storage import lock, write_bytes, write_json
 from s7jax.terminal.progress import Progress
 
+SHARD_ROWS = 1 << 16
+MEMORY = 2 << 30
+
 _WORK = ".work"  # what an interrupted run leaves, removed when all is done
-_BATCH = 1 << 19  # characters tokenised at a time by one worker
 _SAMPLE_PER_TOKEN = 1_000  # characters of tokenizer training text for each vocabulary entry
 _SAMPLE_AT_LEAST = 8_000_000
+_TASK = 1 << 26  # bytes of files that one task reads; a larger file is a task by itself
+_ARGUMENTS = ("vocab", "context", "seed", "held_out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How data is prepared, beside the arguments that every manifest has."""
+
+    skip_bad: bool = False  # count records and files that cannot be read, instead of stopping
+    against: tuple[str, ...] = ()  # evaluation sets that no document may share 13 words with
+    near: float = 0.0  # likeness from which two documents are one; 0: only equal ones are
+    tokenizer: Path | None = None  # a given tokenizer.json, instead of learning one
+    memory: int = MEMORY  # bytes, for all processes together
+    cluster: str | None = None  # address of a Ray cluster, instead of local processes
+
+    def to_json(self) -> dict[str, Any]:
+        """What of it decides the result, where it is not as always."""
+        near = {"near_duplicates": self.near} if self.near else {}
+        return near | ({"skip_bad": True} if self.skip_bad else {})
 
 
 def prepare(
-    sources: Mapping[str, Sequence[Path | str]] | None,
+    sources: Mapping[str, Sequence[Any]] | None,
     out: Path | str,
     *,
     domains: Sequence[Domain],
@@ -55,11 +73,13 @@ def prepare(
     seed: int = 0,
     held_out: float = 0.05,
     workers: int | None = None,
+    how: How | None = None,
+    reread: bool = True,
 ) -> Prepared:
     """Write rows of ``context + 1`` tokens for every domain and split, and their manifest.
 
     Args:
-        sources: Files, folders or globs by domain; what has none is the domain's built-in corpus.
+        sources: Paths or :class:`Source` by domain; what has none is its built-in corpus.
         out: The folder to write. An interrupted run resumes; a finished one is checked, and
             grows by domains that are new and have share 0.
         domains: The domains, in expert order. The vocabulary is learned from those with a share.
@@ -67,209 +87,534 @@ def prepare(
         context: Tokens a sequence holds.
         seed: Decides the order of documents.
         held_out: Fraction of the documents kept from training.
-        workers: Processes that tokenise; None is one for each core.
+        workers: Processes; None is one for each core.
+        how: What else there is to say.
+        reread: Whether the sources of finished data are read again, to see that it is theirs;
+            otherwise it stands on its shards, and its sources may be gone.
 
     Raises:
         UsageError: an argument out of range.
         InputError: unreadable or too little text, or ``out`` holds data of other sources.
     """
-    if not 0 < held_out < 1:
-        raise UsageError(f"held-out {held_out}: expected a fraction between 0 and 1")
-    if context < 2:
-        raise UsageError(f"context {context}: expected at least 2 tokens")
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers {workers}: expected at least 1")
-    out = Path(out)
-    work = out / _WORK
-    found = corpora(domains, sources or {})
-    job = _Job(found, out, vocab, context, seed, held_out, workers or os.cpu_count() or 1)
-    if (out / MANIFEST).exists() and (finished := _finished(job)):
-        return finished
-    _start(work, job.key)
-    sizes = _tokenizer(job)
-    with encoder(out / TOKENIZER, job.workers) as encode:
-        entries = [_domain(job, corpus, encode, sizes.get(corpus.domain)) for corpus in found]
-    manifest = {
-        "format": FORMAT,
-        "version": VERSION,
-        **job.arguments,
-        "key": job.key,
-        "tokenizer": encode.tokenizer.digest,
-        "domains": entries,
-    }
-    write_json(out / MANIFEST, {**manifest, "digest": manifest_digest(manifest)})
-    shutil.rmtree(work)
-    return Prepared.load(out)
+    how = how or How()
+    _check(vocab, context, held_out, workers, how)
+    numbers = {"vocab": vocab, "context": context, "seed": seed, "held_out": held_out}
+    job = _Job(Path(out), tuple(domains), _given(domains, sources or {}), numbers, how)
+    finished = read_manifest(job.out) if (job.out / MANIFEST).exists() else None
+    if finished and not reread and _stands(finished, job):
+        if len(finished["domains"]) == len(domains):
+            if (prepared := _sound(job.out)) is not None:
+                return prepared
+        else:
+            return _grow(job, finished, workers)
+    return _whole(job, finished, workers)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """One source, or a built-in corpus."""
+
+    domain: int
+    source: Source
+    builtin: str | None = None
 
 
 @dataclass(frozen=True)
 class _Job:
-    corpora: list[Corpus]
     out: Path
-    vocab: int
-    context: int
-    seed: int
-    held_out: float
-    workers: int
+    domains: tuple[Domain, ...]
+    given: tuple[_Given, ...]
+    arguments: Mapping[str, Any]
+    how: How
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        names = ("vocab", "context", "seed", "held_out")
-        return {name: getattr(self, name) for name in names}
-
-    @property
-    def key(self) -> str:
-        """What the result is a function of."""
-        common = [[c.domain, c.describe] for c in self.corpora if c.common]
-        added = [[c.domain, c.describe] for c in self.corpora if not c.common]
-        return json_digest([VERSION, self.arguments, common, *([added] if added else [])])
+    def work(self) -> Path:
+        return self.out / _WORK
 
 
-def _finished(job: _Job) -> Prepared | None:
-    """What an earlier run finished; None, and the rest kept, if a file of it was damaged since."""
-    manifest = read_manifest(job.out)
-    if manifest["key"] != job.key:
-        if not _grows(manifest, job):
+def _check(vocab: int, context: int, held_out: float, count: int | None, how: How) -> None:
+    if not 0 < held_out < 1:
+        raise UsageError(f"held-out {held_out}: expected a fraction between 0 and 1")
+    if context < 2:
+        raise UsageError(f"context {context}: expected at least 2 tokens")
+    if count is not None and count < 1:
+        raise UsageError(f"workers {count}: expected at least 1")
+    if how.near and not 0.3 <= how.near <= 1:
+        raise UsageError(f"near-duplicates {how.near}: expected a likeness from 0.3 to 1")
+    if how.memory < 1 << 26:
+        raise UsageError(f"memory {how.memory}: expected at least 64MB")
+    if how.tokenizer and (size := Tokenizer.load(how.tokenizer).vocab_size) != vocab:
+        raise UsageError(f"--tokenizer {how.tokenizer}: {size:,} tokens, the preset has {vocab:,}")
+
+
+def _given(domains: Sequence[Domain], sources: Mapping[str, Sequence[Any]]) -> tuple[_Given, ...]:
+    found: list[_Given] = []
+    for i, domain in enumerate(domains):
+        if sources.get(domain.name):
+            found += [_Given(i, source(entry)) for entry in sources[domain.name]]
+        elif domain.builtin in builtin.LICENSES:
+            license_ = builtin.LICENSES[domain.builtin]
+            named = Source(path=(), name=f"built-in {domain.builtin}", license=license_)
+            found.append(_Given(i, named, domain.builtin))
+        else:
+            raise UsageError(
+                f"domain {domain.name!r} has no built-in corpus: give --data {domain.name}=PATH"
+            )
+    return tuple(found)
+
+
+def _whole(job: _Job, finished: Mapping[str, Any] | None, count: int | None) -> Prepared:
+    """Read everything; what is finished must be of the same text."""
+    known: list[Path] = []
+    if finished:
+        names = [entry["name"] for entry in finished["domains"]]
+        if names != [d.name for d in job.domains] and _stands(finished, job):
+            return _grow(job, finished, count)
+    with _started(job, count, known) as made:
+        entries = made.read()
+        key = made.key(entries)
+        if finished and finished["key"] != key:
+            shutil.rmtree(job.work)
             raise InputError(
                 f"{job.out} holds finished data of other sources or arguments (digest "
-                f"{manifest['digest'][:12]}); choose another folder or remove this one"
+                f"{finished['digest'][:12]}): {_difference(finished, job, entries)}; choose "
+                "another folder or remove this one"
             )
-        _take_up(manifest, job)
-        return None
+        if finished and (prepared := _sound(job.out)) is not None:
+            shutil.rmtree(job.work)
+            return prepared
+        if finished:
+            _remove_damaged(job.out, finished)
+            (job.out / MANIFEST).unlink()
+        done = made.finish(entries)
+        _publish(job, made, key, done)
+    return Prepared.load(job.out)
+
+
+def _difference(
+    manifest: Mapping[str, Any], job: _Job, entries: Sequence[Mapping[str, Any]]
+) -> str:
+    """What finished data has otherwise than the job, in words: the first such thing."""
+    for name in _ARGUMENTS:
+        if manifest[name] != job.arguments[name]:
+            return f"{name} is {manifest[name]} there, {job.arguments[name]} here"
+    there = [(d["name"], source) for d in manifest["domains"] for source in d["sources"]]
+    here = [(job.domains[g.domain].name, e) for g, e in zip(job.given, entries, strict=True)]
+    for (old, before), (new, now) in zip(there, here, strict=False):
+        if (old, before["name"], before["license"]) != (new, now["name"], now["license"]):
+            return f"{old} is of {before['name']!r} there, {new} of {now['name']!r} here"
+        if (before["sha256"], before["bytes"]) != (now["sha256"], now["bytes"]):
+            builtin_too = "; it is the running Python's" if "built-in" in now["name"] else ""
+            return f"{new}: the text of {now['name']!r} is another one{builtin_too}"
+    if len(there) != len(here):
+        return f"{len(there)} sources there, {len(here)} here"
+    return "cleaning or the given tokenizer differs"
+
+
+def _remove_damaged(out: Path, manifest: Mapping[str, Any]) -> None:
+    """Leave of finished data what is as its manifest says: the rest is made again."""
+    for domain in manifest["domains"]:
+        for shard in (shard for split in SPLITS for shard in domain[split]["shards"]):
+            path = out / domain["name"] / shard["name"]
+            if path.exists() and file_digest(path) != shard["sha256"]:
+                path.unlink()
+
+
+def _grow(job: _Job, finished: Mapping[str, Any], count: int | None) -> Prepared:
+    """Finished data and further domains of share 0: only these are read."""
+    if _sound(job.out) is None:
+        raise InputError(f"{job.out}: a file differs from {MANIFEST}, so no domain can be added")
+    old = len(finished["domains"])
+    further = replace(job, given=tuple(g for g in job.given if g.domain >= old))
+    known = [job.out / e["name"] / KEYS for e in finished["domains"] if "keys" in e]
+    with _started(further, count, known) as made:
+        entries = made.read()
+        earlier = [
+            (domain["name"], entry) for domain in finished["domains"] for entry in domain["sources"]
+        ]
+        key = made.key(entries, earlier)
+        _publish(further, made, key, [*finished["domains"], *made.finish(entries)])
+    return Prepared.load(job.out)
+
+
+def _stands(manifest: Mapping[str, Any], job: _Job) -> bool:
+    """Whether finished data has the job's arguments and domains, or all but new ones of share 0."""
+    names = [entry["name"] for entry in manifest["domains"]]
+    further = job.domains[len(names) :]
+    return (
+        all(manifest[name] == job.arguments[name] for name in _ARGUMENTS)
+        and names == [domain.name for domain in job.domains[: len(names)]]
+        and not any(domain.share for domain in further)
+    )
+
+
+def _sound(out: Path) -> Prepared | None:
+    """Finished data whose every file is as its manifest says, or None."""
     try:
-        prepared = Prepared.load(job.out)
+        prepared = Prepared.load(out)
         prepared.verify()
     except InputError:
-        _take_up(manifest, job)
-        (job.out / MANIFEST).unlink()
         return None
     return prepared
 
 
-def _grows(manifest: Mapping[str, Any], job: _Job) -> bool:
-    """Whether the job is that of finished data, and further domains that change none of it."""
-    finished = [[entry["name"], list(entry["sources"])] for entry in manifest["domains"]]
-    wanted = [[corpus.domain, list(corpus.describe)] for corpus in job.corpora]
-    same = all(manifest[name] == value for name, value in job.arguments.items())
-    further = job.corpora[len(finished) :]
-    return same and finished == wanted[: len(finished)] and not any(c.common for c in further)
+def _publish(job: _Job, made: "_Making", key: str, entries: list[dict[str, Any]]) -> None:
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        **job.arguments,
+        **made.settings,
+        "key": key,
+        "tokenizer": Tokenizer.load(job.out / TOKENIZER).digest,
+        "domains": entries,
+    }
+    write_json(job.out / MANIFEST, {**manifest, "digest": manifest_digest(manifest)})
+    shutil.rmtree(job.work)
 
 
-def _take_up(manifest: Mapping[str, Any], job: _Job) -> None:
-    """Let a job begin with the domains of a manifest as done, whose files are checked again."""
-    _start(job.out / _WORK, job.key)
-    for entry in manifest["domains"]:
-        write_json(job.out / _WORK / f"{entry['name']}.json", entry)
-    path = job.out / TOKENIZER
-    if path.exists() and Tokenizer.load(path).digest == manifest["tokenizer"]:
-        write_json(job.out / _WORK / "bytes.json", {})  # it need not be learned again
+class _started:
+    """The work of a job, on its workers, with the folder locked against a second process."""
+
+    def __init__(self, job: _Job, count: int | None, known: Sequence[Path]) -> None:
+        self._job, self._known = job, known
+        in_process = any("memory:" in path for g in job.given for path in g.source.path)
+        self._count = 1 if in_process else count or os.cpu_count() or 1
+
+    def __enter__(self) -> "_Making":
+        self._lock = lock(self._job.out / ".lock")
+        self._lock.__enter__()
+        self._workers = workers(self._count, self._job.how.cluster)
+        return _Making(self._job, self._workers.__enter__(), self._known)
+
+    def __exit__(self, *error: Any) -> None:
+        self._workers.__exit__(*error)
+        self._lock.__exit__(*error)
+        (self._job.out / ".lock").unlink(missing_ok=True)
 
 
-def _start(work: Path, key: str) -> None:
-    """Keep what an interrupted run of the same job left, and nothing of any other."""
-    state = work / "key"
-    if not state.exists() or state.read_text() != key:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        state.write_text(key)
+class _Making:
+    """A job being done: what was listed, and its stages."""
 
-
-def _tokenizer(job: _Job) -> dict[str, int]:
-    """Learn the vocabulary from the same number of characters of every domain's training texts.
-
-    Returns the bytes of text in each domain, counted on the way.
-    """
-    path, sizes = job.out / TOKENIZER, job.out / _WORK / "bytes.json"
-    if not sizes.exists():
-        common = [corpus for corpus in job.corpora if corpus.common]
-        characters = max(_SAMPLE_AT_LEAST, _SAMPLE_PER_TOKEN * job.vocab) // len(common)
-        with Progress("reading", None, "bytes") as progress:
-            samples = [
-                sample(corpus, job.held_out, characters, progress.advance) for corpus in common
-            ]
-        tokenizer = Tokenizer.train([text for s in samples for text in s.texts], job.vocab)
-        tokenizer.save(path)
-        write_json(sizes, {c.domain: s.bytes for c, s in zip(common, samples, strict=True)})
-    counted: dict[str, int] = json.loads(sizes.read_bytes())
-    return counted
-
-
-def _domain(job: _Job, corpus: Corpus, encode: Encoder, size: int | None) -> dict[str, Any]:
-    """The manifest entry of one domain; its shards are written unless they are there."""
-    folder = job.out / corpus.domain
-    record = job.out / _WORK / f"{corpus.domain}.json"
-    if record.exists():
-        done: dict[str, Any] = json.loads(record.read_bytes())
-        if all(_intact(folder, shard) for split in SPLITS for shard in done[split]["shards"]):
-            return done
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    entry: dict[str, Any] = {"name": corpus.domain, "sources": list(corpus.describe)}
-    with ExitStack() as stack:
-        spools = {
-            split: stack.enter_context(
-                Spool(job.out / _WORK / f"{corpus.domain}.{split}", token_dtype(job.vocab))
-            )
-            for split in SPLITS
+    def __init__(self, job: _Job, run: Workers, known: Sequence[Path]) -> None:
+        self._job, self._run = job, run
+        self._listings = [self._listed(given) for given in job.given]
+        self.settings = job.how.to_json()
+        reads = list(_read_tasks(job.given, self._listings))
+        size = sum(file.size for listing in self._listings for file in listing.files)
+        plan = {
+            "arguments": {**job.arguments, **self.settings},
+            "sources": [[g.domain, g.builtin, g.source.to_json()] for g in job.given],
+            "files": [[asdict(f) | {"kind": f.kind.name} for f in x.files] for x in self._listings],
+            "known": [file_digest(path) for path in known],
         }
-        with Progress(corpus.domain, size, "bytes") as progress:
-            _tokenise(job, corpus, encode, spools, progress)
-        for split, spool in spools.items():
-            _require_a_row(corpus.domain, split, spool.tokens, job.context + 1)
-            shards = write_shards(spool, folder, split, job.context + 1)
-            entry[split] = {**spool.counts, **shards}
-    write_json(record, entry)
-    return entry
+        against = self._against()
+        plan["against"] = against
+        names = {job.domains[given.domain].name for given in job.given}
+        buckets = _buckets(size, run.count, job.how.memory)
+        buckets = _start(job.out, json_digest(plan), names, buckets)
+        self._shared = stages.Shared(
+            work=job.work,
+            domain_of=tuple(given.domain for given in job.given),
+            tasks=len(reads),
+            buckets=buckets,
+            seed=job.arguments["seed"],
+            held_out=job.arguments["held_out"],
+            vocab=job.arguments["vocab"],
+            limit=job.how.memory // 8,
+            skip_bad=job.how.skip_bad,
+            sample=self._samples(),
+            known=tuple(known),
+            ngrams=clean.NGRAM if against else 0,
+            near=job.how.near,
+        )
+        self._reads = [
+            stages.Read(self._shared, i, index, job.given[index].source, part, name)
+            for i, (index, part, name) in enumerate(reads)
+        ]
+        if against and not (job.work / stages.NGRAMS).exists():
+            self._save_ngrams()
+        self.against = file_digest(job.work / stages.NGRAMS) if against else None
+        if self.against:
+            self.settings["against"] = self.against
+        self._size = size
+
+    def read(self) -> list[dict[str, Any]]:
+        """What each source holds, as its manifest entry."""
+        results = self._stage(
+            "reading",
+            stages.read,
+            self._reads,
+            self._size or None,
+            lambda i: sum(file.size for file in self._reads[i].files),
+        )
+        return [self._entry(index, results) for index in range(len(self._job.given))]
+
+    def key(
+        self,
+        entries: Sequence[Mapping[str, Any]],
+        earlier: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    ) -> str:
+        """What the result is a function of: the documents that were read, and the arguments."""
+        names = [self._job.domains[given.domain].name for given in self._job.given]
+        described = [
+            [name, *(entry[field] for field in ("name", "license", "bytes", "sha256"))]
+            for name, entry in [*earlier, *zip(names, entries, strict=True)]
+        ]
+        given = self._job.how.tokenizer
+        tokenizer = Tokenizer.load(given).digest if given else None
+        return json_digest(
+            [VERSION, self._job.arguments, self.settings, self.against, tokenizer, described]
+        )
+
+    def finish(self, sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Clean, learn the vocabulary, tokenise and pack; the entries of the job's domains."""
+        shared = self._shared
+        of_bucket = [stages.OfBucket(shared, bucket) for bucket in range(shared.buckets)]
+        cleaned = self._stage("cleaning", stages.clean, of_bucket)
+        for name in ("duplicates", "contaminated"):
+            self._add(sources, name, [result[name] for result in cleaned])
+        if shared.near:
+            found = clean.near_duplicates(
+                [shared.of("clean", bucket, "npz") for bucket in range(shared.buckets)], shared.near
+            )
+            write_bytes(shared.work / stages.NEAR, b"".join(key for key, _ in found))
+            self._add(sources, "near duplicates", [Counter(str(source) for _, source in found)])
+        path = self._tokenizer()
+        size = sum(source["bytes"] for source in sources)
+        tasks = [stages.Tokenise(shared, bucket, path) for bucket in range(shared.buckets)]
+        tokenised = self._stage(
+            "encoding", stages.tokenise, tasks, size, lambda _: size // shared.buckets
+        )
+        wanted = sorted({given.domain for given in self._job.given})
+        planned = [self._plan(domain, sources, tokenised) for domain in wanted]
+        packs = [task for _, splits in planned for _, written in splits for task in written]
+        shards = iter(self._stage("packing", stages.pack, packs))
+        for entry, splits in planned:
+            for split, written in splits:
+                entry[split]["shards"] = [next(shards) for _ in written]
+        return [entry for entry, _ in planned]
+
+    def _stage(
+        self,
+        name: str,
+        function: Callable[[Any], Any],
+        tasks: Sequence[Any],
+        total: int | None = None,
+        size: Callable[[int], int] | None = None,
+    ) -> list[Any]:
+        """Results of a stage in the order of its tasks."""
+        results: list[Any] = [None] * len(tasks)
+        with Progress(name, total or len(tasks), "bytes" if size and total else "parts") as bar:
+            for number, result in self._run.run(function, tasks):
+                results[number] = result
+                bar.advance(size(number) if size and total else 1)
+        return results
+
+    def _listed(self, given: _Given) -> files.Listing:
+        if given.builtin:
+            return files.Listing((), {})
+        name, skip = self._job.domains[given.domain].name, self._job.how.skip_bad
+        parts = [files.listing(name, path, given.source.format, skip) for path in given.source.path]
+        left = sum((Counter(part.left_out) for part in parts), Counter[str]())
+        return files.Listing(tuple(f for part in parts for f in part.files), dict(left))
+
+    def _samples(self) -> dict[int, int]:
+        """Characters of each domain that the vocabulary is learned from."""
+        if self._job.how.tokenizer or (self._job.out / MANIFEST).exists():
+            return {}
+        common = [i for i, domain in enumerate(self._job.domains) if domain.share > 0]
+        vocab = self._job.arguments["vocab"]
+        characters = max(_SAMPLE_AT_LEAST, _SAMPLE_PER_TOKEN * vocab) // max(1, len(common))
+        return dict.fromkeys(common, characters)
+
+    def _against(self) -> list[list[Any]]:
+        self._evaluation = [
+            file
+            for path in self._job.how.against
+            for file in files.listing("--against", path).files
+        ]
+        return [[file.url, file.size, file.stamp] for file in self._evaluation]
+
+    def _save_ngrams(self) -> None:
+        limit = self._job.how.memory // 8
+        texts = (text for file in self._evaluation for text in documents.texts(file, limit))
+        found = clean.NgramFilter.of(texts, clean.NGRAM)
+        if not len(found):
+            raise InputError(f"--against: no text of {clean.NGRAM} words or more in it")
+        found.save(self._job.work / stages.NGRAMS)
+
+    def _entry(self, index: int, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The manifest's entry of a source after reading."""
+        given, listing = self._job.given[index].source, self._listings[index]
+        parts = [r for task, r in zip(self._reads, results, strict=True) if task.index == index]
+        skipped = sum((Counter(part["skipped"]) for part in parts), Counter[str]())
+        kinds = Counter(file.kind.name for file in listing.files)
+        weight = {"weight": given.weight} if given.weight != 1 else {}
+        return {
+            "name": given.name or Path(given.path[0].rstrip("/")).resolve().name,
+            "license": given.license,
+            **weight,
+            "files": len(listing.files),
+            "formats": dict(sorted(kinds.items())),
+            "left_out": listing.left_out,
+            "records": sum(part["records"] for part in parts),
+            "skipped": dict(sorted(skipped.items())),
+            "bytes": sum(part["bytes"] for part in parts),
+            "sha256": json_digest([given.weight, *(d for part in parts for d in part["digests"])]),
+        }
+
+    def _add(
+        self, sources: list[dict[str, Any]], name: str, counts: Sequence[Mapping[str, int]]
+    ) -> None:
+        """Count documents that a later stage left out under their source."""
+        for index, entry in enumerate(sources):
+            if number := sum(count.get(str(index), 0) for count in counts):
+                entry["skipped"] = dict(sorted({**entry["skipped"], name: number}.items()))
+
+    def _tokenizer(self) -> Path:
+        """The tokenizer of the rows: given, finished already, or learned from the sample now."""
+        path, shared = self._job.out / TOKENIZER, self._shared
+        learned = shared.work / "learned"
+        if self._job.how.tokenizer:
+            Tokenizer.load(self._job.how.tokenizer).save(path)
+        elif shared.sample and not learned.exists():
+            last = stages.last_keys(shared)
+            tasks = [stages.Sample(shared, bucket, last) for bucket in range(shared.buckets)]
+            parts = self._stage("sampling", stages.sample, tasks)
+            texts = [
+                text
+                for domain in sorted(last)
+                for _, text in sorted(pair for part in parts for pair in part.get(domain, []))
+            ]
+            Tokenizer.train(texts, self._job.arguments["vocab"]).save(path)
+            write_bytes(learned, b"")
+        return path
+
+    def _plan(
+        self, domain: int, sources: Sequence[dict[str, Any]], tokenised: Sequence[Any]
+    ) -> tuple[dict[str, Any], list[tuple[str, list[stages.Pack]]]]:
+        """A domain's entry without its shards, and the tasks that write them."""
+        name, width = self._job.domains[domain].name, self._job.arguments["context"] + 1
+        folder = self._job.out / name
+        folder.mkdir(exist_ok=True)
+        indices = [i for i, given in enumerate(self._job.given) if given.domain == domain]
+        entry: dict[str, Any] = {"name": name, "sources": [sources[i] for i in indices]}
+        for i in indices:
+            sources[i] |= {
+                s: sum(r["counts"].get(str(i), {s: [0]})[s][0] for r in tokenised) for s in SPLITS
+            }
+        splits = []
+        for number, split in enumerate(SPLITS):
+            counts = [
+                r["counts"][str(i)][split]
+                for r in tokenised
+                for i in indices
+                if str(i) in r["counts"]
+            ]
+            totals = [sum(column) for column in zip(*counts, strict=True)] or [0, 0, 0]
+            _require_a_row(name, split, totals[2], width, [sources[i] for i in indices])
+            rows = totals[2] // width
+            entry[split] = {
+                **dict(zip(("documents", "bytes", "tokens"), totals, strict=True)),
+                "cut_tokens": totals[2] % width,
+                "rows": rows,
+            }
+            splits.append((split, self._packs(folder, domain, number, rows, width, tokenised)))
+        entry["keys"] = self._keys(folder, domain)
+        return entry, splits
+
+    def _packs(
+        self, folder: Path, domain: int, split: int, rows: int, width: int, tokenised: Sequence[Any]
+    ) -> list[stages.Pack]:
+        """Tasks for the shards of a split: each has the bytes of its rows, wherever they lie."""
+        dtype = token_dtype(self._job.arguments["vocab"])
+        streams = [
+            (self._shared.of("tokens", bucket, "tokens"), start, size)
+            for bucket, result in enumerate(tokenised)
+            for d, s, start, size in result["parts"]
+            if (d, s) == (domain, split)
+        ]
+        count = math.ceil(rows / SHARD_ROWS)
+        tasks = []
+        for i in range(count):
+            first, last = i * SHARD_ROWS, min(rows, (i + 1) * SHARD_ROWS)
+            name = f"{SPLITS[split]}-{i:05d}-of-{count:05d}.arrayrecord"
+            size = width * dtype.itemsize
+            parts = tuple(_cut(streams, first * size, last * size))
+            tasks.append(stages.Pack(folder / name, dtype.str, width, last - first, parts))
+        return tasks
+
+    def _keys(self, folder: Path, domain: int) -> dict[str, Any]:
+        """Write what identifies the domain's documents, for data that is added later."""
+        path = folder / KEYS
+        parts = [
+            self._shared.of("tokens", bucket, f"{domain}.keys")
+            for bucket in range(self._shared.buckets)
+        ]
+        write_bytes(path, b"".join(part.read_bytes() for part in parts if part.exists()))
+        return {"name": KEYS, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
-def _tokenise(
-    job: _Job,
-    corpus: Corpus,
-    encode: Encoder,
-    spools: Mapping[str, Spool],
-    progress: Progress,
+def _read_tasks(
+    given: Sequence[_Given], listings: Sequence[files.Listing]
+) -> Iterator[tuple[int, tuple[File, ...], str | None]]:
+    """Source, files and built-in corpus of each task. What counts its documents is one task."""
+    for index, (entry, listing) in enumerate(zip(given, listings, strict=True)):
+        if entry.builtin or entry.source.max_documents:
+            yield index, listing.files, entry.builtin
+            continue
+        part: list[File] = []
+        for file in listing.files:
+            if part and sum(f.size for f in part) + file.size > _TASK:
+                yield index, tuple(part), None
+                part = []
+            part.append(file)
+        yield index, tuple(part), None
+
+
+def _buckets(size: int, count: int, memory: int) -> int:
+    """Into how many parts text is sorted: each small in memory, and some for every worker.
+
+    Compressed files hold a few times their size. The result does not depend on it.
+    """
+    share = max(1 << 20, min(1 << 26, memory // (16 * count)))
+    return min(4096, max(4 * count, 4 * size // share))
+
+
+def _start(out: Path, plan: str, domains: Iterable[str], buckets: int) -> int:
+    """Keep what an interrupted run of the same job left, and nothing of any other."""
+    work = out / _WORK
+    state = work / "plan"
+    if not state.exists() or state.read_text().split()[0] != plan:
+        shutil.rmtree(work, ignore_errors=True)
+        for domain in () if (out / MANIFEST).exists() else domains:
+            shutil.rmtree(out / domain, ignore_errors=True)
+        for stage in ("read", "clean", "tokens"):
+            (work / stage).mkdir(parents=True)
+        write_bytes(state, f"{plan} {buckets}".encode())
+    return int(state.read_text().split()[1])
+
+
+def _cut(
+    streams: Sequence[tuple[Path, int, int]], first: int, last: int
+) -> Iterator[tuple[Path, int, int]]:
+    """Bytes ``first`` to ``last`` of streams one after another, as pieces of them."""
+    position = 0
+    for path, start, size in streams:
+        begin, end = max(first, position), min(last, position + size)
+        if begin < end:
+            yield path, start + begin - position, end - begin
+        position += size
+
+
+def _require_a_row(
+    domain: str, split: str, tokens: int, needed: int, sources: Sequence[Mapping[str, Any]]
 ) -> None:
-    train, held_out = (spools[split] for split in SPLITS)
-    eod = np.array([encode.tokenizer.eod], np.int32)
-    # One stream is encoded while its twin is kept to say which document an encoding is of.
-    batches, twins = tee(_batches(distinct(corpus.read())))
-    encodings = encode([document.text for _, document in batch] for batch in batches)
-    for batch, ids in zip(twins, encodings, strict=True):
-        for (key, document), tokens in zip(batch, ids, strict=True):
-            spool = held_out if is_held_out(key, job.held_out) else train
-            size = len(document.text.encode())
-            spool.add(np.concatenate([tokens, eod]), _rank(job.seed, key), size)
-            progress.advance(size)
-
-
-def _batches(
-    documents: Iterator[tuple[bytes, Document]],
-) -> Iterator[list[tuple[bytes, Document]]]:
-    """Consecutive documents in lists of about ``_BATCH`` characters."""
-    batch, size = [], 0
-    for key, document in documents:
-        batch.append((key, document))
-        size += len(document.text)
-        if size >= _BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _rank(seed: int, key: bytes) -> int:
-    """A document's place in the order of this seed: of its text alone, so reproducible anywhere."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:".encode() + key).digest()[:8], "big")
-
-
-def _require_a_row(domain: str, split: str, tokens: int, needed: int) -> None:
     if tokens < needed:
+        gone = sum((Counter(source["skipped"]) for source in sources), Counter[str]())
+        left = ", ".join(f"{count:,} {reason}" for reason, count in sorted(gone.items()))
         raise InputError(
             f"{domain}: {tokens} {split.replace('_', '-')} tokens, needed at least {needed} for "
             "one row; give more text, a shorter context or another held-out fraction"
+            f"{f' (left out: {left})' if left else ''}"
         )
-
-
-def _intact(folder: Path, shard: Mapping[str, Any]) -> bool:
-    path = folder / shard["name"]
-    return path.exists() and file_digest(path) == str(shard["sha256"])

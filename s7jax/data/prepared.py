@@ -18,6 +18,7 @@ VERSION = 1
 SPLITS = ("train", "held_out")
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+KEYS = "documents.keys"  # of a domain: what identifies its documents
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,20 @@ class Prepared:
             self.path / domain / shard["name"] for shard in self._split(domain, split)["shards"]
         ]
 
+    def report(self) -> Iterator[str]:
+        """One line for each source: what was read of it, and what became of the rest."""
+        for domain in self.manifest["domains"]:
+            for source in domain["sources"]:
+                kinds = [f"{count} {kind}" for kind, count in source.get("formats", {}).items()]
+                gone = {**source.get("left_out", {}), **source.get("skipped", {})}
+                notes = [f"{count:,} {reason}" for reason, count in gone.items()]
+                yield (
+                    f"{domain['name']}: {source['name']} ({source['license']}): "
+                    f"{', '.join([*kinds, ''])}{source.get('records', 0):,} records, "
+                    f"{source.get('train', 0):,} trained on, {source.get('held_out', 0):,} held out"
+                    f"{'; left out: ' + ', '.join(notes) if notes else ''}"
+                )
+
     def verify(self) -> None:
         """Hash every shard and load the tokenizer.
 
@@ -111,6 +126,9 @@ class Prepared:
             for split in SPLITS:
                 for entry in self._split(domain, split)["shards"]:
                     yield self.path / domain / entry["name"], entry
+        for domain in self.manifest["domains"]:
+            if keys := domain.get("keys"):
+                yield self.path / domain["name"] / keys["name"], keys
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

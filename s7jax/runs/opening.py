@@ -7,6 +7,7 @@ rest from its folder.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -15,7 +16,7 @@ from s7jax.architecture import counts
 from s7jax.config import PRESETS, Config, Domain, override, preset
 from s7jax.data.prepare import prepare
 from s7jax.data.prepared import Prepared
-from s7jax.data.sources import parse_data_flags, require_all
+from s7jax.data.sources import absolute, parse_data_flags, require_all
 from s7jax.errors import UsageError
 from s7jax.terminal.processes import one_after_another, say
 from s7jax.train import determinism
@@ -85,7 +86,14 @@ def add_start_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="DOMAIN=PATH",
-        help="sources, several for a domain if need be; every domain needs one",
+        help="sources, several for a domain if need be; every domain needs one; or data.toml",
+    )
+    parser.add_argument(
+        "--field",
+        nargs="+",
+        action="extend",
+        metavar="[DOMAIN=]NAME",
+        help="what holds the text of a record, such as content or messages.*.content",
     )
     parser.add_argument(
         "--add-domain",
@@ -181,10 +189,10 @@ def _configured(args: argparse.Namespace) -> Config:
     return override(config, changes)
 
 
-def _sources(args: argparse.Namespace, config: Config) -> dict[str, list[str]]:
-    """``--data`` as absolute paths by domain."""
-    parsed = parse_data_flags(args.data or [], config.model.domains)
-    return {d: [str(Path(p).absolute()) for p in paths] for d, paths in parsed.items()}
+def _sources(args: argparse.Namespace, config: Config) -> dict[str, list[Any]]:
+    """``--data`` by domain, as plain JSON, with absolute paths."""
+    parsed = parse_data_flags(args.data or [], config.model.domains, args.field or [])
+    return {d: [absolute(source).to_json() for source in given] for d, given in parsed.items()}
 
 
 def _add_domain(folder: RunFolder, args: argparse.Namespace) -> None:
@@ -267,7 +275,7 @@ def _check(shape: meshes.MeshShape, config: Config) -> None:
 def _open(folder: RunFolder, shape: meshes.MeshShape, note: str, options: Options) -> Run:
     config, settings = folder.config(), folder.read()
     _check(shape, config)
-    sources = [f"{d}={path}" for d, paths in (settings["data"] or {}).items() for path in paths]
+    sources = [f"{d}={path}" for d, given in (settings["data"] or {}).items() for path in given]
     corpus = settings["prepared"] or " ".join(sources) or "built-in corpus"
     size = sum(counts(config.model).values())
     say(f"run      {folder.path}\npreset   {config.preset}: {size:,} parameters")
@@ -283,6 +291,7 @@ def _open(folder: RunFolder, shape: meshes.MeshShape, note: str, options: Option
                 vocab=config.model.vocab,
                 context=config.model.context,
                 seed=config.seed,
+                reread=False,
             )
     names = ("vocab", "context", "domains")
     found, wanted = ([getattr(x, name) for name in names] for x in (prepared, config.model))

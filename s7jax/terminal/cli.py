@@ -21,6 +21,16 @@ def parser(doc: str | None, program: str | None = None) -> argparse.ArgumentPars
     )
 
 
+def size(text: str) -> int:
+    """Bytes, such as ``2GB`` or ``512MB``; for ``type=``."""
+    number = text.strip().upper().removesuffix("B")
+    unit = {"K": 10, "M": 20, "G": 30, "T": 40}.get(number[-1:], 0)
+    try:
+        return int(float(number[:-1] if unit else number) * (1 << unit))
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected such as 2GB") from None
+
+
 def main(run: Callable[[], int | None], say: Callable[[str], str] = str) -> None:
     """Run a program and exit: 0 done, 1 failure, 2 usage, 128 + n stopped by signal n.
 

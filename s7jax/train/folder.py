@@ -135,7 +135,7 @@ class RunFolder:
 
 
 def start(
-    run: RunFolder, config: Config, data: dict[str, list[str]] | None, prepared: str | None
+    run: RunFolder, config: Config, data: dict[str, list[Any]] | None, prepared: str | None
 ) -> RunFolder:
     """Open a run folder for this configuration, making it if need be.
 
@@ -156,7 +156,7 @@ def start(
     return run
 
 
-def add_domain(run: RunFolder, domain: Domain, sources: list[str]) -> None:
+def add_domain(run: RunFolder, domain: Domain, sources: list[Any]) -> None:
     """Give a run one more domain; nothing that is finished changes.
 
     Raises:

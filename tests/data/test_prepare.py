@@ -9,17 +9,28 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
-from s7jax.config import PRESETS
-from s7jax.data.corpus import corpora, sample
-from s7jax.data.prepare import prepare
+from s7jax.config import PRESETS, Domain
+from s7jax.data import documents
+from s7jax.data import prepare as data_prepare
+from s7jax.data.documents import Counts
+from s7jax.data.files import listing
+from s7jax.data.prepare import How, prepare
 from s7jax.data.prepared import SPLITS, Prepared, manifest_digest, token_dtype
-from s7jax.data.sources import read
+from s7jax.data.sources import Source
+from s7jax.data.tokenizer import Tokenizer
 from s7jax.errors import InputError, UsageError
 
 DOMAINS = PRESETS["s7-nano"].model.domains
 
 NUMBERS = {"vocab": 320, "context": 16, "held_out": 0.2}  # as the fixture ``small``
 ARGUMENTS = NUMBERS | {"domains": PRESETS["s7-nano"].domains}
+
+
+def read(domain, path):
+    """The documents of a source by themselves."""
+    source = Source(path=(str(path),))
+    found = listing(domain, str(path)).files
+    return documents.read(source, found, Counts(), limit=1 << 28, skip_bad=False)
 
 
 def stored(prepared, domain, split):
@@ -114,7 +125,7 @@ def run_prepare(small_sources, out, *, workers=1, before="", seed="0"):
 def test_the_same_bytes_for_any_workers_and_hash_seed(
     small, small_sources, tmp_path, workers, seed
 ):
-    shrink = "p._BATCH = 2_000"  # many batches, so that workers really share the work
+    shrink = "p._TASK = 2_000"  # many tasks, so that workers really share the work
     run = run_prepare(small_sources, tmp_path / "o", workers=workers, seed=seed, before=shrink)
     assert run.returncode == 0, run.stderr
     again = Prepared.load(tmp_path / "o")
@@ -130,44 +141,79 @@ def test_the_seed_decides_the_order_and_nothing_else(small, small_sources, tmp_p
     assert [t for t in one if t in common] != [t for t in two if t in common]
 
 
-def test_packing_in_small_pieces_gives_the_same_bytes(small, small_sources, tmp_path, monkeypatch):
-    monkeypatch.setattr("s7jax.data.sequences._GATHER", 50)
-    pieces = prepare(small_sources, tmp_path, workers=1, **ARGUMENTS)
-    assert list(files_of(pieces).values()) == list(files_of(small).values())
+def test_any_number_of_buckets_gives_the_same_bytes(small, small_sources, tmp_path, monkeypatch):
+    for buckets in (1, 13):
+        monkeypatch.setattr("s7jax.data.prepare._buckets", lambda *_, b=buckets: b)
+        other = prepare(small_sources, tmp_path / str(buckets), workers=1, **ARGUMENTS)
+        assert list(files_of(other).values()) == list(files_of(small).values())
 
 
 KILL = """
-write, calls = p.{name}, 0
+from s7jax.data import stages
+work, calls = stages.{name}, 0
 def killed(*args):
     global calls
     calls += 1
     if calls == {call}:
         os.kill(os.getpid(), signal.SIGKILL)
-    return write(*args)
-p.{name} = killed
+    return work(*args)
+stages.{name} = killed
 """
 
 
 @pytest.mark.parametrize(
-    "where",  # function, its how many-eth call, domains finished by then
-    [("write_json", 1, 0), ("write_shards", 4, 1), ("write_json", 4, 2), ("write_json", 6, 4)],
+    "where",  # function, its how many-eth call, what is done by then and not done again
+    [
+        ("_read", 3, "read/*.texts"),
+        ("_clean", 2, "read/*.texts"),
+        ("_tokenise", 3, "tokens/*.tokens"),
+        ("pack", 5, "../code/train*"),
+    ],
 )
-def test_killed_and_run_again_gives_the_same_bytes(small, small_sources, tmp_path, where):
+def test_killed_and_run_again_gives_the_same_bytes(
+    small, small_sources, tmp_path, where, monkeypatch
+):
     name, call, done = where
     out = tmp_path / "o"
     run = run_prepare(small_sources, out, before=KILL.format(name=name, call=call))
-    assert run.returncode == -signal.SIGKILL
+    assert run.returncode == -signal.SIGKILL, run.stderr
     assert not (out / "manifest.json").exists()
-    kept = {d: [p.stat().st_ino for p in sorted((out / d).iterdir())] for d in DOMAINS[:done]}
+    kept = {path: path.stat().st_mtime_ns for path in (out / ".work").glob(done)}
+    assert kept
+    seen, publish = {}, data_prepare._publish
+
+    def shown(job, *rest):  # when all is packed, before the work folder goes
+        seen.update({path: path.stat().st_mtime_ns for path in job.work.glob(done)})
+        publish(job, *rest)
+
+    monkeypatch.setattr(data_prepare, "_publish", shown)
     prepared = prepare(small_sources, out, workers=1, **ARGUMENTS)
+    assert kept.items() <= seen.items()
     assert list(files_of(prepared).values()) == list(files_of(small).values())
-    for domain, inodes in kept.items():  # a finished domain is not written again
-        assert [p.stat().st_ino for p in sorted((out / domain).iterdir())] == inodes
+
+
+def test_a_worker_that_is_killed_is_replaced(small, small_sources, tmp_path):
+    once = f"""
+import pathlib
+from s7jax.data import stages
+mark = pathlib.Path({str(tmp_path / "mark")!r})
+work = stages._clean
+def killed(task):
+    if task.bucket == 1 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return work(task)
+stages._clean = killed
+"""
+    run = run_prepare(small_sources, tmp_path / "o", workers=2, before=once)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "mark").exists()
+    assert list(files_of(Prepared.load(tmp_path / "o")).values()) == list(files_of(small).values())
 
 
 def test_interrupted_then_other_arguments_starts_anew(small_sources, tmp_path):
     out = tmp_path / "o"
-    run_prepare(small_sources, out, before=KILL.format(name="write_json", call=4))
+    run_prepare(small_sources, out, before=KILL.format(name="_tokenise", call=2))
     changed = prepare(small_sources, out, workers=1, seed=1, **ARGUMENTS)
     direct = prepare(small_sources, tmp_path / "p", workers=1, seed=1, **ARGUMENTS)
     assert list(files_of(changed).values()) == list(files_of(direct).values())
@@ -186,7 +232,7 @@ def test_a_finished_folder_is_checked_repaired_and_never_replaced(small_sources,
         first.verify()
     assert files_of(prepare(small_sources, out, workers=1, **ARGUMENTS)) == before
     assert first.shards("code", "train")[0].stat().st_ino == inode
-    with pytest.raises(InputError, match="other sources or arguments"):
+    with pytest.raises(InputError, match=r"other sources or arguments.*seed is 0 there, 1 here"):
         prepare(small_sources, out, workers=1, seed=1, **ARGUMENTS)
     assert files_of(first) == before
 
@@ -243,11 +289,155 @@ def test_arguments_out_of_range_are_usage_errors(small_sources, tmp_path, change
         prepare(small_sources, tmp_path, **({"workers": 1} | ARGUMENTS | change))
 
 
-def test_the_tokenizer_sees_only_training_text_and_no_more_than_asked(small, small_sources):
-    for corpus in corpora(PRESETS["s7-nano"].domains, small_sources):
-        chosen = sample(corpus, 0.2, 5_000, lambda _: None)
-        given = {d.text for d in corpus.read()}
-        assert set(chosen.texts) <= given - set(texts(small, corpus.domain, "held_out"))
-        size = sum(map(len, chosen.texts))
-        assert 5_000 <= size < 5_000 + max(map(len, chosen.texts))
-        assert chosen.bytes == sum(len(d.text.encode()) for d in corpus.read())
+def test_the_tokenizer_sees_only_training_text_and_no_more_than_asked(
+    small, small_sources, tmp_path, monkeypatch
+):
+    seen = []
+    train = Tokenizer.train
+    monkeypatch.setattr("s7jax.data.prepare._SAMPLE_AT_LEAST", 5_000 * len(DOMAINS))
+    monkeypatch.setattr("s7jax.data.prepare._SAMPLE_PER_TOKEN", 1)
+    monkeypatch.setattr(Tokenizer, "train", lambda t, v: seen.extend(t) or train(t, v))
+    prepare(small_sources, tmp_path, workers=1, **ARGUMENTS)
+    for domain in DOMAINS:
+        given = {d.text for path in small_sources[domain] for d in read(domain, path)}
+        chosen = [text for text in seen if text in given]
+        assert not set(chosen) & set(texts(small, domain, "held_out"))
+        size = sum(map(len, chosen))
+        assert 5_000 <= size < 5_000 + max(map(len, chosen))
+
+
+def source_texts(small_sources, domain):
+    return [json.loads(line)["text"] for line in small_sources[domain][0].read_text().splitlines()]
+
+
+def counts(prepared, domain):
+    entry = next(d for d in prepared.manifest["domains"] if d["name"] == domain)
+    return entry["sources"][0]
+
+
+def test_a_text_in_two_domains_stays_in_the_first(small, small_sources, tmp_path):
+    copies = source_texts(small_sources, "code")[:10]
+    path = tmp_path / "math.jsonl"
+    path.write_text(
+        small_sources["math"][0].read_text() + "\n".join(json.dumps({"text": t}) for t in copies)
+    )
+    other = prepare({**small_sources, "math": [path]}, tmp_path / "o", workers=1, **ARGUMENTS)
+    assert counts(other, "math")["skipped"] == {"duplicates": 10}
+    for split in SPLITS:
+        np.testing.assert_array_equal(stored(other, "math", split), stored(small, "math", split))
+
+
+def test_evaluation_sets_are_kept_out(small_sources, tmp_path):
+    text = source_texts(small_sources, "reason")[3]
+    words = text.split()[:30]
+    (tmp_path / "eval.jsonl").write_text(
+        json.dumps({"question": "Well, " + "\n".join(words).upper()})
+    )
+    how = How(against=(str(tmp_path / "eval.jsonl"),))
+    clean = prepare(small_sources, tmp_path / "o", workers=1, how=how, **ARGUMENTS)
+    together = {t for s in SPLITS for t in texts(clean, "reason", s)}
+    assert text not in together
+    assert counts(clean, "reason")["skipped"]["contaminated"] >= 1
+    assert len(clean.manifest["against"]) == 64
+
+
+def test_near_duplicates_go_from_both_splits(small_sources, tmp_path):
+    words = [f"w{i}" for i in range(400)]
+    lines = []
+    for group in range(40):
+        own = [f"{word}g{group}" for word in words]
+        for copy in range(3):
+            lines.append(json.dumps({"text": " ".join([*own, f"copy{copy}"])}))
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    sources = {**small_sources, "general": [tmp_path / "a.jsonl"]}
+    how = How(near=0.8)
+    clean = prepare(sources, tmp_path / "o", workers=1, how=how, **ARGUMENTS)
+    assert counts(clean, "general")["skipped"]["near duplicates"] == 80
+    assert counts(clean, "general")["train"] + counts(clean, "general")["held_out"] == 40
+
+
+def test_a_weight_draws_some_documents_or_repeats_all_that_are_trained_on(
+    small, small_sources, tmp_path
+):
+    once = counts(small, "code")
+    for weight in (0.5, 2.0):
+        path = str(small_sources["code"][0])
+        sources = {**small_sources, "code": [{"path": path, "weight": weight}]}
+        other = prepare(sources, tmp_path / str(weight), workers=1, **ARGUMENTS)
+        if weight == 2:
+            assert counts(other, "code")["train"] == 2 * once["train"]
+            assert counts(other, "code")["held_out"] == once["held_out"]
+        else:
+            drawn = counts(other, "code")["train"] + counts(other, "code")["held_out"]
+            assert drawn + counts(other, "code")["skipped"]["not drawn"] == once["records"]
+            assert 10 < drawn < 50
+
+
+def test_finished_data_stands_on_its_shards(small_sources, tmp_path):
+    gone = {}
+    for domain, (path,) in small_sources.items():
+        gone[domain] = [tmp_path / path.name]
+        gone[domain][0].write_bytes(path.read_bytes())
+    first = prepare(gone, tmp_path / "o", workers=1, **ARGUMENTS)
+    for (path,) in gone.values():
+        path.unlink()
+    (tmp_path / "o").rename(tmp_path / "moved")
+    again = prepare(gone, tmp_path / "moved", workers=1, reread=False, **ARGUMENTS)
+    assert again.digest == first.digest
+    with pytest.raises(InputError, match="does not exist"):
+        prepare(gone, tmp_path / "moved", workers=1, **ARGUMENTS)
+
+
+def test_a_domain_is_added_without_the_old_text_and_as_if_it_had_been_there(
+    small_sources, tmp_path
+):
+    law = tmp_path / "law.jsonl"
+    lines = [json.dumps({"text": f"Article {i}. " + "whereas the party " * 9}) for i in range(80)]
+    shared = source_texts(small_sources, "code")[:5]
+    law.write_text("\n".join([*lines, *(json.dumps({"text": t}) for t in shared)]))
+    domains = (*ARGUMENTS["domains"], Domain(name="law", share=0, tokens=1))
+    arguments = ARGUMENTS | {"domains": domains, "workers": 1}
+    sources = {**small_sources, "law": [law]}
+    whole = prepare(sources, tmp_path / "whole", **arguments)
+    prepare(small_sources, tmp_path / "o", workers=1, **ARGUMENTS)
+    nothing = {d: ["/nowhere.txt"] for d in DOMAINS}
+    grown = prepare({**nothing, "law": [law]}, tmp_path / "o", reread=False, **arguments)
+    assert grown.digest == whole.digest
+    assert files_of(grown).keys() != files_of(whole).keys()
+    assert list(files_of(grown).values()) == list(files_of(whole).values())
+    assert counts(grown, "law")["skipped"] == {"duplicates": 5}
+
+
+def test_equal_keys_mean_equal_digests_however_a_file_is_read(small_sources, tmp_path):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    texts = source_texts(small_sources, "code")
+    for i in range(0, len(texts), 6):
+        rows = "".join(json.dumps({"text": t}) + "\n" for t in texts[i : i + 6])
+        (folder / f"{i:03}.json").write_text(rows)
+    sources = {**small_sources, "code": [folder]}
+    first = prepare(sources, tmp_path / "o", workers=1, **ARGUMENTS)
+    for path in folder.iterdir():
+        path.rename(path.with_suffix(".jsonl"))
+    again = prepare(sources, tmp_path / "o", workers=1, **ARGUMENTS)
+    other = next(folder.iterdir())
+    whole = other.read_bytes()
+    other.write_bytes(whole + b'{"text": "more"}\n')
+    with pytest.raises(InputError, match="code: the text of 'd' is another one"):
+        prepare(sources, tmp_path / "o", workers=1, **ARGUMENTS)
+    other.write_bytes(whole)
+    fresh = prepare(sources, tmp_path / "p", workers=1, **ARGUMENTS)
+    assert again.manifest["key"] == fresh.manifest["key"] == first.manifest["key"]
+    assert counts(first, "code")["train"] == counts(fresh, "code")["train"]
+    for split in SPLITS:
+        np.testing.assert_array_equal(stored(first, "code", split), stored(fresh, "code", split))
+
+
+def test_a_given_tokenizer_is_used_and_one_of_another_size_refused(small, small_sources, tmp_path):
+    how = How(tokenizer=small.path / "tokenizer.json")
+    other = prepare(small_sources, tmp_path / "o", workers=1, how=how, **ARGUMENTS)
+    assert other.manifest["domains"] == small.manifest["domains"]
+    assert other.manifest["key"] != small.manifest["key"]  # no document decides it any more
+    with pytest.raises(UsageError, match=r"tokenizer\.json: 320 tokens, the preset has 400"):
+        prepare(small_sources, tmp_path / "p", workers=1, how=how, **(ARGUMENTS | {"vocab": 400}))
+    assert not (tmp_path / "p").exists()

@@ -17,14 +17,19 @@ def tool(*arguments):
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """Enough text for the vocabulary of s7-nano: one folder for all domains."""
-    folder = tmp_path_factory.mktemp("text")
+    """Enough text for the vocabulary of s7-nano: a folder for each domain."""
+    text = tmp_path_factory.mktemp("text")
+    return [f"{d}={folder(text / d, d)}" for d in ("code", "math", "reasoning", "general")]
+
+
+def folder(folder, domain):
+    folder.mkdir()
     for i in range(900):
-        (folder / f"{i}.txt").write_text(math.document(0, i) + " ".join(f"w{i}q{i * 37}"))
+        (folder / f"{i}.txt").write_text(f"{domain} {math.document(0, i)}")
     words = [chr(97 + i % 26) + chr(97 + i // 26 % 26) + chr(97 + i // 676) for i in range(3000)]
     for i in range(10):
-        (folder / f"words{i}.txt").write_text(f"{i} " + " ".join(words[i::2] * 2))
-    return [f"{domain}={folder}" for domain in ("code", "math", "reasoning", "general")]
+        (folder / f"words{i}.txt").write_text(f"{domain} {i} " + " ".join(words[i::2] * 2))
+    return folder
 
 
 def test_it_prepares_and_says_what_there_is(sources, tmp_path):
@@ -57,6 +62,10 @@ def test_a_broken_source_is_exit_code_1(sources, tmp_path):
         (["--preset", "s8", "--out", "o"], "unknown preset 's8'"),
         (["--preset", "s7-nano", "--out", "o", "--data", "cod=x"], "did you mean 'code'"),
         (["--preset", "s7-nano", "--out", "o", "--held-out", "2"], "held-out 2.0"),
+        (["--preset", "s7-nano", "--out", "o", "--memory", "inf"], "expected such as 2GB"),
+        (["--preset", "s7-nano", "--out", "o", "--memory", "1MB"], "expected at least 64MB"),
+        (["--preset", "s7-nano", "--out", "o", "--near-duplicates", "nan"], "near-duplicates nan"),
+        (["--preset", "s7-nano", "--out", "o", "--data", "x=y", "--field", "a=b"], "--field 'a=b'"),
     ],
 )
 def test_a_wrong_command_line_is_exit_code_2(arguments, message):

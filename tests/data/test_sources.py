@@ -1,17 +1,32 @@
+import bz2
 import gzip
 import json
+import lzma
+from pathlib import Path
 
 import pytest
-import zstandard
 
-from s7jax.data.sources import files, parse_data_flags, read, require_all
+from s7jax.data import documents
+from s7jax.data.documents import Counts
+from s7jax.data.files import listing
+from s7jax.data.formats import zstd
+from s7jax.data.sources import Source, parse_data_flags, require_all, source
 from s7jax.errors import InputError, UsageError
 
 DOMAINS = ("code", "math", "reason", "general")
+LIMIT = 1 << 28
 
 
-def texts(source):
-    return [document.text for document in read("code", source)]
+def read(path, counts=None, skip_bad=False, limit=LIMIT, **fields):
+    """The documents of a path, listed and read as ``prepare`` does."""
+    given = Source(path=(str(path),), **fields)
+    found = listing("code", str(path), given.format, skip_bad).files
+    counts = Counts() if counts is None else counts
+    return list(documents.read(given, found, counts, limit=limit, skip_bad=skip_bad))
+
+
+def texts(path, **arguments):
+    return [document.text for document in read(path, **arguments)]
 
 
 def jsonl(*texts):
@@ -23,13 +38,15 @@ def jsonl(*texts):
     [
         (".jsonl", lambda data: data),
         (".jsonl.gz", lambda data: gzip.compress(data[:5]) + gzip.compress(data[5:])),
-        (".jsonl.zst", lambda data: zstandard.compress(data[:5]) + zstandard.compress(data[5:])),
+        (".ndjson.bz2", bz2.compress),
+        (".jsonl.xz", lzma.compress),
+        (".jsonl.zst", lambda data: zstd.compress(data[:5]) + zstd.compress(data[5:])),
     ],
 )
 def test_json_lines_in_any_packing_give_their_texts_in_order(tmp_path, suffix, packed):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(packed(jsonl("one", "zwei é", "", "line\nline") + b'\n{"text": "last"}'))
-    documents = list(read("code", path))
+    documents = read(path)
     assert [d.text for d in documents] == ["one", "zwei é", "line\nline", "last"]
     assert [d.origin for d in documents] == [f"{path}:{n}" for n in (1, 2, 4, 6)]
 
@@ -41,7 +58,7 @@ def test_lines_longer_than_a_chunk_stay_whole(tmp_path):
 
 
 def test_a_tree_gives_its_known_files_in_bytewise_order(tmp_path):
-    for name in ("b.py", "a/z.md", "a.py", "B.txt", "é.py", "skip.bin", ".hidden.py", ".git/x.py"):
+    for name in ("b.py", "a/z.md", "a.py", "B.txt", "é.py", ".hidden.py", ".git/x.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / "empty.py").touch()
@@ -61,9 +78,9 @@ def test_a_glob_gives_its_matches_in_bytewise_order(tmp_path):
     [
         (b'{"text": "cut', "not a JSON line"),
         (b'{"txt": "x"}', "field 'text'"),
-        (b'["text"]', "field 'text'"),
+        (b'["text"]', "a field of text"),
         (b'{"text": 3}', "'text' is int"),
-        (b'{"text": null}', "'text' is NoneType"),
+        (b'{"text": "a", "text": "b"}', "'text' stands there twice"),
         (b'{"text": "\\ud800"}', "surrogate"),
         (b"[" * 100_000, "not a JSON line"),
     ],
@@ -99,7 +116,13 @@ def test_an_empty_file_is_an_error(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "pack"), [("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstandard.compress)]
+    ("name", "pack"),
+    [
+        ("a.jsonl.gz", gzip.compress),
+        ("a.jsonl.bz2", bz2.compress),
+        ("a.jsonl.xz", lzma.compress),
+        ("a.jsonl.zst", zstd.compress),
+    ],
 )
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no" * 50])
 def test_a_damaged_archive_is_an_error(tmp_path, name, pack, damage):
@@ -123,17 +146,20 @@ def test_a_source_that_gives_nothing_is_an_error(tmp_path, name, message):
     (tmp_path / "a.bin").write_text("x")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=message) as e:
-        files("math", tmp_path / name)
+        listing("math", str(tmp_path / name))
     assert "math: " in str(e.value)
     assert str(tmp_path / name.replace("*.b", "a.b")) in str(e.value)
 
 
-def test_flags_collect_paths_by_domain():
+def test_flags_collect_sources_by_domain():
     flags = ["math=m", "code=a", "reasoning=r", "general=g=1", "code=b"]
-    parsed = {
-        domain: list(map(str, paths)) for domain, paths in parse_data_flags(flags, DOMAINS).items()
+    parsed = parse_data_flags(flags, DOMAINS, ["content", "math=latex.*.body"])
+    assert {d: [(s.path, s.field) for s in given] for d, given in parsed.items()} == {
+        "code": [(("a",), "content"), (("b",), "content")],
+        "math": [(("m",), "latex.*.body")],
+        "reason": [(("r",), "content")],
+        "general": [(("g=1",), "content")],
     }
-    assert parsed == {"code": ["a", "b"], "math": ["m"], "reason": ["r"], "general": ["g=1"]}
     assert list(parsed) == ["code", "math", "reason", "general"]
 
 
@@ -154,3 +180,168 @@ def test_flags_that_make_no_sense_are_usage_errors(flag, message):
 def test_sources_of_some_domains_alone_are_refused():
     with pytest.raises(UsageError, match="no source for math, reason, general; add math=PATH"):
         require_all(parse_data_flags(["code=x"], DOMAINS), DOMAINS)
+
+
+def test_a_mark_at_the_start_is_no_text(tmp_path):
+    for name in ("a.txt", "b.jsonl", "c.csv", "d.json"):
+        content = {"a": "one", "b": '{"text": "one"}', "c": "text\none\n", "d": '[{"text": "one"}]'}
+        (tmp_path / name).write_text("\ufeff" + content[name[0]])
+    assert texts(tmp_path) == ["one"] * 4
+
+
+def test_json_is_lines_or_an_array_or_text_by_what_is_in_it(tmp_path):
+    lines = jsonl("one", "two", "three")
+    (tmp_path / "a.json").write_bytes(lines)
+    (tmp_path / "b.json").write_text(json.dumps([{"text": "four"}, {"text": "five"}], indent=1))
+    (tmp_path / "c.json").write_text('{"name": "package"}')
+    assert texts(tmp_path) == ["one", "two", "three", "four", "five", '{"name": "package"}']
+    assert [d.origin for d in read(tmp_path / "a.json")] == [
+        f"{tmp_path}/a.json:{n}" for n in (1, 2, 3)
+    ]
+
+
+def test_links_are_followed_once(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/a.txt").write_text("a")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/link").symlink_to(tmp_path / "real")
+    (tmp_path / "d/again").symlink_to(tmp_path / "real")
+    (tmp_path / "real/loop").symlink_to(tmp_path / "d")
+    (tmp_path / "d/gone").symlink_to(tmp_path / "nowhere")
+    assert texts(tmp_path / "d") == ["a"]
+    left = listing("code", str(tmp_path / "d")).left_out
+    assert left == {"broken link": 1, "folder linked twice": 2}
+
+
+def test_what_is_left_out_is_counted_or_refused(tmp_path):
+    for name in ("a.py", "Makefile", "x.docx", ".hidden", ".git/config"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "empty.py").touch()
+    with pytest.raises(
+        InputError, match=r"unknown suffix \(1 \.docx, 1 no suffix\).*--on-bad skip"
+    ):
+        listing("code", str(tmp_path))
+    assert listing("code", str(tmp_path), skip_unknown=True).left_out == {
+        "empty": 1,
+        "hidden": 1,
+        "hidden folder": 1,
+        "unknown kind .docx": 1,
+        "unknown kind no suffix": 1,
+    }
+
+
+def test_a_card_beside_records_is_no_document(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.jsonl").write_bytes(jsonl("one"))
+    (tmp_path / "README.md").write_text("about the data")
+    assert texts(tmp_path) == ["one"]
+    assert listing("code", str(tmp_path)).left_out == {"about the records beside it": 1}
+
+
+def test_bad_records_are_counted_where_that_is_asked(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(jsonl("one", "") + b'nonsense\n{"txt": 1}\n' + jsonl("two"))
+    counts = Counts()
+    assert texts(tmp_path / "a.jsonl", counts=counts, skip_bad=True) == ["one", "two"]
+    assert (counts.records, counts.documents) == (5, 2)
+    assert counts.skipped == {"empty": 1, "bad": 2}
+
+
+def test_nested_fields_filters_and_a_number_of_documents(tmp_path):
+    rows = [
+        {
+            "id": i,
+            "license": ["gpl", "mit"][i % 2],
+            "messages": [{"content": f"q{i}"}, {"content": "a"}],
+        }
+        for i in range(6)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    fields = {"field": "messages.*.content", "keep": {"license": ("mit", "bsd")}}
+    counts = Counts()
+    assert texts(tmp_path / "a.jsonl", counts=counts, **fields) == ["q1\na", "q3\na", "q5\na"]
+    assert counts.skipped == {"filtered": 3}
+    assert texts(tmp_path / "a.jsonl", max_documents=2, **fields) == ["q1\na", "q3\na"]
+
+
+def test_a_record_longer_than_the_limit_is_refused_and_the_rest_read(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(jsonl("one", "x" * 5_000, "two"))
+    with pytest.raises(InputError, match=r"a\.jsonl:2: longer than"):
+        texts(tmp_path / "a.jsonl", limit=1_000)
+    assert texts(tmp_path / "a.jsonl", limit=1_000, skip_bad=True) == ["one", "two"]
+
+
+def test_a_zstd_window_beyond_the_memory_is_named(tmp_path):
+    options = {zstd.CompressionParameter.window_log: 28, zstd.CompressionParameter.checksum_flag: 1}
+    packer = zstd.ZstdCompressor(options=options)
+    (tmp_path / "a.jsonl.zst").write_bytes(packer.compress(jsonl("one" * 10)) + packer.flush())
+    assert texts(tmp_path / "a.jsonl.zst") == ["one" * 10]
+    with pytest.raises(InputError, match="a zstd window of 256 MiB, more than the 128 MiB"):
+        texts(tmp_path / "a.jsonl.zst", limit=1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"path": "a", "feild": "x"}, "unknown field 'feild'; did you mean 'field'"),
+        ({"field": "x"}, "path is None"),
+        ({"path": "a", "format": "doc"}, "format is 'doc', expected one of text, jsonl"),
+        ({"path": "a", "max_documents": 0}, "max_documents is 0"),
+        ({"path": "a", "weight": -1}, "weight is -1"),
+        ({"path": "a", "weight": 1.5}, "above 1 expected a whole number"),
+        ({"path": "a", "keep": {"license": "mit"}}, "keep is"),
+        ({"path": "a", "license": 3}, "license is 3, expected text"),
+    ],
+)
+def test_a_source_that_makes_no_sense_is_a_usage_error(given, message):
+    with pytest.raises(UsageError, match=message):
+        source(given)
+
+
+def test_a_source_survives_json():
+    for given in (
+        {"path": "a"},
+        {"path": ["a", "b"], "field": "x.*.y", "keep": {"license": ["mit"]}, "weight": 2.0},
+    ):
+        there = source(given)
+        assert source(json.loads(json.dumps(there.to_json()))) == there
+
+
+def test_a_file_of_sources_is_read_beside_itself(tmp_path):
+    (tmp_path / "data.toml").write_text(
+        '[[source]]\ndomain = "reasoning"\npath = "r/*.jsonl"\nfield = "cot"\n'
+        '[[source]]\ndomain = "code"\npath = ["s3://b/x", "/y"]\nkeep = {license = ["mit"]}\n'
+    )
+    parsed = parse_data_flags([str(tmp_path / "data.toml"), "math=m"], DOMAINS)
+    assert parsed == {
+        "code": [Source(path=("s3://b/x", "/y"), keep={"license": ("mit",)})],
+        "math": [Source(path=("m",))],
+        "reason": [Source(path=(f"{tmp_path}/r/*.jsonl",), field="cot")],
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        ("[source", InputError, "not TOML"),
+        ("", UsageError, r"expected \[\[source\]\] tables"),
+        ('other = 1\n[[source]]\npath = "x"', UsageError, "found other"),
+        ('[[source]]\npath = "x"', UsageError, "source 1: domain is missing"),
+        ('[[source]]\npath = "x"\ndomain = "cod"', UsageError, "did you mean 'code'"),
+    ],
+)
+def test_a_file_of_sources_that_is_none_says_where(tmp_path, content, error, message):
+    (tmp_path / "data.toml").write_text(content)
+    with pytest.raises(error, match=message):
+        parse_data_flags([str(tmp_path / "data.toml")], DOMAINS)
+    with pytest.raises(InputError, match="does not exist"):
+        parse_data_flags([str(tmp_path / "none.toml")], DOMAINS)
+
+
+def test_the_corpora_of_the_specification_are_all_there_with_their_licences():
+    path = Path(__file__).parents[2] / "experiments/data/spec.toml"
+    parsed = parse_data_flags([str(path)], DOMAINS)
+    require_all(parsed, DOMAINS)
+    given = [source for sources in parsed.values() for source in sources]
+    assert len(given) == 10
+    assert all(source.name and source.license != Source(path=()).license for source in given)

@@ -95,7 +95,7 @@ def test_save_and_load_keep_everything(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "t.json")
     again = Tokenizer.load(tmp_path / "t.json")
     assert again.to_vocabulary() == tokenizer.to_vocabulary()
-    text = "Compute 12 + 345. <|eod|> é"
+    text = "Compute 12 + 345. <|eo d|> é"
     library = tokenizers.Tokenizer.from_file(str(tmp_path / "t.json"))
     assert library.encode(text).ids == tokenizer.encode(text).tolist()
     (tmp_path / "t.json").write_text('{"model": {}}')
@@ -152,3 +152,55 @@ def test_too_little_text_or_too_small_a_vocabulary():
         Tokenizer.train(["abc abc"], 400)
     with pytest.raises(UsageError, match="at least 258"):
         Tokenizer.train(["abc"], 256)
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(), max_size=20))
+@example([" " * 50_000 + "x", "\n" * 50_000, "a" * 50_000, "1" * 5_000])
+def test_the_fast_encoder_gives_equal_ids(tokenizer, texts):
+    assert tokenizer._tiktoken is not None
+    for ids, text in zip(tokenizer.encode_batch(texts), texts, strict=True):
+        np.testing.assert_array_equal(ids, tokenizer.encode(text), strict=True)
+
+
+@pytest.mark.long(minutes=4)
+def test_the_fast_encoder_gives_equal_ids_on_a_million_strings(tokenizer):
+    """Every character there is, and random strings of characters of every kind."""
+    every = [c for c in map(chr, range(0x110000)) if not "\ud800" <= c <= "\udfff"]
+    rng = np.random.default_rng(0)
+    common = [chr(i) for i in range(0x250)] * 3
+    pool = np.array(
+        [*common, *"\u2028\u2029\u3000\u0660\u0301\u200b\ufeff\U0001f600", *every[::97]]
+    )
+    strings = [f"a{c} {c}{c}1" for c in every]
+    for length in range(1, 26):
+        strings += ["".join(row) for row in rng.choice(pool, (40_000, length))]
+    assert len(strings) > 2_000_000
+    for ids, text in zip(tokenizer.encode_batch(strings), strings, strict=True):
+        assert ids.tolist() == tokenizer.encode(text).tolist(), text
+
+
+def test_merges_that_the_fast_encoder_would_misread_are_not_given_to_it():
+    """``abc`` is made of ``ab`` and ``c``, but ``bc`` is merged first: it can never come out."""
+    tokens = [b"", *(bytes([i]) for i in range(256)), b"bc", b"ab", b"abc"]
+    ids = {token: i for i, token in enumerate(tokens)}
+    merges = [(ids[a], ids[b]) for a, b in ((b"b", b"c"), (b"a", b"b"), (b"ab", b"c"))]
+    tokenizer = Tokenizer(tokens, merges, PATTERN)
+    assert tokenizer._tiktoken is None
+    (batch,) = tokenizer.encode_batch(["abc"])
+    assert batch.tolist() == tokenizer.encode("abc").tolist() == [ids[b"a"], ids[b"bc"]]
+
+
+def test_others_read_the_tokenizer_and_know_where_a_text_ends(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "tokenizer.json")
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert library.token_to_id(EOD) == tokenizer.eod
+    assert library.decode([tokenizer.eod, *tokenizer.encode("x")]) == "x"
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["eos_token"] == EOD
+
+
+def test_more_white_space_than_the_fast_encoder_bears_is_encoded_all_the_same(tokenizer):
+    text = " " * 1_100_000
+    (ids,) = tokenizer.encode_batch([text])
+    assert tokenizer.decode(ids) == text.encode()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 from s7jax.data.builtin import math, reason, stdlib
-from s7jax.data.sources import Document
+from s7jax.data.documents import Document
 
 GENERATED_BYTES = 2_500_000
 

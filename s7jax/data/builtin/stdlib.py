@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from s7jax.data.sources import Document
+from s7jax.data.documents import Document
 
 CODE_BYTES = 4_000_000
 
@@ -98,9 +98,17 @@ def _documented(node: ast.AST) -> bool:
     return isinstance(node, _Documentable) and ast.get_docstring(node, clean=False) is not None
 
 
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """A tree without its expressions, which are most of it and hold no docstrings."""
+    yield node
+    for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+        for inner in getattr(node, name, ()):
+            yield from _statements(inner)
+
+
 def _without_docstrings(source: str, tree: ast.Module) -> str:
     lines = source.splitlines(keepends=True)
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, _Documentable) and _documented(node):
             first = node.body[0]
             start, end = first.lineno - 1, first.end_lineno or first.lineno

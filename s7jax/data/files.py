@@ -1,0 +1,224 @@
+"""Where files lie: folders, globs and URLs as lists of files, and their content.
+
+A plain path is read with the standard library. Everything with ``://`` is fsspec's: S3, GCS,
+HTTP, ``file://``, ``memory://``, as its environment variables configure it (``AWS_ENDPOINT_URL``,
+``FSSPEC_S3_KEY``, …).
+"""
+
+import fnmatch
+import glob
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from s7jax.data.formats import Kind, kind_of, suffix_of
+from s7jax.errors import InputError, UsageError
+from s7jax.extras import how_to_install
+
+_BUFFER = 1 << 20
+
+# What lies beside tables of records and says something about them: no text to train on.
+_ABOUT_RECORDS = (
+    "readme*",
+    "license*",
+    "dataset_info*.json",
+    "dataset_dict.json",
+    "state.json",
+    "_success",
+    "_metadata",
+    "_common_metadata",
+)
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a source."""
+
+    url: str  # as it is opened: a path, or a URL
+    size: int  # bytes
+    kind: Kind
+    stamp: str  # changes when the file does: its time, or its ETag
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a source in bytewise order of their names, and what else was found."""
+
+    files: tuple[File, ...]
+    left_out: dict[str, int]  # reason → files
+
+
+@dataclass(frozen=True)
+class _Entry:
+    url: str
+    name: str  # below the source
+    size: int
+    stamp: str
+
+
+def is_url(path: str) -> bool:
+    """Whether a source is fsspec's to open."""
+    return "://" in path
+
+
+def listing(
+    domain: str, path: str, format_name: str | None = None, skip_unknown: bool = False
+) -> Listing:
+    """The files of one path, glob or URL.
+
+    A folder gives every file below it, through symbolic links too. Hidden and empty files are
+    left out and counted, and so are, with ``skip_unknown``, files of no known kind.
+
+    Raises:
+        InputError: nothing there, or a file that cannot be read as anything.
+    """
+    found, left, explicit = _remote(path) if is_url(path) else _local(path)
+    if not found and explicit:
+        raise InputError(f"{domain}: {path} {explicit}")
+    files, unknown = [], Counter[str]()
+    first_unknown = ""
+    for entry in sorted(found, key=lambda e: os.fsencode(e.url)):
+        kind = kind_of(entry.name, format_name)
+        if kind is None:
+            unknown[suffix_of(entry.name)] += 1
+            first_unknown = first_unknown or entry.url
+        elif not entry.size:
+            if len(found) == 1:
+                raise InputError(f"{domain}: {entry.url} is empty; remove it from the sources")
+            left["empty"] += 1
+        else:
+            files.append((entry, File(entry.url, entry.size, kind, entry.stamp)))
+    kept = list(_without_notes(files, left)) if format_name is None else [file for _, file in files]
+    if unknown and not skip_unknown:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unknown.items()))
+        raise InputError(
+            f"{domain}: {first_unknown} has an unknown suffix ({kinds}): name the files by a glob "
+            "such as src/**/*.py, or leave out what cannot be read with --on-bad skip"
+        )
+    left.update({f"unknown kind {suffix}": count for suffix, count in unknown.items()})
+    if not kept:
+        raise InputError(f"{domain}: {path} holds no file of a known suffix with any content")
+    return Listing(tuple(kept), dict(sorted(left.items())))
+
+
+@contextmanager
+def opened(url: str) -> Iterator[IO[bytes]]:
+    """A file's bytes, to be read from the start; can be sought in."""
+    if is_url(url):
+        system, path = _system(url)
+        # fsspec's own files read lines of any length only.
+        with system.open(path, "rb") as file, io.BufferedReader(file, _BUFFER) as buffered:
+            yield buffered
+    else:
+        with Path(url).open("rb") as file:
+            yield file
+
+
+def _without_notes(files: Sequence[tuple[_Entry, File]], left: Counter[str]) -> Iterator[File]:
+    """Files but those that only describe the records below them (cards, licences, metadata)."""
+    folders = set[str]()  # with records in them or further below
+    for entry, file in files:
+        if file.kind.format.name not in ("text", "json"):
+            folders.update(map(str, PurePosixPath(entry.url).parents))
+    for entry, file in files:
+        path = PurePosixPath(entry.url)
+        if str(path.parent) in folders and any(
+            fnmatch.fnmatch(path.name.lower(), pattern) for pattern in _ABOUT_RECORDS
+        ):
+            left["about the records beside it"] += 1
+        else:
+            yield file
+
+
+def _local(path: str) -> tuple[list[_Entry], Counter[str], str]:
+    left = Counter[str]()
+    source = Path(path)
+    if source.is_dir():
+        return [_entry(p, str(p.relative_to(source))) for p in _tree(source, left)], left, ""
+    if source.exists():
+        return [_entry(source, source.name)], left, ""
+    if not glob.has_magic(path):
+        return [], left, "does not exist"
+    matches = sorted(Path(p) for p in glob.glob(path, recursive=True))  # noqa: PTH207 (absolute too)
+    return [_entry(p, p.name) for p in matches if p.is_file()], left, "matches no file"
+
+
+def _entry(path: Path, name: str) -> _Entry:
+    status = path.stat()
+    return _Entry(str(path), name, status.st_size, str(status.st_mtime_ns))
+
+
+def _tree(folder: Path, left: Counter[str]) -> Iterator[Path]:
+    """Regular files below a folder; links to folders are followed, each real folder once."""
+    seen = set[str]()
+    for parent, names, leaves in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            left["folder linked twice"] += 1
+            names.clear()
+            continue
+        seen.add(real)
+        left["hidden folder"] += sum(name.startswith(".") for name in names)
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        for leaf in leaves:
+            path = Path(parent, leaf)
+            if leaf.startswith("."):
+                left["hidden"] += 1
+            elif not path.exists():
+                left["broken link"] += 1
+            elif not path.is_file():
+                left["no regular file"] += 1
+            else:
+                yield path
+    for reason in [reason for reason, count in left.items() if not count]:
+        del left[reason]
+
+
+def _remote(url: str) -> tuple[list[_Entry], Counter[str], str]:
+    system, path = _system(url)
+    left = Counter[str]()
+    try:
+        if glob.has_magic(path):
+            found, missing = system.glob(path, detail=True), "matches no file"
+        else:
+            found, missing = system.find(path, detail=True), "does not exist"
+    except FileNotFoundError:
+        return [], left, "does not exist"
+    except OSError as e:
+        raise InputError(f"{url}: {e}") from e
+    entries = []
+    for name, info in found.items():
+        inner = str(name).removeprefix(path).strip("/") or PurePosixPath(str(name)).name
+        if info["type"] != "file":
+            continue
+        if any(part.startswith(".") for part in PurePosixPath(inner).parts):
+            left["hidden"] += 1
+            continue
+        stamp = str(
+            info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("created")
+        )
+        full = system.unstrip_protocol(name)
+        entries.append(_Entry(full, PurePosixPath(str(name)).name, int(info["size"] or 0), stamp))
+    return entries, left, missing
+
+
+def _system(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path there.
+
+    Raises:
+        UsageError: its package is not installed, or nobody knows the protocol.
+    """
+    import fsspec  # noqa: PLC0415 (a second that local files need not wait)
+
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except ImportError as e:
+        raise UsageError(f"{url}: {e}; S3 needs {how_to_install('data')}") from e
+    except ValueError as e:
+        raise UsageError(f"{url}: {e}") from e
+    return system, path
