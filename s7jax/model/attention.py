@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu import flash_attention as tpu
 from jax.sharding import PartitionSpec as P
 
 from s7jax.mesh import DATA, MODEL
@@ -77,6 +76,9 @@ def _cudnn(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array) -> jax.Array
 
 
 def _tpu(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array) -> jax.Array:
+    # Half a second of imports that no other device needs.
+    from jax.experimental.pallas.ops.tpu import flash_attention as tpu  # noqa: PLC0415
+
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK, k_BSHK, v_BSHK))
     scale = q_BTHK.shape[3] ** -0.5
     return jnp.swapaxes(tpu.flash_attention(q, k, v, causal=True, sm_scale=scale), 1, 2)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 from s7jax.devices import Device
 from s7jax.terminal.processes import say
@@ -54,6 +53,13 @@ class Throughput:
         self._last = time.monotonic()
 
 
+def _events(folder: Path, first: int) -> Any:
+    """TensorBoard's events from a step on; only what trains needs the package, slow to import."""
+    from tensorboardX import SummaryWriter  # noqa: PLC0415
+
+    return SummaryWriter(str(folder), purge_step=first)
+
+
 class Metrics:
     """One line per step in ``metrics.jsonl``, and the same as scalars for TensorBoard.
 
@@ -68,7 +74,7 @@ class Metrics:
         reports = jax.process_index() == 0
         self._file = (path if reports else Path(os.devnull)).open("a", buffering=1)
         # What an earlier attempt wrote from this step on is dropped from the plots.
-        self._events = SummaryWriter(str(events), purge_step=first) if reports else None
+        self._events = _events(events, first) if reports else None
         self._phase, self._throughput = phase, throughput
         self._pending: tuple[dict[str, Any], dict[str, jax.Array]] | None = None
         self._line: dict[str, Any] | None = None
