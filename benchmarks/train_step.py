@@ -1,8 +1,8 @@
 """Measure the training step: the fixed tree against psum, and against the same model in PyTorch.
 
 Each side is a process of its own; they take turns, one step each, so that a slow minute slows
-all. Figures are medians, ratios medians over the turns: our tree's seconds over theirs. PyTorch
-(`pip install torch`) gets our weights and data, and must arrive at the same loss.
+all; both use AdamW. Figures are medians, ratios medians over the turns: our tree's seconds over
+theirs. PyTorch (`pip install torch`) gets our weights and data, and must arrive at the same loss.
 
 Examples:
   python benchmarks/train_step.py                               tree, psum on 8 virtual devices
@@ -87,7 +87,7 @@ class Side:
 
 def sides(args: argparse.Namespace, microbatch: int | None) -> list[Side]:
     """Everything to be compared in one run; the first is what the others are compared with."""
-    config = preset(args.preset)
+    config = override(preset(args.preset), [f'{p}.optimizer="adamw"' for p in ("trunk", "experts")])
     if args.gpu:
         config = override(config, ['compute.precision="bf16"'])
     if microbatch:
