@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -101,9 +102,12 @@ def test_scores_of_many_heads_are_refused_with_the_figure(tmp_path):
         by_specification(seal)(np.zeros(60_000, np.int32), 59_999)
 
 
-def run(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run(tool: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "tools" / tool, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    env = os.environ | environment
+    return subprocess.run(
+        command, env=env, capture_output=True, text=True, check=False, timeout=300
+    )
 
 
 def test_bytes_that_are_no_text_are_one_prompt_in_a_file_and_as_argument(model, sealed, tmp_path):
@@ -140,3 +144,21 @@ def test_what_was_verified_is_what_runs(sealed, tmp_path, tool):
     assert done.returncode == 1
     assert done.stdout == ""
     assert ".sig" in done.stderr
+
+
+def test_a_reader_that_has_enough_of_an_answer_ends_it_quietly(sealed, tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, ROOT / "tools/generate.py", sealed, "--prompt", "x"]
+    with os.fdopen(write, "wb") as gone:
+        done = subprocess.run(
+            command, stdout=gone, stderr=subprocess.PIPE, text=True, check=False, timeout=300
+        )
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_sound_file_is_sound_in_any_encoding(sealed, encoding):
+    done = run("verify.py", sealed, PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "INT8" in done.stdout
