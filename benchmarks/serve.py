@@ -28,7 +28,7 @@ from native import write_gguf
 from s7jax import s7l
 from s7jax.data.tokenizer import Tokenizer
 from s7jax.terminal import cli
-from s7jax.train.folder import newest
+from s7jax.train.folder import newest_seal
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = (1, 4, 16)
@@ -58,7 +58,7 @@ def main() -> None:
 
 def servers(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Name and command of each server; a port is added."""
-    path = args.file or newest().sealed
+    path = args.file or newest_seal()
     yield "s7jax", [sys.executable, str(ROOT / "tools/serve.py"), str(path)]
     seal = s7l.open(path)
     words = Tokenizer.from_vocabulary(seal.vocabulary.file_tree())

@@ -67,14 +67,16 @@ def check(shape: MeshShape, model: Architecture, recipe: Recipe) -> None:
         UsageError: with the numbers, and the largest meshes that would work.
     """
     if problem := _problem(shape, model, recipe):
-        sizes = [
-            MeshShape(data=n // m, model=m)
-            for n in range(shape.devices, 0, -1)
-            for m in range(1, n + 1)
-            if n % m == 0
+        groups = [1 << i for i in range(recipe.microbatches.bit_length())]
+        parts = range(1, min(divisors(model).values()) + 1)
+        sizes = [MeshShape(data=d, model=m) for d in groups for m in parts]
+        fitting = [
+            s for s in sizes if s.devices <= shape.devices and not _problem(s, model, recipe)
         ]
-        fitting = [str(s) for s in sizes if not _problem(s, model, recipe)]
-        raise UsageError(f"--mesh {shape}: {problem}; meshes that work: {', '.join(fitting[:3])}")
+        largest = sorted(fitting, key=lambda s: (-s.devices, s.model))[:3]
+        raise UsageError(
+            f"--mesh {shape}: {problem}; meshes that work: {', '.join(map(str, largest))}"
+        )
 
 
 def check_model(shape: MeshShape, model: Architecture) -> None:

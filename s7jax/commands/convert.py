@@ -1,6 +1,7 @@
-"""Convert a sealed model to safetensors and back, or take an old version 2 file apart.
+"""Convert sealed models to safetensors and back, checkpoints to safetensors; take version 2 apart.
 
 What is done follows from the input:
+  checkpoint folder  → OUT, a safetensors file with every float tensor bit by bit
   model.s7l          → OUT, a safetensors file with every tensor bit by bit, scales included
   model.safetensors  → OUT/weights and OUT/vocab.json, ready for `s7jax pack`
   version 2 .s7l     → OUT/dict.bin … batch.bin, its lanes with their hashes checked
@@ -8,6 +9,7 @@ What is done follows from the input:
 Nothing is overwritten. A version 2 file cannot become a version 3 file: see docs/s7l.md.
 
 Examples:
+  s7jax convert runs/demo/checkpoints/trunk_final trunk.safetensors
   s7jax convert model/moe.s7l moe.safetensors
   s7jax convert moe.safetensors again/
   s7jax pack --weights-dir again/weights --vocab again/vocab.json --out again/moe.s7l
@@ -17,17 +19,22 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from s7jax import s7l
+from s7jax.runs.inspection import read
 
 
 def add_flags(parser: ArgumentParser) -> None:
     """The command line."""
-    parser.add_argument("input", type=Path, help=".s7l or .safetensors file")
+    parser.add_argument("input", type=Path, help="checkpoint folder, .s7l or .safetensors file")
     parser.add_argument("out", type=Path, metavar="OUT", help="file or folder to create")
 
 
 def main(args: Namespace) -> None:
     """Convert, say what was written."""
-    if args.input.suffix == ".safetensors":
+    if args.input.is_dir():
+        arrays = {entry.name: entry.array for entry in read(args.input)}
+        _written(args.out, s7l.write_safetensors(args.out, arrays))
+        print(f"{len(arrays)} tensors of {args.input}")
+    elif args.input.suffix == ".safetensors":
         s7l.import_safetensors(args.input, args.out)
         print(f"{args.out}: weights/ and vocab.json, every tensor with its SHA-256")
     elif s7l.is_version2(args.input):
@@ -38,5 +45,9 @@ def main(args: Namespace) -> None:
     else:
         seal = s7l.open(args.input)
         created = s7l.export_safetensors(seal, args.out)
-        print(f"{'written' if created else 'already there, identical'}: {args.out}")
+        _written(args.out, created)
         print(f"{len(seal.tensors)} tensors of root {seal.root.hex()}")
+
+
+def _written(out: Path, created: bool) -> None:
+    print(f"{'written' if created else 'already there, identical'}: {out}")

@@ -30,7 +30,7 @@ def add_flags(parser: ArgumentParser) -> None:
 def main(args: Namespace) -> None:
     """Open the run, evaluate, print."""
     with cli.quiet(args.json):
-        run = resume(args)
+        run = resume(args, lambda run: run.final("router"))
         report = sealed_quality(run, args.sealed) if args.sealed else {"quality": quality(run)}
     if args.json:
         print(json.dumps(report if args.sealed else report["quality"], indent=1))

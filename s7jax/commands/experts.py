@@ -26,4 +26,4 @@ def add_flags(parser: ArgumentParser) -> None:
 
 def main(args: Namespace) -> None:
     """Open the run, train."""
-    train_experts(resume(args), args.domain, args.resume_from)
+    train_experts(resume(args, lambda run: run.final("trunk")), args.domain, args.resume_from)

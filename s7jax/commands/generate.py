@@ -23,7 +23,7 @@ from s7jax.runtime.compute import ENGINES
 from s7jax.runtime.engine import DRAFTERS
 from s7jax.runtime.replay import traced
 from s7jax.terminal import compiling
-from s7jax.train.folder import newest
+from s7jax.train.folder import newest_seal
 
 
 def add_flags(p: ArgumentParser) -> None:
@@ -62,7 +62,7 @@ def main(args: Namespace) -> None:
     """Open, generate, say where the text came from."""
     check(args)
     prompt = args.prompt if args.file is None else _read(args.file)
-    path, trusted = args.model or newest().sealed, {"root": args.root, "trust": args.trust}
+    path, trusted = args.model or newest_seal(), {"root": args.root, "trust": args.trust}
     how = {"engine": args.engine, "threads": args.threads, "mesh": args.mesh}
     how |= {"drafts": args.drafts, "drafter": args.drafter}
     with runtime.open(path, **how, **trusted) as model:

@@ -20,13 +20,11 @@ verifies with --min-version is safe from being given an older release.
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from s7jax import s7l
 from s7jax.errors import UsageError
 from s7jax.runtime.sealing import reseal, seal_with_answers
 from s7jax.s7l import signature
+from s7jax.terminal.tables import show_table
 from s7jax.train.folder import named, newest
 
 
@@ -50,7 +48,8 @@ def complete(args: Namespace) -> None:
     if args.reseal and args.out is None:
         raise UsageError("--reseal OLD.s7l: give --out NEW.s7l")
     if not (args.new_key or args.reseal) and None in (args.weights_dir, args.vocab, args.out):
-        run = named(args.run) if args.run else newest()
+        given = args.run is not None
+        run = named(args.run) if given else newest(lambda run: run.weights)
         args.weights_dir = args.weights_dir or run.weights
         args.vocab = args.vocab or run.vocab
         args.out = args.out or run.sealed
@@ -76,9 +75,9 @@ def main(args: Namespace) -> None:
     print(f"root     {seal.root.hex()}")
     print(f"bytes    {seal.head.length:,}")
     print(f"tensors  {len(seal.tensors)}")
-    table = Table("component", "tensors", "int8 bytes", "stored bytes")
+    rows = []
     for name, tensors in seal.manifest.components.items():
         int8 = sum(t.spec.size for t in tensors if t.spec.dtype == "int8")
         stored = sum(t.stored for t in tensors)
-        table.add_row(name, str(len(tensors)), f"{int8:,}", f"{stored:,}")
-    Console().print(table)
+        rows.append([name, len(tensors), int8, stored])
+    show_table("Components", ("component", "tensors", "int8 bytes", "stored bytes"), rows)

@@ -1,4 +1,4 @@
-r"""The whole chain: tokenizer → trunk → four experts → router → INT8 → sealed .s7l → verified.
+r"""The whole chain: tokenizer → trunk → four experts → router → INT8 → sealed .s7l → proven.
 
 Examples:
   s7jax pipeline                  s7-nano on the built-in corpus
@@ -6,7 +6,8 @@ Examples:
       reason=reason.jsonl general=books/
   s7jax pipeline --run mine       resume where it was stopped
 
-Each phase skips what is already done and valid. At the end: tables, and runs/NAME/report.json.
+Each phase skips what is already done and valid. At the end the sealed model answers, an answer is
+proven and computed again, every rule is checked, and runs/NAME/report.html shows all of it.
 """
 
 import json

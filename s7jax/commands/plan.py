@@ -13,6 +13,7 @@ hand, and their memory is reported. --set reaches any field of the configuration
 """
 
 import json
+import math
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -63,6 +64,8 @@ def check(args: Namespace) -> None:
         raise UsageError("--fit needs --phase trunk or --phase experts")
     if not 0 < args.mfu <= 1:
         raise UsageError(f"--mfu {args.mfu}: expected more than 0 and at most 1")
+    if args.price is not None and not 0 <= args.price < math.inf:
+        raise UsageError(f"--price {args.price}: expected dollars, at least 0")
 
 
 def main(args: Namespace) -> None:

@@ -12,18 +12,15 @@ A source is a file, a folder, a glob or a URL of any kind that docs/data.md list
 CSV, Parquet, Arrow, tar, text. A domain may be given several times.
 """
 
-import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from s7jax import config
 from s7jax.data.prepare import MEMORY, How, prepare
 from s7jax.data.prepared import SPLITS, Prepared
 from s7jax.data.sources import absolute, parse_data_flags, require_all
 from s7jax.terminal import cli
+from s7jax.terminal.tables import show_table
 
 
 def add_flags(flags: ArgumentParser) -> None:
@@ -74,23 +71,21 @@ def main(args: Namespace) -> None:
             cluster=args.cluster,
         ),
     )
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    console.print(_table(prepared))
+    _show(prepared)
     for line in prepared.report():
         print(line)
     print(f"digest {prepared.digest}")
 
 
-def _table(prepared: Prepared) -> Table:
+def _show(prepared: Prepared) -> None:
     m = prepared.manifest
-    table = Table(title=f"{prepared.path}: vocabulary {m['vocab']:,}, context {m['context']:,}")
-    table.add_column("domain")
-    for name in ("documents", "bytes", "tokens", "bytes/token", "train rows", "held-out rows"):
-        table.add_column(name, justify="right", no_wrap=True)
+    names = ("documents", "bytes", "tokens", "bytes/token", "train rows", "held-out rows")
+    rows = []
     for d in m["domains"]:
         totals = [sum(d[s][key] for s in SPLITS) for key in ("documents", "bytes", "tokens")]
-        cells = [*totals, round(totals[1] / totals[2], 2), *(d[s]["rows"] for s in SPLITS)]
-        table.add_row(d["name"], *(f"{cell:,}" for cell in cells))
+        ratio = f"{totals[1] / totals[2]:.2f}"
+        rows.append([d["name"], *totals, ratio, *(d[s]["rows"] for s in SPLITS)])
+    title = f"{prepared.path}: vocabulary {m['vocab']:,}, context {m['context']:,}"
+    show_table(title, ("domain", *names), rows)
     stored = sum(x["bytes"] for d in m["domains"] for s in SPLITS for x in d[s]["shards"])
-    table.caption = f"shards {stored / 1e6:,.1f} MB"
-    return table
+    print(f"shards {stored / 1e6:,.1f} MB")

@@ -67,10 +67,10 @@ def _experts(router: Path) -> list[Path]:
 
 def _run(args: Namespace) -> RunFolder:
     """The run named, or the one the checkpoint lies in, or the newest."""
-    if args.run:
+    if args.run is not None:
         return named(args.run)
     if args.checkpoint is None:
         if args.experts:
             raise UsageError("--experts without --checkpoint: give the trunk they were trained on")
-        return newest()
+        return newest(lambda run: run.final("router"))
     return RunFolder(args.checkpoint.absolute().parent.parent)

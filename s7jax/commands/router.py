@@ -20,4 +20,4 @@ def add_flags(parser: ArgumentParser) -> None:
 
 def main(args: Namespace) -> None:
     """Open the run, fit."""
-    fit_router(resume(args))
+    fit_router(resume(args, lambda run: run.final("trunk")))

@@ -21,7 +21,7 @@ from s7jax.runtime import answers
 from s7jax.runtime.compute import open_compute
 from s7jax.runtime.model import REPLAYERS, by_engine
 from s7jax.terminal import compiling
-from s7jax.train.folder import newest
+from s7jax.train.folder import newest_seal
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def add_flags(parser: ArgumentParser) -> None:
 def main(args: Namespace) -> None:
     """Open, compute, compare."""
     began = time.monotonic()
-    path = args.file or newest().sealed
+    path = args.file or newest_seal()
     seal = s7l.open_trusted(path, root=args.root, trust=args.trust)
     if args.machine:
         engine = "auto" if args.engine == "numpy" else args.engine

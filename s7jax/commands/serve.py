@@ -20,7 +20,7 @@ from s7jax import extras, runtime
 from s7jax.errors import UsageError
 from s7jax.runtime.compute import ENGINES
 from s7jax.terminal import compiling
-from s7jax.train.folder import newest
+from s7jax.train.folder import newest_seal
 
 
 def add_flags(p: ArgumentParser) -> None:
@@ -62,7 +62,7 @@ def main(args: Namespace) -> None:
     tokens = args.token_file.read_text().split() if args.token_file else []
     if not tokens and not _is_local(args.host):
         raise UsageError(f"--host {args.host} is open to others: it needs a --token-file")
-    path = args.model or newest().sealed
+    path = args.model or newest_seal()
     limits = Limits(rows=args.rows, waiting=args.waiting, seconds=args.seconds, grace=args.grace)
     how = {"engine": args.engine, "mesh": args.mesh, "root": args.root, "trust": args.trust}
     # Who knows the token has not come from some web page that a browser was led to.

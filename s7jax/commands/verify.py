@@ -25,7 +25,7 @@ from s7jax.runtime.replay import replay
 from s7jax.s7l import signature
 from s7jax.terminal import compiling
 from s7jax.terminal.tables import show_findings, show_replay
-from s7jax.train.folder import newest
+from s7jax.train.folder import newest_seal
 
 
 def add_flags(p: ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def complete(args: Namespace) -> None:
     """Refuse what does not go together; a file not given is the newest run's."""
     if not args.trust and (args.min_version or args.signature):
         raise UsageError("--min-version and --signature mean nothing without --trust PUBKEY")
-    args.file = args.file or newest().sealed
+    args.file = args.file or newest_seal()
 
 
 def main(args: Namespace) -> int:

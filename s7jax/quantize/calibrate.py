@@ -101,9 +101,7 @@ def calibrate(
     if saved is not None:
         state.load(saved)
     groups, split = mesh.shape[DATA], NamedSharding(mesh, P(DATA))
-    with jax.set_mesh(mesh), Progress("calibrate", total, "sequences") as progress:
-        progress.advance(state.done)
-        progress.restart_clock()
+    with jax.set_mesh(mesh), Progress("calibrate", total, "sequences", done=state.done) as progress:
         written = time.monotonic()
         first = 0
         for rows, watched in passes:

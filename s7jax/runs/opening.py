@@ -6,6 +6,9 @@ rest from its folder.
 """
 
 import argparse
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from s7jax.config import PRESETS, Config, Domain, override, preset
 from s7jax.data.prepare import prepare
 from s7jax.data.prepared import Prepared
 from s7jax.data.sources import absolute, parse_data_flags, require_all
-from s7jax.errors import UsageError
+from s7jax.errors import InputError, UsageError
 from s7jax.terminal.processes import one_after_another, say
 from s7jax.train import determinism
 from s7jax.train.folder import RunFolder, add_domain, named, newest, start
@@ -133,9 +136,9 @@ def begin(args: argparse.Namespace) -> Run:
         InputError: data that cannot be used.
     """
     shape, note = _provision(args)
-    folder = named(args.run) if args.run else None
-    if args.add_domain:
-        folder = folder or newest()
+    folder = named(args.run) if args.run is not None else None
+    if args.add_domain is not None:
+        folder = folder or newest(lambda run: run.config_file)
         with one_after_another():
             _add_domain(folder, args)
         return _open(folder, shape, note, _options(args))
@@ -144,31 +147,45 @@ def begin(args: argparse.Namespace) -> Run:
     if folder and folder.config_file.exists() and untouched:
         return _open(folder, shape, note, _options(args))
 
-    if args.data and args.prepared:
+    if args.data and args.prepared is not None:
         raise UsageError("--data and --prepared: give one of them")
-    config = _configured(args)
+    config, options = _configured(args), _options(args)
     _check(shape, config)
     sources = _sources(args, config)
     if sources:
         require_all(sources, config.model.domains)
-    prepared = str(Path(args.prepared).absolute()) if args.prepared else None
+    prepared = None if args.prepared is None else str(Path(args.prepared).absolute())
     folder = folder or named(config.preset)
-    with one_after_another():
-        start(folder, config, sources or None, prepared)
+    with _nothing_left_if_refused(folder):
+        with one_after_another():
+            start(folder, config, sources or None, prepared)
+        return _open(folder, shape, note, options)
+
+
+def resume(args: argparse.Namespace, needs: Callable[[RunFolder], Path]) -> Run:
+    """Open an existing run; if none is named the newest that has what ``needs`` names."""
+    shape, note = _provision(args)
+    folder = newest(needs) if args.run is None else named(args.run)
     return _open(folder, shape, note, _options(args))
 
 
-def resume(args: argparse.Namespace) -> Run:
-    """Open an existing run, the newest one if none is named."""
-    shape, note = _provision(args)
-    return _open(named(args.run) if args.run else newest(), shape, note, _options(args))
+@contextmanager
+def _nothing_left_if_refused(folder: RunFolder) -> Iterator[None]:
+    """A run whose flags or data are refused before it has begun leaves no trace."""
+    made = [p for p in (folder.path, folder.config_file, folder.data) if not p.exists()]
+    try:
+        yield
+    except (UsageError, InputError):
+        for path in made if folder.config_file in made else []:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        raise
 
 
 def _configured(args: argparse.Namespace) -> Config:
     """The configuration that the flags ask for."""
     default = ("s7-nano", "fp32") if jax.default_backend() == "cpu" else ("s7-140m", "bf16")
     changes = [f'compute.precision="{args.precision or default[1]}"']
-    if args.tokens:
+    if args.tokens is not None:
         changes.append(f"trunk.tokens={parse_tokens(args.tokens, '--tokens')}")
     config = preset(args.preset or default[0])
     if args.expert_tokens:
@@ -234,7 +251,7 @@ def _options(args: argparse.Namespace) -> Options:
 
     def every(name: str) -> Every | None:
         text = getattr(args, name)
-        return Every.parse(text, f"--{name.replace('_', '-')}") if text else None
+        return None if text is None else Every.parse(text, f"--{name.replace('_', '-')}")
 
     return Options(
         save_every=every("save_every"),
@@ -248,7 +265,7 @@ def _options(args: argparse.Namespace) -> Options:
 
 def _provision(args: argparse.Namespace) -> tuple[meshes.MeshShape, str]:
     determinism.enforce()
-    shape = meshes.parse(args.mesh) if args.mesh else None
+    shape = None if args.mesh is None else meshes.parse(args.mesh)
     note = meshes.provision(shape, _cluster(args))
     if shape is None:
         everything = 1 if jax.default_backend() == "cpu" else jax.device_count()

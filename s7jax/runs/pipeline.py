@@ -1,4 +1,4 @@
-"""The whole chain on one run: trunk → experts → router → evaluation → INT8 → seal → verify.
+"""The whole chain on one run: trunk → experts → router → evaluation → INT8 → seal → proof.
 
 Each phase skips what is already done and valid, so a stopped pipeline resumes where it was.
 """
@@ -16,6 +16,7 @@ from s7jax.errors import InputError
 from s7jax.model.language_model import Params
 from s7jax.quantize.export import export
 from s7jax.runs.comparison import compare
+from s7jax.runs.proving import prove
 from s7jax.runtime.sealing import seal_with_answers
 from s7jax.storage import write_json
 from s7jax.train import loop, router
@@ -120,7 +121,7 @@ def seal(run: Run) -> s7l.Sealed:
 
 
 def run_all(run: Run) -> dict[str, Any]:
-    """Run the chain to the verified seal; returns the report, also written to the run folder."""
+    """Run the chain to the sealed, proven model; returns the report, also in the run folder."""
     seconds: dict[str, float] = {}
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
@@ -137,9 +138,30 @@ def run_all(run: Run) -> dict[str, Any]:
     sealed = timed("seal", lambda: seal(run))
     timed("verify", lambda: s7l.open(run.folder.sealed, root=sealed.root).verify())
     print(f"verified: {run.folder.sealed}, root {sealed.root.hex()}")
+    report["proof"] = timed("prove", lambda: prove(run))
     report |= {"artifacts": _artifacts(run, sealed.root.hex()), "seconds": seconds}
+    report["seconds"] = _spent(run.folder.report, report)
     write_json(run.folder.report, report)
     return report
+
+
+def _spent(saved: Path, report: dict[str, Any]) -> dict[str, float]:
+    """Seconds of each part when it was made: what is there already is found there in no time."""
+    seconds: dict[str, float] = report["seconds"]
+    if not saved.exists():
+        return seconds
+    before = json.loads(saved.read_text())
+    old, new = (
+        {Path(row[0]).name: row[2] for row in tree["artifacts"]} for tree in (before, report)
+    )
+    whole = [name for name in new if name != "config"]
+    experts = [name for name in new if name.startswith("expert")]
+    made = {"trunk": ["trunk"], "experts": experts, "router": ["router"]}
+    same = {part: all(old.get(n) == new[n] for n in made.get(part, whole)) for part in seconds}
+    return {
+        part: before["seconds"].get(part, value) if same[part] else value
+        for part, value in seconds.items()
+    }
 
 
 def _params(run: Run) -> Params:

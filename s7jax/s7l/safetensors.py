@@ -9,11 +9,12 @@ Source: github.com/huggingface/safetensors, README, section Format.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from s7jax.architecture import TensorSpec, sealed_count, sealed_tensors
 from s7jax.s7l.dimensions import architecture_tree, parse_architecture, tensor_entry
@@ -45,15 +46,36 @@ def export_safetensors(seal: Seal, out: Path) -> bool:
         OSError: the folder of ``out`` cannot be written.
     """
     specs = [tensor.spec for tensor in seal.tensors.values()]
-    entries = _entries(specs)
     folder = (_manifest(seal), seal.vocabulary.file_tree())
     metadata = zip(_METADATA, (json.dumps(tree, sort_keys=True) for tree in folder), strict=True)
-    header = json.dumps({**entries, "__metadata__": dict(metadata)}, sort_keys=True).encode()
-    header = header.ljust(-(-(8 + len(header)) // _ALIGN) * _ALIGN - 8)  # blanks may follow
+    data = (seal.stored(spec.name)[: spec.size] for spec in specs)
+    return _write(out, {**_entries(specs), "__metadata__": dict(metadata)}, data)
+
+
+def write_safetensors(out: Path, arrays: Mapping[str, NDArray[np.float32]]) -> bool:
+    """Write float32 arrays under their names; returns as :func:`export_safetensors`.
+
+    Raises:
+        SealError: another type of numbers, or ``out`` exists with other content.
+        OSError: the folder of ``out`` cannot be written.
+    """
+    entries, at = {}, 0
+    for name, array in sorted(arrays.items()):
+        equal(array.dtype.name, "float32", f"{name}: dtype")
+        span = [at, at + array.nbytes]
+        entries[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": span}
+        at += array.nbytes
+    return _write(out, entries, (arrays[name].astype("<f4").tobytes() for name in entries))
+
+
+def _write(out: Path, header: dict[str, Any], data: Iterable[bytes | memoryview]) -> bool:
+    """A file of a header and what it describes, in order; whether it is new."""
+    head = json.dumps(header, sort_keys=True).encode()
+    head = head.ljust(-(-(8 + len(head)) // _ALIGN) * _ALIGN - 8)  # blanks may follow
     with unpublished(out) as new:
-        new.file.write(len(header).to_bytes(8, "little") + header)
-        for spec in specs:
-            new.file.write(seal.stored(spec.name)[: spec.size])
+        new.file.write(len(head).to_bytes(8, "little") + head)
+        for part in data:
+            new.file.write(part)
         return new.publish()
 
 

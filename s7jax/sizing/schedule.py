@@ -6,7 +6,6 @@ Utilisation (MFU) counts attention over the whole square, as PaLM does (arXiv 22
 """
 
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -21,6 +20,7 @@ from s7jax.mesh import MeshShape
 from s7jax.model.flops import flops_per_token
 from s7jax.sizing.budget import BF16, FP32
 from s7jax.train.phase import Phase, phases
+from s7jax.train.watch import journal
 
 MFU = 0.5  # assumed where nothing was measured
 HOUR = 3600.0
@@ -178,21 +178,17 @@ def measured_mfu(metrics: Path, job: Job, device: Device) -> float:
     """
     if device.peak_bf16 is None:
         raise UsageError(f"--calibrate: the peak of {device.name} is not known")
-    seconds = []
-    try:
-        for line in metrics.read_text().splitlines():
-            entry = json.loads(line)
-            if entry.get("phase") == job.phase.name and "seconds" in entry:
-                seconds.append(float(entry["seconds"]))
-    except (OSError, ValueError) as e:
-        raise InputError(f"--calibrate {metrics}: {e}") from e
+    name, where = job.phase.name, f"--calibrate {metrics}"
+    seconds = [line["seconds"] for line in journal.read(metrics) if line["phase"] == name]
     if len(seconds) < 2:
-        raise InputError(f"--calibrate {metrics}: no steps of {job.phase.name}")
+        raise InputError(f"{where}: no steps of {name}")
     step = statistics.median(b - a for a, b in itertools.pairwise(seconds))
+    if step <= 0:
+        raise InputError(f"{where}: steps of {name} that took no time")
     rate, devices = job.phase.tokens_per_step / step, job.shape.data * job.shape.model
     mfu = device.utilisation(rate, job.flops_per_token(), devices)
     if mfu is None or not 0 < mfu <= 1:
-        raise InputError(f"--calibrate {metrics}: {mfu:.1%} utilisation cannot be of {device.name}")
+        raise InputError(f"{where}: {mfu:.1%} utilisation cannot be of {device.name}")
     return mfu
 
 

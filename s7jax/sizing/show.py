@@ -6,11 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from s7jax import extras
 from s7jax.errors import UsageError
+from s7jax.terminal.tables import show_table
 
 Rows = list[list[str]]
 Section = tuple[str, Sequence[str], Rows]
@@ -57,15 +55,9 @@ def sections(tree: dict[str, Any]) -> list[Section]:
 
 def terminal(tree: dict[str, Any]) -> None:
     """Print every table."""
-    console = Console()
-    console.print(_title(tree), highlight=False)
-    for title, columns, rows in sections(tree):
-        table = Table(title=title, title_justify="left")
-        for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i == 0 or column == "why" else "right")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+    print(_title(tree))
+    for section in sections(tree):
+        show_table(*section)
 
 
 def markdown(tree: dict[str, Any]) -> str:

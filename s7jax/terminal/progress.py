@@ -10,6 +10,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 PLAIN_INTERVAL = 10.0  # seconds between lines where there is no terminal
+LEAST = 1.0  # seconds of work that a rate is of
 
 
 class Progress:
@@ -19,32 +20,39 @@ class Progress:
     """
 
     def __init__(
-        self, name: str, total: int | None, unit: str, rate: tuple[int, str] | None = None
+        self,
+        name: str,
+        total: int | None,
+        unit: str,
+        rate: tuple[int, str] | None = None,
+        done: int = 0,
+        first: str = "starting",
     ) -> None:
+        """``done`` is there before; ``first`` says what is waited for until there is more."""
         self._name, self._total, self._unit = name, total, unit
         self._scale, self._rate_unit = rate or (1, unit)
-        self._done = self._first = 0
-        self._began = self._printed = time.monotonic()
+        self._done, self._first, self._text_before = done, done, first
+        self._began: float | None = None  # when the clock started: what took compiling is no speed
+        self._printed = time.monotonic()
         self._bars: RichProgress | None = None
 
     def __enter__(self) -> Self:
         self._bars = _Display.enter()
-        self._task = self._bars.add_task(self._name, total=self._total, text="")
+        self._task = self._bars.add_task(
+            self._name, total=self._total, completed=self._done, text=self._text_before
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
         assert self._bars is not None
         _Display.leave()
 
-    def restart_clock(self) -> None:
-        """Count the rate from here on: what was resumed, or took compiling, is not speed."""
-        self._first = self._done
-        self._began = time.monotonic()
-
     def advance(self, count: int, note: str = "") -> None:
         """``count`` more are done; ``note`` is what a user watches, such as the loss."""
         self._done += count
         now = time.monotonic()
+        if self._began is None:
+            self._began, self._first = now, self._done
         text = self._text(now, note)
         assert self._bars is not None
         self._bars.update(self._task, completed=self._done, text=text)
@@ -55,15 +63,18 @@ class Progress:
     def _text(self, now: float, note: str) -> str:
         done = _amount(self._done, self._unit)
         total = f" of {_amount(self._total, self._unit)}" if self._total else ""
-        rate = _amount(self._scale * self._speed(now), self._rate_unit)
-        return f"{done}{total}, {note}{note and ', '}{rate}/s"
+        speed = self._speed(now)
+        rate = f"{_amount(self._scale * speed, self._rate_unit)}/s" if speed else ""
+        return ", ".join(filter(None, (f"{done}{total}", note, rate)))
 
     def _left(self, now: float) -> str:
         speed = self._speed(now)
         return f", {(self._total - self._done) / speed:.0f} s left" if self._total and speed else ""
 
-    def _speed(self, now: float) -> float:
-        return (self._done - self._first) / max(now - self._began, 1e-9)
+    def _speed(self, now: float) -> float | None:
+        """Units a second; None until a second of them was timed."""
+        seconds = 0.0 if self._began is None else now - self._began
+        return (self._done - self._first) / seconds if seconds >= LEAST else None
 
 
 class _Display:

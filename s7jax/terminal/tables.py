@@ -1,27 +1,64 @@
-"""The tables a person reads at the end of a run."""
+"""Tables for people, whole at any width: no figure is cut or broken."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+Rows = tuple[str, Sequence[str], list[list[Any]]]  # title, headings, cells
+
+TEXTS = ("why", "evidence", "reason")  # columns that may be broken between words
+
+
+WIDE = 10_000  # columns of what is no terminal: nothing has to be folded
 
 
 def show(report: dict[str, Any]) -> None:
-    """Print whichever parts of a report are there: quality, routers, artifacts, times."""
-    console = _console()
+    """Print whichever parts of a report are there: quality, proof, artifacts, times."""
     if quality := report.get("quality"):
-        console.print(_quality(quality), _routers(quality), _confusion(quality))
+        for table in (quality_rows(quality), router_rows(quality), confusion_rows(quality)):
+            show_table(*table)
     if sealed := report.get("sealed"):
-        console.print(_sealed(sealed))
+        show_table(*sealed_rows(sealed))
     if artifacts := report.get("artifacts"):
-        console.print(_rows("Artifacts", ("artifact", "bytes", "sha256 or root"), artifacts))
+        show_table("Artifacts", ("artifact", "bytes", "sha256 or root"), artifacts)
     if seconds := report.get("seconds"):
         rows = [[phase, f"{value:.1f}"] for phase, value in seconds.items()]
-        console.print(_rows("Wall time", ("phase", "seconds"), rows))
+        show_table("Wall time", ("phase", "seconds"), rows)
+    if proof := report.get("proof"):
+        show_replay(proof["replayed"])
+        rules = [f"{rule['rule']} {rule['verdict']}" for rule in proof["rules"]]
+        print(f"rules: {', '.join(rules)}")
 
 
-def _sealed(domains: dict[str, Any]) -> Table:
+def show_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table; in a terminal that is too narrow for it one line for each cell."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    table = Table()
+    for i, heading in enumerate(headings):
+        figures = i > 0 and heading not in TEXTS
+        table.add_column(heading, justify="right" if figures else "left", no_wrap=figures)
+    cells = [[f"{c:,}" if isinstance(c, int) else str(c) for c in row] for row in rows]
+    for row in cells:
+        table.add_row(*map(escape, row))
+    print(title)
+    if console.measure(table).minimum <= console.width:
+        console.print(table)
+        return
+    width = max(map(len, headings[1:]), default=0)
+    for first, *others in cells:
+        print(f"  {first}")
+        for heading, cell in zip(headings[1:], others, strict=True):
+            print(f"    {heading:<{width}}  {cell}")
+
+
+def sealed_rows(domains: dict[str, Any]) -> Rows:
+    """The sealed model beside the float one."""
     rows = [
         [
             *(domain, name),
@@ -34,7 +71,7 @@ def _sealed(domains: dict[str, Any]) -> Table:
         for name, row in models.items()
     ]
     columns = ("domain", "model", "bits per byte", "sealed", "perplexity", "same token", "KL")
-    return _rows("The sealed integer model beside the float one", columns, rows)
+    return "The sealed integer model beside the float one", columns, rows
 
 
 def show_tensors(title: str, rows: list[dict[str, Any]]) -> None:
@@ -43,23 +80,23 @@ def show_tensors(title: str, rows: list[dict[str, Any]]) -> None:
         print(title)
         return
     cells = [[_cell(name, value) for name, value in row.items()] for row in rows]
-    _console().print(_rows(title, tuple(rows[0]), cells))
+    show_table(title, tuple(rows[0]), cells)
 
 
 def show_seal(listing: dict[str, Any]) -> None:
     """Print what a sealed file says of itself: tensors, components, folds, origin, quality."""
-    console, provenance = _console(), dict(listing["provenance"])
+    provenance = dict(listing["provenance"])
     show_tensors(f"{len(listing['tensors'])} tensors", listing["tensors"])
     show_tensors("Components", listing["components"])
     show_tensors("Routing", listing["routing"])
     folds = [[fold, lane] for fold, lane in listing["folds"].items()]
-    console.print(_rows("Folds", ("fold", "lane"), folds))
+    show_table("Folds", ("fold", "lane"), folds)
     if "bits_per_byte" in (provenance.get("quality") or {}):
         show({"quality": provenance.pop("quality")})
     facts = {**listing["file"], "parent": listing["parent"], **listing["hashes"]}
-    console.print(_rows("Seal", ("what", "value"), [[k, f"{v}"] for k, v in facts.items()]))
-    console.print("Provenance", highlight=False)
-    console.print_json(data=provenance, indent=1)
+    show_table("Seal", ("what", "value"), [[k, f"{v}"] for k, v in facts.items()])
+    print("Provenance")
+    print(json.dumps(provenance, indent=1, ensure_ascii=False))
 
 
 def _cell(name: str, value: Any) -> Any:
@@ -68,21 +105,17 @@ def _cell(name: str, value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
-
-
-def _quality(quality: dict[str, Any]) -> Table:
+def quality_rows(quality: dict[str, Any]) -> Rows:
     """Bits per byte: one row per domain, one column per model."""
     domains, bits = quality["domains"], quality["bits_per_byte"]
     models = list(bits[domains[0]])
     headings = [f"{m} {domains[int(m[6:])]}" if m.startswith("expert") else m for m in models]
     rows = [[domain, *(f"{bits[domain][model]:.4f}" for model in models)] for domain in domains]
-    return _rows("Bits per byte on held-out text", ("domain", *headings), rows)
+    return "Bits per byte on held-out text", ("domain", *headings), rows
 
 
-def _routers(quality: dict[str, Any]) -> Table:
+def router_rows(quality: dict[str, Any]) -> Rows:
+    """What choosing the expert costs, by router."""
     domains = quality["domains"]
     rows = []
     for name, row in quality["routers"].items():
@@ -91,22 +124,14 @@ def _routers(quality: dict[str, Any]) -> Table:
         label = "ridge (the router)" if name == "router" else name.replace("_", " ")
         rows.append([label, f"{100 * row['accuracy']:.1f} %", *cells])
     headings = ("choice of expert", "accuracy", *domains, "mean bits per byte")
-    return _rows("Routers (accuracy on windows of 256 tokens)", headings, rows)
+    return "Routers (accuracy on windows of 256 tokens)", headings, rows
 
 
-def _confusion(quality: dict[str, Any]) -> Table:
+def confusion_rows(quality: dict[str, Any]) -> Rows:
+    """Where windows of each domain were sent."""
     domains, counts = quality["domains"], quality["routers"]["router"]["confusion"]
     rows = [[domain, *map(str, row)] for domain, row in zip(domains, counts, strict=True)]
-    return _rows("Windows by true domain (row) and chosen expert (column)", ("", *domains), rows)
-
-
-def _rows(title: str, headings: tuple[str, ...], rows: list[list[Any]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
-    return table
+    return "Windows by true domain (row) and chosen expert (column)", ("", *domains), rows
 
 
 def show_findings(findings: Iterable[Any]) -> None:

@@ -9,13 +9,16 @@
       tensorboard/         the same as TensorBoard events, one folder per phase
       profile/             traces made with --profile
       checkpoints/         trunk/ expert0/ … (resumable), trunk_final/ expert0_final/ router_final/
-      model/               weights/ vocab.json moe.s7l
+      model/               weights/ vocab.json moe.s7l sample.s7p
       evaluation.json      quality on held-out text
       sealed.json          the sealed model beside the float one
+      samples.json         what the sealed model answers, and every rule with its evidence
       report.json          the final tables
+      report.html, .md     the report: curves, tables, samples, digests
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,11 @@ class RunFolder:
     def config_file(self) -> Path:
         """What the run was started with."""
         return self.path / "config.json"
+
+    @property
+    def data(self) -> Path:
+        """Where a run prepares data of its own."""
+        return self.path / "data"
 
     @property
     def metrics(self) -> Path:
@@ -106,9 +114,29 @@ class RunFolder:
         return self.path / "sealed.json"
 
     @property
+    def samples(self) -> Path:
+        """Answers of the sealed model, one of them proven, and every rule, as JSON."""
+        return self.path / "samples.json"
+
+    @property
+    def proof(self) -> Path:
+        """The proof of the first of them."""
+        return self.model / "sample.s7p"
+
+    @property
     def report(self) -> Path:
         """The final tables, as JSON."""
         return self.path / "report.json"
+
+    @property
+    def page(self) -> Path:
+        """The report for people, one self-contained page."""
+        return self.path / "report.html"
+
+    @property
+    def summary(self) -> Path:
+        """The same in Markdown."""
+        return self.path / "report.md"
 
     def read(self) -> dict[str, Any]:
         """The content of ``config.json``: ``config``, ``data``, ``prepared``.
@@ -131,7 +159,7 @@ class RunFolder:
     def prepared(self) -> Path:
         """Folder of the tokenised shards."""
         elsewhere = self.read()["prepared"]
-        return Path(elsewhere) if elsewhere else self.path / "data"
+        return Path(elsewhere) if elsewhere else self.data
 
 
 def start(
@@ -174,20 +202,42 @@ def add_domain(run: RunFolder, domain: Domain, sources: list[Any]) -> None:
 
 
 def named(name: str) -> RunFolder:
-    """The run called ``name`` under ``runs/``; a name with a slash is a folder as it stands."""
+    """The run called ``name`` under ``runs/``; a name with a slash is a folder as it stands.
+
+    Raises:
+        UsageError: no name.
+    """
+    if not name:
+        raise UsageError("--run '': expected the name of a run, or a folder")
     return RunFolder(Path(name) if "/" in name or name in (".", "..") else ROOT / name)
 
 
-def newest(root: Path = ROOT) -> RunFolder:
-    """The run started last under ``root``.
+def runs() -> list[RunFolder]:
+    """The runs under ``runs/``, in the order they were started."""
+    found = sorted(ROOT.glob("*/config.json"), key=lambda p: (p.stat().st_mtime_ns, str(p)))
+    return [RunFolder(file.parent) for file in found]
+
+
+def newest(needs: Callable[[RunFolder], Path]) -> RunFolder:
+    """The run started last of those that have what ``needs`` names, such as a sealed model.
 
     Raises:
         UsageError: there is none.
     """
-    found = sorted(root.glob("*/config.json"), key=lambda p: (p.stat().st_mtime_ns, str(p)))
-    if not found:
-        raise UsageError(f"no run under {root}/: start one with `s7jax pipeline`")
-    return RunFolder(found[-1].parent)
+    fitting = [run for run in runs() if needs(run).exists()]
+    if not fitting:
+        lacking = f" that has {needs(RunFolder(Path()))}" if runs() else ""
+        raise UsageError(f"no run under {ROOT}/{lacking}: start one with `s7jax pipeline`")
+    return fitting[-1]
+
+
+def newest_seal() -> Path:
+    """The sealed model of the newest run that has one.
+
+    Raises:
+        UsageError: there is none.
+    """
+    return newest(lambda run: run.sealed).sealed
 
 
 def _difference(found: Any, wanted: Any, at: str = "") -> str | None:

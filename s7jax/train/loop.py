@@ -31,7 +31,7 @@ from s7jax.train.provenance import environment, warn_of_changes
 from s7jax.train.run import Run, batches, finished, inputs_record, load_trunk, same_inputs
 from s7jax.train.step import Stepper, initial_state, loss_of
 from s7jax.train.watch import signals
-from s7jax.train.watch.metrics import Metrics, Throughput
+from s7jax.train.watch.metrics import Clock, Metrics, Throughput
 from s7jax.train.watch.profile import Profile
 from s7jax.train.watch.watchdog import Watchdog
 
@@ -64,7 +64,7 @@ def train(
         UsageError: ``resume_from`` in a phase that has ended.
         InputError: a checkpoint that does not fit, or too many steps had to be skipped.
     """
-    final = run.folder.final(phase.name)
+    clock, final = Clock(), run.folder.final(phase.name)
     inputs = inputs_record(run, phase.name, frozen)
     if done := finished(final, inputs):
         if resume_from is not None:
@@ -80,7 +80,7 @@ def train(
         jax.set_mesh(run.mesh),
         checkpoint.manager(saves, options.keep_last, options.keep_steps(phase)) as manager,
         signals.deferred() if asked is None else nullcontext(asked) as stop,
-        Training.restore(run, phase, frozen, inputs, manager, resume_from) as training,
+        Training.restore(run, phase, frozen, inputs, manager, resume_from, clock) as training,
     ):
         _loop(training, stop)
         sha256 = training.finish()
@@ -97,20 +97,18 @@ def _loop(training: "Training", asked: Asked) -> None:
     evaluate_steps = options.evaluate_steps(phase)
     traces = training.run.folder.profile / phase.name
     with (
-        Progress(phase.name, phase.steps, "steps", (phase.tokens_per_step, "tokens")) as progress,
+        Progress(
+            phase.name, phase.steps, "steps", (phase.tokens_per_step, "tokens"), first, "compiling"
+        ) as progress,
         Watchdog(phase.name, options.step_timeout, training.advice) as watchdog,
         Profile(traces, first + 1, options.profile) as profile,
     ):
-        progress.advance(first)
         for batch in training.batches():
             profile.before(training.done)
             # A step moves its batch and three scalars, and says so: anything else that crossed
             # between host and device each step would be slow, and nobody would see why.
             with jax.transfer_guard("disallow"):
                 training.step(batch)
-            if training.done == first + 1:
-                training.log.start_clock()
-                progress.restart_clock()
             progress.advance(1, training.log.note)
             last = training.done == phase.steps
             if training.done % evaluate_steps == 0 or last:
@@ -145,14 +143,17 @@ class Training:
         stepper: Stepper,
         done: int,
         receipt: Receipt,
+        clock: Clock,
     ) -> None:
-        self.run, self.phase, self.done = run, phase, done
+        self.run, self.phase, self.done, self._first = run, phase, done, done
         self._frozen, self._inputs, self._manager = frozen, inputs, manager
         self._stepper, self._receipt, self._saved = stepper, receipt, done
         self.environment = environment(run.mesh, stepper.program_digest(run.config.model.context))
         events = run.folder.tensorboard / phase.name
         speed = throughput(run, phase)
-        self.log = Metrics(run.folder.metrics, events, phase.name, done, speed)
+        self.log = Metrics(run.folder.metrics, events, phase.name, done, speed, clock)
+        self._clock = clock
+        clock.mark("compile")
 
     @classmethod
     def restore(
@@ -163,6 +164,7 @@ class Training:
         inputs: dict[str, Any],
         manager: ocp.CheckpointManager,
         resume_from: int | None,
+        clock: Clock,
     ) -> Self:
         """The phase as its newest checkpoint left it, or the one asked for, or at its start.
 
@@ -184,7 +186,7 @@ class Training:
         stepper = Stepper(
             config.model, phase.recipe, loss, run.mesh, state, frozen, reduction, compute
         )
-        made = cls(run, phase, frozen, inputs, manager, stepper, done, receipt)
+        made = cls(run, phase, frozen, inputs, manager, stepper, done, receipt, clock)
         if before is not None:
             warn_of_changes(phase.name, before, made.environment)
         return made
@@ -195,13 +197,17 @@ class Training:
         return prefetch(data.batch, self.done, self.phase.steps)
 
     def step(self, batch: Batch) -> None:
-        """One optimizer step."""
+        """One optimizer step; the first waits for its end, for only then it is compiled."""
+        self._clock.mark("stall")  # the batch was waited for
         recipe, step = self.phase.recipe, self.done
         rate = learning_rate(recipe, step, self.phase.steps)
         metrics = self._stepper.step(batch.tokens, rate, step not in recipe.skip_steps)
         self._receipt, self.done = self._receipt.extend(batch), step + 1
         tokens = self.done * self.phase.tokens_per_step
         self.log.put({"step": step, "tokens": tokens, "learning_rate": rate}, metrics)
+        if step == self._first:
+            self.log.start_clock()
+        self._clock.mark("compile" if step == self._first else "step")
 
     def measure(self) -> None:
         """Bits per byte on held-out text, into the metrics."""
@@ -210,16 +216,22 @@ class Training:
 
     def save(self) -> None:
         """A resumable checkpoint, written in the background."""
-        self.log.settle()
+        self.log.flush()  # no step that is saved lacks its line
+        self._clock.mark("step")
         checkpoint.save_step(self._manager, self.done, self._stepper.state, self._record())
+        self._clock.mark("save")
         self.log.start_clock()
         self._saved = self.done
 
     def finish(self) -> str:
         """The final checkpoint; returns the SHA-256 of its parameters."""
+        self.log.settle()
+        self._clock.mark("step")
         checkpoint.wait(self._manager)
         final = self.run.folder.final(self.phase.name)
-        return checkpoint.save_final(final, self._stepper.state.params, self._record())
+        sha256 = checkpoint.save_final(final, self._stepper.state.params, self._record())
+        self._clock.mark("save")
+        return sha256
 
     def advice(self) -> str:
         """What to do after a stop."""

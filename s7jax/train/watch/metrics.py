@@ -1,8 +1,6 @@
 """Training metrics as JSON lines and TensorBoard events, read a step after the device made them."""
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +10,7 @@ import jax
 
 from s7jax.devices import Device
 from s7jax.terminal.processes import say
+from s7jax.train.watch.journal import Journal
 
 
 class Throughput:
@@ -60,6 +59,30 @@ def _events(folder: Path, first: int) -> Any:
     return SummaryWriter(str(folder), purge_step=first)
 
 
+class Clock:
+    """Seconds by what they went into: from its making on, each into exactly one thing."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._spent: dict[str, float] = {}
+
+    def mark(self, what: str) -> None:
+        """What came since the last mark went into ``what``."""
+        now = time.monotonic()
+        self.add(what, now - self._last)
+        self._last = now
+
+    def add(self, what: str, seconds: float) -> None:
+        """As many more went into ``what``."""
+        self._spent[what] = self._spent.get(what, 0.0) + seconds
+
+    def take(self) -> dict[str, float]:
+        """Seconds by kind since they were last taken."""
+        spent = {what: round(seconds, 4) for what, seconds in self._spent.items()}
+        self._spent = {}
+        return spent
+
+
 class Metrics:
     """One line per step in ``metrics.jsonl``, and the same as scalars for TensorBoard.
 
@@ -68,11 +91,20 @@ class Metrics:
     """
 
     def __init__(
-        self, path: Path, events: Path, phase: str, first: int, throughput: Throughput
+        self,
+        path: Path,
+        events: Path,
+        phase: str,
+        first: int,
+        throughput: Throughput,
+        clock: Clock,
     ) -> None:
         # Only process 0 writes reports.
         reports = jax.process_index() == 0
-        self._file = (path if reports else Path(os.devnull)).open("a", buffering=1)
+        self._journal = Journal(path, phase, first) if reports else None
+        self._clock = clock
+        if self._journal and self._journal.lost:
+            clock.add("lost", self._journal.lost)
         # What an earlier attempt wrote from this step on is dropped from the plots.
         self._events = _events(events, first) if reports else None
         self._phase, self._throughput = phase, throughput
@@ -90,7 +122,9 @@ class Metrics:
         """Add bits per byte on held-out text, measured now, to the step that was put last."""
         self.settle()
         assert self._line is not None
+        self._clock.mark("step")
         self._line["held_out"] = measure()
+        self._clock.mark("evaluate")
         bits = ", ".join(
             f"{domain} {value:.4f}" for domain, value in self._line["held_out"].items()
         )
@@ -106,8 +140,9 @@ class Metrics:
         """Write the step that was put last."""
         self.settle()
         if self._line is not None:
-            self._file.write(json.dumps(self._line) + "\n")
             self._plot(self._line)
+            if self._journal:
+                self._journal.append({**self._line, "spent": self._clock.take()})
         self._line = None
 
     def settle(self) -> None:
@@ -140,6 +175,5 @@ class Metrics:
     def close(self) -> None:
         """Write what is pending and close the files."""
         self.flush()
-        self._file.close()
         if self._events:
             self._events.close()
