@@ -102,7 +102,9 @@ def test_the_pipeline_leaves_everything_behind(work: Path):
     for name in ("config.json", "metrics.jsonl", "evaluation.json", "data/tokenizer.json"):
         assert (run / name).is_file(), name
     report = json.loads((run / "report.json").read_text())
-    assert set(report) == {"quality", "artifacts", "seconds"}
+    assert set(report) == {"quality", "artifacts", "seconds", "proof"}
+    assert len(report["proof"]["samples"]) == 10
+    assert {rule["verdict"].split(" (")[0] for rule in report["proof"]["rules"]} == {"PASS"}
     assert report["artifacts"][-1][2] == s7l.open(run / "model/moe.s7l").root.hex()
     assert not (run / "model/moe.s7l").stat().st_mode & 0o222
 
@@ -125,13 +127,14 @@ def test_the_seal_chains_back_to_data_and_checkpoints(work: Path):
 
 def test_the_pipeline_again_skips_everything_and_changes_no_byte(work: Path):
     sealed = work / "runs/tiny/model/moe.s7l"
-    before = sealed.read_bytes(), (work / "runs/tiny/metrics.jsonl").read_bytes()
+    kept = [sealed, *(work / "runs/tiny" / name for name in ("metrics.jsonl", "report.json"))]
+    before = [path.read_bytes() for path in kept]
     out = good("experiments/pipeline.py", "--run", "tiny", cwd=work)
     assert out.count("already trained") == 5
     for phrase in ("already fitted", "evaluation: already done", "quantize: already done"):
         assert phrase in out
     assert "already there" in out
-    assert before == (sealed.read_bytes(), (work / "runs/tiny/metrics.jsonl").read_bytes())
+    assert before == [path.read_bytes() for path in kept]
 
 
 def test_the_same_run_elsewhere_gives_the_same_seal(work: Path, corpus, here, tmp_path: Path):

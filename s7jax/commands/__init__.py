@@ -33,7 +33,7 @@ SCRIPTS = {
     "convert": "tools/convert.py",
     "plan": "tools/plan.py",
 }
-COMMANDS = (*SCRIPTS, "completion")
+COMMANDS = (*SCRIPTS, "report", "runs", "clean", "config", "completion")
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ import jax
 from s7jax import mesh as meshes
 from s7jax.architecture import counts
 from s7jax.config import PRESETS, Config, Domain, override, preset
+from s7jax.config_file import load
 from s7jax.data.prepare import prepare
 from s7jax.data.prepared import Prepared
 from s7jax.data.sources import absolute, parse_data_flags, require_all
@@ -81,9 +82,7 @@ def add_watch_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_start_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of the scripts that can start a run."""
-    parser.add_argument(
-        "--preset", choices=PRESETS, help="model size (default: s7-nano, on accelerators s7-140m)"
-    )
+    add_config_flags(parser)
     parser.add_argument(
         "--data",
         nargs="+",
@@ -104,6 +103,19 @@ def add_start_flags(parser: argparse.ArgumentParser) -> None:
         help="give an existing run one more expert, trained on --data NAME=PATH",
     )
     parser.add_argument("--prepared", metavar="DIR", help="shards made by s7jax prepare")
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of the configuration: what decides the trained bytes, beside the data."""
+    parser.add_argument(
+        "--preset", choices=PRESETS, help="model size (default: s7-nano, on accelerators s7-140m)"
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="fields over the preset's, as `s7jax config` prints them; flags are over the file",
+    )
     parser.add_argument("--tokens", metavar="N", help="Phase 1 trains on as many, such as 50B")
     parser.add_argument(
         "--expert-tokens", nargs="+", metavar="N", help="Phase 2: one number, or one per expert"
@@ -142,14 +154,14 @@ def begin(args: argparse.Namespace) -> Run:
         with one_after_another():
             _add_domain(folder, args)
         return _open(folder, shape, note, _options(args))
-    chosen = "preset data prepared seed reduction precision set tokens expert_tokens".split()
+    chosen = "preset config data prepared seed reduction precision set tokens expert_tokens".split()
     untouched = all(getattr(args, flag) is None for flag in chosen)
     if folder and folder.config_file.exists() and untouched:
         return _open(folder, shape, note, _options(args))
 
     if args.data and args.prepared is not None:
         raise UsageError("--data and --prepared: give one of them")
-    config, options = _configured(args), _options(args)
+    config, options = configured(args), _options(args)
     _check(shape, config)
     sources = _sources(args, config)
     if sources:
@@ -172,22 +184,35 @@ def resume(args: argparse.Namespace, needs: Callable[[RunFolder], Path]) -> Run:
 @contextmanager
 def _nothing_left_if_refused(folder: RunFolder) -> Iterator[None]:
     """A run whose flags or data are refused before it has begun leaves no trace."""
-    made = [p for p in (folder.path, folder.config_file, folder.data) if not p.exists()]
+    parents = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
+    made = parents[-1:] or [p for p in (folder.config_file, folder.data) if not p.exists()]
+    begun = folder.config_file.exists()
     try:
         yield
     except (UsageError, InputError):
-        for path in made if folder.config_file in made else []:
+        for path in [] if begun else made:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         raise
 
 
-def _configured(args: argparse.Namespace) -> Config:
-    """The configuration that the flags ask for."""
-    default = ("s7-nano", "fp32") if jax.default_backend() == "cpu" else ("s7-140m", "bf16")
-    changes = [f'compute.precision="{args.precision or default[1]}"']
+def configured(args: argparse.Namespace) -> Config:
+    """The configuration that the flags ask for: flags over the file over the preset.
+
+    Raises:
+        UsageError: an unknown field, or a value that does not fit it.
+    """
+    usual = ("s7-nano", "fp32") if jax.default_backend() == "cpu" else ("s7-140m", "bf16")
+
+    def base(name: str | None) -> Config:
+        if None not in (name, args.preset) and name != args.preset:
+            raise UsageError(f"preset is {name!r}, --preset says {args.preset!r}")
+        chosen = preset(args.preset or name or usual[0])
+        return override(chosen, [f'compute.precision="{usual[1]}"'])
+
+    config = base(None) if args.config is None else load(args.config, base)
+    changes = [] if args.precision is None else [f'compute.precision="{args.precision}"']
     if args.tokens is not None:
         changes.append(f"trunk.tokens={parse_tokens(args.tokens, '--tokens')}")
-    config = preset(args.preset or default[0])
     if args.expert_tokens:
         counts = [parse_tokens(text, "--expert-tokens") for text in args.expert_tokens]
         names = config.model.domains
@@ -217,7 +242,7 @@ def _add_domain(folder: RunFolder, args: argparse.Namespace) -> None:
 
     Without ``--expert-tokens`` the new expert trains as long as the last one.
     """
-    others = "preset prepared seed reduction precision set tokens".split()
+    others = "preset config prepared seed reduction precision set tokens".split()
     if given := [flag for flag in others if getattr(args, flag) is not None]:
         raise UsageError(
             f"--add-domain with --{given[0]}: only --data and --expert-tokens go with it"

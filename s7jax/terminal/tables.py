@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -40,14 +41,19 @@ def show_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[Any]
     if not console.is_terminal:
         console = Console(width=WIDE)
     table = Table()
-    for i, heading in enumerate(headings):
-        figures = i > 0 and heading not in TEXTS
-        table.add_column(heading, justify="right" if figures else "left", no_wrap=figures)
     cells = [[f"{c:,}" if isinstance(c, int) else str(c) for c in row] for row in rows]
+    for i, heading in enumerate(headings):
+        if heading in TEXTS:
+            table.add_column(heading)
+        else:
+            width = max(map(cell_len, [heading, *(row[i] for row in cells)]))
+            justify: Literal["left", "right"] = "right" if i else "left"
+            table.add_column(heading, justify=justify, no_wrap=True, min_width=width)
     for row in cells:
         table.add_row(*map(escape, row))
     print(title)
-    if console.measure(table).minimum <= console.width:
+    natural = console.options.update(width=WIDE, max_width=WIDE)
+    if console.measure(table, options=natural).minimum <= console.width:
         console.print(table)
         return
     width = max(map(len, headings[1:]), default=0)

@@ -173,11 +173,17 @@ def start(
     """
     wanted = {"config": config.to_json(), "data": data, "prepared": prepared}
     if run.config_file.exists():
-        if difference := _difference(run.read(), wanted):
+        found, moved = run.read(), False
+        if prepared and found["prepared"] and not Path(found["prepared"]).exists():
+            found["prepared"] = prepared  # moved; that it is the same is checked by its digest
+            moved = found == wanted
+        if difference := _difference(found, wanted):
             raise UsageError(
                 f"{run.path} holds a run with another configuration: {difference}. "
                 "Choose another --run NAME, or remove the folder"
             )
+        if moved:
+            write_json(run.config_file, found)
         return run
     run.path.mkdir(parents=True, exist_ok=True)
     write_json(run.config_file, wanted)

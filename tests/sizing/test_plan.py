@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_devices_are_found_by_the_name_that_jax_gives():
 def test_calibration_reads_a_run(tmp_path):
     (job,) = jobs(NANO, parse("1x1"), "trunk")
     step = job.flops / job.phase.tokens * job.phase.tokens_per_step / A100.peak_bf16 / 0.25
-    lines = [json.dumps({"phase": "trunk", "seconds": 5 + i * step}) for i in range(5)]
+    lines = [json.dumps({"phase": "trunk", "step": i, "seconds": 5 + i * step}) for i in range(5)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     assert measured_mfu(tmp_path / "metrics.jsonl", job, A100) == pytest.approx(0.25)
     with pytest.raises(InputError, match="no steps"):
@@ -302,6 +303,11 @@ def test_the_tool_in_every_form(tmp_path):
         (("--mfu", "2"), "--mfu 2.0"),
         (("--fit",), "--fit needs --phase"),
         (("--batch", "7"), "whole number of microbatches"),
+        (("--mesh", "99999x99999"), "meshes that work: 32x4, 32x2, 16x4"),
+        (("--mesh", "99999x99999x99999"), "meshes that work: 32x4, 32x2, 16x4"),
+        (("--price", "nan"), "--price nan: expected dollars"),
+        (("--price=-1",), "--price -1.0: expected dollars"),
+        (("--set", "trunk.checkpoint=0"), "trunk.checkpoint is 0; expected from 1"),
     ],
 )
 def test_bad_input_says_what_fixes_it(args, message):
@@ -309,3 +315,20 @@ def test_bad_input_says_what_fixes_it(args, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("columns", [40, 80, 300])
+def test_no_figure_is_cut_in_a_terminal_of_any_width(columns, monkeypatch, capsys):
+    tree = plan(BIG, parse("4x2"), "trunk", A100, price=4.73)
+    show.terminal(tree)  # into a pipe
+    piped = capsys.readouterr().out
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    show.terminal(tree)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    for _, names, cells in show.sections(tree):
+        for row in cells:
+            for name, cell in zip(names, row, strict=True):
+                if name not in ("why", "what"):
+                    assert cell in shown
+                assert cell in piped

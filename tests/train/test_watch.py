@@ -1,15 +1,19 @@
 """What users watch and choose, and what is refused."""
 
 import dataclasses
+import json
 
 import pytest
 
 from s7jax.devices import DEVICES
-from s7jax.errors import UsageError
+from s7jax.errors import InputError, UsageError
+from s7jax.terminal import progress
+from s7jax.terminal.progress import Progress
 from s7jax.train import loop
 from s7jax.train.options import Every, Options, parse_tokens
-from s7jax.train.watch import metrics
-from s7jax.train.watch.metrics import Throughput
+from s7jax.train.watch import journal, metrics
+from s7jax.train.watch.journal import Journal
+from s7jax.train.watch.metrics import Clock, Throughput
 from tests.train.training import train_trunk
 
 
@@ -84,3 +88,61 @@ def test_pools_in_several_processes_are_refused_with_the_way_out(new_run, monkey
     monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
     with pytest.raises(UsageError, match="a job of its own with --domain"):
         loop.train_experts(x, range(4))
+
+
+def test_every_moment_went_into_one_thing(clock):
+    spent = Clock()
+    for seconds, what in ((3.0, "compile"), (0.5, "stall"), (2.0, "step"), (0.25, "stall")):
+        clock[0] += seconds
+        spent.mark(what)
+    assert spent.take() == {"compile": 3.0, "stall": 0.75, "step": 2.0}
+    assert spent.take() == {}
+
+
+def line(phase: str, step: int) -> dict[str, object]:
+    return {"phase": phase, "step": step, "seconds": 1.0, "spent": {"step": 0.5, "save": 0.25}}
+
+
+def test_metrics_are_cut_back_to_the_step_that_a_phase_resumes_from(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    other = Journal(path, "expert0", 0)
+    first = Journal(path, "trunk", 0)
+    for step in range(5):
+        first.append(line("trunk", step))
+        other.append(line("expert0", step))
+    with path.open("a") as file:
+        file.write('{"phase": "trunk", "st')  # killed while it wrote
+    again = Journal(path, "trunk", 3)
+    again.append(line("trunk", 3))
+    other.append(line("expert0", 5))  # whose process goes on meanwhile
+    steps = [(tree["phase"], tree["step"]) for tree in journal.read(path)]
+    assert [step for phase, step in steps if phase == "trunk"] == [0, 1, 2, 3]
+    assert [step for phase, step in steps if phase == "expert0"] == [0, 1, 2, 3, 4, 5]
+    assert again.lost == 2 * 0.75
+
+
+@pytest.mark.parametrize(
+    "wrong", ["[1]", "{", '{"phase": "trunk"}', '{"phase": 1, "seconds": "x"}']
+)
+def test_what_is_no_line_of_metrics_is_named(tmp_path, wrong):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(line("trunk", 0)) + f"\n{wrong}\n")
+    with pytest.raises(InputError, match=r"metrics.jsonl: line 2 is no training step"):
+        journal.read(path)
+
+
+def test_no_rate_is_said_before_there_is_one(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.0)
+    with Progress("trunk", 60, "steps", (100, "tokens"), done=50, first="compiling") as bar:
+        now[0] += 30  # compiles
+        bar.advance(1, "loss 2")
+        now[0] += 2
+        bar.advance(1)
+        now[0] += 2
+        bar.advance(1)
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first == "trunk: 51 steps of 60 steps, loss 2"
+    assert second == "trunk: 52 steps of 60 steps, 50 tokens/s, 16 s left"
+    assert third == "trunk: 53 steps of 60 steps, 50 tokens/s, 14 s left"

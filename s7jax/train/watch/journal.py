@@ -33,7 +33,7 @@ class Journal:
                 lines.pop()
             kept, self.lost = "", 0.0
             for line, tree in zip(lines, _parsed(path, lines), strict=True):
-                if tree["phase"] == phase and tree["step"] >= first:
+                if tree["phase"] == phase and tree.get("step", -1) >= first:
                     self.lost += sum(tree.get("spent", {}).values())
                 else:
                     kept += line
@@ -47,7 +47,7 @@ class Journal:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics, each with its ``phase``, ``step`` and ``seconds``.
+    """The lines of a run's metrics, each with its ``phase`` and ``seconds``.
 
     Raises:
         InputError: missing, or a line is not of that form.
@@ -63,13 +63,13 @@ def _parsed(path: Path, lines: list[str]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             tree = json.loads(line)
-            right = str(tree["phase"]), int(tree["step"]), float(tree["seconds"])
+            right = str(tree["phase"]), float(tree["seconds"])
         except (ValueError, TypeError, KeyError):
             right = None
         if right is None:
             raise InputError(
-                f"{path}: line {number} is no training step: expected an object with phase, step "
-                "and seconds"
+                f"{path}: line {number} is no training step: expected an object with phase and "
+                "seconds"
             )
         yield tree
 

@@ -1,0 +1,93 @@
+"""Which run is meant, what a refused start leaves, and where a run may be taken."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+
+from s7jax import commands
+from s7jax.errors import UsageError
+from s7jax.train.folder import RunFolder, named, newest, newest_seal, start
+from tests.conftest import TINY
+
+
+def begun(name: str, *has: str) -> Path:
+    """A run under ``runs/`` that has some files."""
+    folder = Path("runs") / name
+    for path in ("config.json", *has):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(json.dumps({"config": TINY.to_json()}))
+    return folder
+
+
+@pytest.fixture
+def trunk(monkeypatch, capsys, tmp_path):
+    """The command in an empty folder, in this process: for what is refused."""
+    jax.devices()  # as many as there are: the command decides it no more
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as end:
+            commands.run("trunk", words)
+        return end.value.code, capsys.readouterr().err
+
+    return run
+
+
+def test_the_newest_run_is_the_newest_that_has_what_is_needed(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no run under runs/: start one"):
+        newest_seal()
+    begun("a", "model/moe.s7l", "checkpoints/trunk_final/record")
+    begun("b", "checkpoints/trunk_final/record")
+    begun("c")
+    assert newest_seal() == Path("runs/a/model/moe.s7l")
+    assert newest(lambda run: run.final("trunk")).path.name == "b"
+    with pytest.raises(UsageError, match=r"has checkpoints/router_final: start one"):
+        newest(lambda run: run.final("router"))
+
+
+def test_no_name_is_no_run():
+    with pytest.raises(UsageError, match="--run ''"):
+        named("")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--run", ""),
+        ("--run", "x", "--tokens", ""),
+        ("--run", "x", "--mesh", ""),
+        ("--run", "x", "--set", "trunk.peak_lr=NaN"),
+        ("--run", "x", "--keep-last", "0"),
+        ("--run", "deep/er/x", "--data", "code=no", "math=no", "reason=no", "general=no"),
+        ("--run", "x", "--prepared", ""),
+    ],
+    ids=" ".join,
+)
+def test_a_refused_start_leaves_nothing(trunk, tmp_path, wrong):
+    code, err = trunk(*wrong)
+    assert code in (1, 2)
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_start_leaves_what_was_there(trunk, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/mine.txt").write_text("text")
+    code, err = trunk("--run", "./", "--data", *[f"{d}=no" for d in TINY.model.domains])
+    assert code == 1, err
+    assert [p.name for p in tmp_path.rglob("*")] == ["data", "mine.txt"]
+
+
+def test_shards_that_were_moved_are_found_by_their_new_place(tmp_path):
+    (tmp_path / "old").mkdir()
+    run = start(RunFolder(tmp_path / "r"), TINY, None, str(tmp_path / "old"))
+    with pytest.raises(UsageError, match=r"prepared is .*old.* there, .*new.* here"):
+        start(run, TINY, None, str(tmp_path / "new"))
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    start(run, TINY, None, str(tmp_path / "new"))
+    assert run.prepared == tmp_path / "new"
