@@ -76,6 +76,7 @@ ALLOWED = {
         "terminal",
         "train",
     },
+    "report": {"architecture", "config", "data", "errors", "s7l", "storage", "terminal", "train"},
     "runs": {
         "architecture",
         "config",
@@ -87,6 +88,7 @@ ALLOWED = {
         "mesh",
         "model",
         "quantize",
+        "report",
         "runtime",
         "s7l",
         "storage",
@@ -102,6 +104,7 @@ ALLOWED = {
         "extras",
         "mesh",
         "quantize",
+        "report",
         "runs",
         "runtime",
         "s7l",

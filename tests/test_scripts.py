@@ -102,7 +102,7 @@ def test_the_pipeline_leaves_everything_behind(work: Path):
     for name in ("config.json", "metrics.jsonl", "evaluation.json", "data/tokenizer.json"):
         assert (run / name).is_file(), name
     report = json.loads((run / "report.json").read_text())
-    assert set(report) == {"quality", "artifacts", "seconds", "proof"}
+    assert set(report) == {"quality", "artifacts", "seconds", "proof", "sealed"}
     assert len(report["proof"]["samples"]) == 10
     assert {rule["verdict"].split(" (")[0] for rule in report["proof"]["rules"]} == {"PASS"}
     assert report["artifacts"][-1][2] == s7l.open(run / "model/moe.s7l").root.hex()

@@ -24,6 +24,7 @@ from s7jax.integer.sealed import LOGIT_BITS
 from s7jax.mesh import DATA
 from s7jax.model.language_model import Params, expert_output, head, router_logits, trunk_output
 from s7jax.runtime import Compute, Session
+from s7jax.runtime.compute import open_compute
 from s7jax.runtime.policy import Policy
 from s7jax.runtime.prompt import Prompt
 from s7jax.s7l import Seal
@@ -73,18 +74,19 @@ class Tally:
         }
 
 
-def compare(run: Run, params: Params, seal: Seal) -> dict[str, Any]:
+def compare(run: Run, params: Params, seal: Seal, sequences: int) -> dict[str, Any]:
     """Quality of the sealed model and of the float parameters, per domain, as JSON types.
 
     ``sealed[domain][model]`` for the trunk, the oracle (the domain's own expert) and the routed
-    model: bits per byte of both, ``perplexity_ratio``, ``agreement`` (share of positions with the
-    same most likely token) and mean ``kl`` in nats.
+    model, on as many held-out ``sequences``: bits per byte of both, ``perplexity_ratio``,
+    ``agreement`` (share of positions with the same most likely token) and mean ``kl`` in nats.
 
     Raises:
         InputError: the seal is of another architecture or tokenizer.
     """
     cfg, tokenizer = run.config.model, run.prepared.tokenizer
-    compute = Compute(seal, run.pools)
+    alone = len(run.pools) == 1 and run.mesh.size == 1
+    compute = open_compute(seal) if alone else Compute(seal, run.pools)
     if compute.cfg != cfg:
         raise InputError(
             f"the sealed model is {compute.cfg}; expected that of {run.folder.path}: {cfg}"
@@ -92,7 +94,7 @@ def compare(run: Run, params: Params, seal: Seal) -> dict[str, Any]:
     if list(seal.vocabulary.tokens[1:]) != tokenizer.token_bytes[1:]:
         raise InputError(f"the sealed vocabulary is not that of {run.prepared.path}")
     report: dict[str, Any] = {}
-    rows = {d: held_out(run.prepared, d, run.config.eval_sequences) for d in cfg.domains}
+    rows = {d: held_out(run.prepared, d, sequences) for d in cfg.domains}
     with Progress("compare", sum(map(len, rows.values())), "sequences") as progress:
         for index, domain in enumerate(cfg.domains):
             tallies = {name: Tally() for name in MODELS}
@@ -106,7 +108,8 @@ def compare(run: Run, params: Params, seal: Seal) -> dict[str, Any]:
                 progress.advance(used)
             size = int(tokenizer.token_lengths[rows[domain][:, 1:]].sum())
             report[domain] = {name: tally.figures(size) for name, tally in tallies.items()}
-    return {"root": seal.root.hex(), "domains": list(cfg.domains), "sealed": report}
+    facts = {"root": seal.root.hex(), "domains": list(cfg.domains), "sequences": sequences}
+    return {**facts, "sealed": report}
 
 
 def _tally(

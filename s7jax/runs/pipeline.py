@@ -15,6 +15,7 @@ from s7jax import s7l
 from s7jax.errors import InputError
 from s7jax.model.language_model import Params
 from s7jax.quantize.export import export
+from s7jax.report.write import write
 from s7jax.runs.comparison import compare
 from s7jax.runs.proving import prove
 from s7jax.runtime.sealing import seal_with_answers
@@ -24,6 +25,8 @@ from s7jax.train.checkpoint import read_record
 from s7jax.train.evaluate import evaluate
 from s7jax.train.phase import Phase
 from s7jax.train.run import Run, load_expert, load_trunk
+
+COMPARED = 16  # held-out sequences of each domain, where nobody asked for more
 
 
 def train_trunk(run: Run, resume_from: int | None = None) -> None:
@@ -73,13 +76,18 @@ def quality(run: Run) -> dict[str, Any]:
     return report
 
 
-def sealed_quality(run: Run, sealed: Path) -> dict[str, Any]:
+def sealed_quality(run: Run, sealed: Path, sequences: int | None = None) -> dict[str, Any]:
     """The sealed model beside the run's float one; also written to ``sealed.json``.
+
+    Args:
+        run: the run.
+        sealed: the sealed file.
+        sequences: held-out sequences of each domain, if not as many as are evaluated.
 
     Raises:
         InputError: no such seal, or not of this run's architecture and tokenizer.
     """
-    report = compare(run, _params(run), s7l.open(sealed))
+    report = compare(run, _params(run), s7l.open(sealed), sequences or run.config.eval_sequences)
     write_json(run.folder.comparison, report)
     return report
 
@@ -138,11 +146,25 @@ def run_all(run: Run) -> dict[str, Any]:
     sealed = timed("seal", lambda: seal(run))
     timed("verify", lambda: s7l.open(run.folder.sealed, root=sealed.root).verify())
     print(f"verified: {run.folder.sealed}, root {sealed.root.hex()}")
+    report["sealed"] = timed("compare", lambda: _compared(run, sealed.root))["sealed"]
     report["proof"] = timed("prove", lambda: prove(run))
     report |= {"artifacts": _artifacts(run, sealed.root.hex()), "seconds": seconds}
     report["seconds"] = _spent(run.folder.report, report)
     write_json(run.folder.report, report)
+    for path in write(run.folder, run.folder.page):
+        print(f"report: {path}")
     return report
+
+
+def _compared(run: Run, root: bytes) -> dict[str, Any]:
+    """What quantisation cost, from ``sealed.json`` if it is of this seal."""
+    if run.folder.comparison.exists():
+        saved: dict[str, Any] = json.loads(run.folder.comparison.read_text())
+        if saved["root"] == root.hex():
+            print(f"compare: already done, {run.folder.comparison}")
+            return saved
+    joined = _joined(run)
+    return sealed_quality(joined, run.folder.sealed, min(COMPARED, run.config.eval_sequences))
 
 
 def _spent(saved: Path, report: dict[str, Any]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from s7jax import extras
 from s7jax.errors import UsageError
-from s7jax.terminal.tables import show_table
+from s7jax.terminal import tables
 
 Rows = list[list[str]]
 Section = tuple[str, Sequence[str], Rows]
@@ -57,16 +57,14 @@ def terminal(tree: dict[str, Any]) -> None:
     """Print every table."""
     print(_title(tree))
     for section in sections(tree):
-        show_table(*section)
+        tables.show_table(*section)
 
 
 def markdown(tree: dict[str, Any]) -> str:
     """Every table in Markdown."""
     parts = [f"# {_title(tree)}"]
     for title, columns, rows in sections(tree):
-        lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-        parts.append(f"## {title}\n\n" + "\n".join(lines))
+        parts.append(f"## {title}\n\n{tables.markdown(columns, rows)}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 Rows = tuple[str, Sequence[str], list[list[Any]]]  # title, headings, cells
 
-TEXTS = ("why", "evidence", "reason")  # columns that may be broken between words
+TEXTS = ("why", "evidence")  # columns that may be broken between words
 
 
 WIDE = 10_000  # columns of what is no terminal: nothing has to be folded
@@ -61,6 +61,13 @@ def show_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[Any]
         print(f"  {first}")
         for heading, cell in zip(headings[1:], others, strict=True):
             print(f"    {heading:<{width}}  {cell}")
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; what its cells hold cannot end them."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    cells = (" | ".join(c.replace("|", "\\|").replace("\n", " ") for c in line) for line in lines)
+    return "\n".join(f"| {line} |" for line in cells)
 
 
 def sealed_rows(domains: dict[str, Any]) -> Rows:

@@ -7,6 +7,7 @@ asynchronous.
 """
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,13 +42,36 @@ def manager(
             max_to_keep=keep, keep_period=keep_period, cleanup_tmp_directories=True
         ),
     )
-    try:
+    with _one_message():
         try:
-            yield made
+            try:
+                yield made
+            finally:
+                wait(made)  # also where a signal ends the process: what it saved may have failed
         finally:
-            wait(made)  # also where a signal ends the process: what it saved may have failed
+            made.close()
+
+
+@contextmanager
+def _one_message() -> Iterator[None]:
+    """Of a save that fails one exception is raised: what its threads print besides is left out."""
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+    def unless_closed(ignored: "sys.UnraisableHookArgs") -> None:
+        # Writes that nobody awaits any more, when another had failed.
+        if str(ignored.exc_value) != "Event loop is closed":
+            before(ignored)
+
+    log, before = logging.getLogger("absl"), sys.unraisablehook
+    log.addFilter(others)
+    sys.unraisablehook = unless_closed
+    try:
+        yield
     finally:
-        made.close()
+        log.removeFilter(others)
+        sys.unraisablehook = before
 
 
 def wait(saves: ocp.CheckpointManager) -> None:
@@ -63,7 +87,8 @@ def _saved(where: Path, save: Callable[[], Any]) -> None:
     try:
         save()
     except Exception as e:  # whatever the libraries below make of a full disk
-        problem = str(e).strip().partition("\n")[0][:300]
+        logging.getLogger("asyncio").disabled = True  # of other writes, which nobody awaits
+        problem = str(e).strip().partition("\n")[0]
         raise InputError(
             f"{where}: a checkpoint could not be saved: {problem or repr(e)}; those that "
             "were there still are, and the same command resumes from the newest"
@@ -131,7 +156,7 @@ def save_final(folder: Path, params: Params, record: dict[str, Any]) -> str:
         params=ocp.args.StandardSave(params),
         record=ocp.args.JsonSave(record | {"params_sha256": sha256}),
     )
-    with _SAVING, _checkpointer() as writer:
+    with _SAVING, _one_message(), _checkpointer() as writer:
         _saved(folder, lambda: writer.save(folder.resolve(), args=args))
     return sha256
 

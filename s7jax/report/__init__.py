@@ -1,0 +1,1 @@
+"""The report of a run: its facts, its curves, one page and the same in Markdown."""
