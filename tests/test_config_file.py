@@ -85,7 +85,7 @@ def test_flags_are_over_the_file_and_the_file_over_the_preset(config, tmp_path):
 )
 def test_what_is_wrong_is_named_with_the_file(config, tmp_path, text, message):
     (tmp_path / "run.toml").write_text(text)
-    with pytest.raises(ValueError, match="^2: error: --config .*run.toml") as refused:
+    with pytest.raises(ValueError, match=r"^2: error: --config .*run\.toml") as refused:
         config("--config", str(tmp_path / "run.toml"))
     assert message in str(refused.value)
 
@@ -97,5 +97,5 @@ def test_two_presets_are_one_too_many(config, tmp_path):
 
 
 def test_a_file_that_is_not_there(config, tmp_path):
-    with pytest.raises(ValueError, match=r"2: error: --config .*none.toml"):
+    with pytest.raises(ValueError, match=r"2: error: --config .*none\.toml"):
         config("--config", str(tmp_path / "none.toml"))

@@ -6,8 +6,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from s7jax import extras
-from s7jax.errors import UsageError
 from s7jax.terminal import tables
 
 Rows = list[list[str]]
@@ -74,9 +72,6 @@ def page(tree: dict[str, Any], others: dict[str, dict[str, Any]]) -> str:
     Args:
         tree: the plan.
         others: plans of the same work on other meshes, by mesh.
-
-    Raises:
-        UsageError: matplotlib is not installed.
     """
     body = [f"<h1>{html.escape(_title(tree))}</h1>"]
     body += [f"<figure>{plot}</figure>" for plot in _plots(tree, others)]
@@ -255,13 +250,11 @@ def _layout(tree: dict[str, Any]) -> list[Section]:
 
 
 def _plots(tree: dict[str, Any], others: dict[str, dict[str, Any]]) -> list[str]:
-    try:
-        import matplotlib  # noqa: PLC0415 an extra
+    import matplotlib  # noqa: PLC0415 it takes a second, and only pages have plots
 
-        matplotlib.use("svg")
-        from matplotlib import pyplot  # noqa: PLC0415
-    except ImportError:
-        raise UsageError(f"--html needs matplotlib: {extras.how_to_install('plots')}") from None
+    matplotlib.use("svg")
+    from matplotlib import pyplot  # noqa: PLC0415
+
     matplotlib.rcParams["svg.hashsalt"] = "s7jax"  # equal plans give equal pages
 
     def drawn(draw: Callable[[Any], None], size: tuple[float, float]) -> str:

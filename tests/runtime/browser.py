@@ -20,7 +20,7 @@ class Page:
 
     def __init__(self, read, write):
         self._read, self._write, self._numbers = read, write, itertools.count(1)
-        self._session = None
+        self._session, self.events = None, []
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
@@ -28,6 +28,15 @@ class Page:
 
     def open(self, url):
         self._call("Page.navigate", url=url)
+
+    def look_like(self, width, scheme):
+        """A screen of some width, in a light or dark scheme; what it logs is kept in ``events``."""
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        self._call("Emulation.setDeviceMetricsOverride", **size)
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        self._call("Emulation.setEmulatedMedia", features=[feature])
+        self._call("Log.enable")
+        self._call("Runtime.enable")
 
     def run(self, script):
         """What a script's last expression, or the promise that it is, gives."""
@@ -51,6 +60,8 @@ class Page:
                 data += part
             first, _, data = data.partition(b"\0")
             answer = json.loads(first)
+            if "method" in answer:
+                self.events.append(answer)
             if answer.get("id") == number:
                 assert "error" not in answer, answer
                 return answer["result"]
