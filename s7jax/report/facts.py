@@ -4,9 +4,9 @@ Everything is read from what the phases left: configuration, metrics, evaluation
 samples and the sealed file. What is not there yet is None or empty.
 """
 
+import itertools
 import json
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +95,11 @@ def _phase(phase: Phase, lines: list[dict[str, Any]]) -> dict[str, Any]:
         },
         # What was saved before a step is written into that step's line.
         "saves": [line["tokens"] for line in lines if line.get("spent", {}).get("save")],
-        "stops": [b["tokens"] for a, b in _pairs(lines) if b["seconds"] < a["seconds"]],
+        "stops": [b["tokens"] for a, b in itertools.pairwise(lines) if b["seconds"] < a["seconds"]],
         "skipped": [line["tokens"] for line in lines if line.get("skipped")],
         "tokens_per_second": statistics.median(speeds) if speeds else None,
         "spent": {kind: seconds for kind, seconds in spent.items() if seconds},
     }
-
-
-def _pairs(lines: list[dict[str, Any]]) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
-    return zip(lines, lines[1:], strict=False)
 
 
 def _sizes(run: RunFolder) -> dict[str, int]:
