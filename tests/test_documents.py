@@ -206,7 +206,8 @@ def test_every_fenced_command_runs_in_a_fresh_clone(clone):
                 (clone / name).parent.mkdir(exist_ok=True)
                 if not (clone / name).exists():
                     shutil.copy(sealed, clone / name)
-        for line in script:
+        for written in script:
+            line = written
             if any(line.startswith(start) for start in ELSEWHERE):
                 continue
             if line == "make demo":

@@ -105,6 +105,11 @@ def test_the_pipeline_leaves_everything_behind(work: Path):
     assert set(report) == {"quality", "artifacts", "seconds", "proof", "sealed"}
     assert len(report["proof"]["samples"]) == 10
     assert {rule["verdict"].split(" (")[0] for rule in report["proof"]["rules"]} == {"PASS"}
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    spent = [sum(line["spent"].values()) for line in lines if line["phase"] == "trunk"]
+    assert sum(spent) == pytest.approx(report["seconds"]["trunk"], rel=0.01)
+    for form in ("report.html", "report.md"):
+        assert report["artifacts"][-1][2] in (run / form).read_text()
     assert report["artifacts"][-1][2] == s7l.open(run / "model/moe.s7l").root.hex()
     assert not (run / "model/moe.s7l").stat().st_mode & 0o222
 

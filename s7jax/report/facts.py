@@ -135,11 +135,10 @@ def _chain(config: Config, seal: s7l.Seal, data: Any) -> list[list[dict[str, str
         for source in entry["sources"]
     ]
     rows = [
-        text,
+        [*text, {"what": "configuration", "digest": provenance["config_sha256"]}],
         [
             {"what": "tokenizer", "digest": tokenizer},
             {"what": "training data", "digest": made["trunk"]["inputs"]["data_sha256"]},
-            {"what": "configuration", "digest": provenance["config_sha256"]},
         ],
         [{"what": "trunk", "digest": made["trunk"]["params_sha256"]}],
         [
@@ -148,9 +147,12 @@ def _chain(config: Config, seal: s7l.Seal, data: Any) -> list[list[dict[str, str
             if name in made
         ],
         [
-            {"what": f"{fold} hash", "digest": digest.hex()}
-            for fold, digest in seal.manifest.hashes().items()
+            {
+                "what": f"INT8 {names.get(name, name)}",
+                "digest": seal.manifest.component_root(name).hex(),
+            }
+            for name in seal.manifest.components
         ],
         [{"what": "root of the seal", "digest": seal.root.hex()}],
     ]
-    return [row for row in rows if row]
+    return rows

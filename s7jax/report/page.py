@@ -1,5 +1,6 @@
 """The report for people: one self-contained HTML page, and the same in Markdown."""
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -143,7 +144,11 @@ def of_runs(runs: Mapping[str, Facts]) -> tuple[str, str]:
     page.title("Configurations where they differ")
     flat = {name: dict(_flat(facts["config"])) for name, facts in runs.items()}
     rows = [[key, *(str(flat[name].get(key, "")) for name in runs)] for key in _keys(flat)]
-    page.table(("field", *runs), [row for row in rows if len(set(row[1:])) > 1])
+    differing = [row for row in rows if len(set(row[1:])) > 1]
+    if differing:
+        page.table(("field", *runs), differing)
+    else:
+        page.say("Nowhere.")
     return page.finished(title)
 
 
@@ -164,7 +169,7 @@ def _figures(facts: Facts) -> list[tuple[str, str]]:
     trained = sum(phase["tokens"][-1] for phase in facts["phases"] if phase["tokens"])
     found.append(("tokens trained on", f"{trained:,}"))
     if facts["seconds"]:
-        found.append(("of work in all", _duration(sum(facts["seconds"].values()))))
+        found.append(("wall time", _duration(sum(facts["seconds"].values()))))
     if spent := sum(sum(phase["spent"].values()) for phase in facts["phases"]):
         steps = sum(phase["spent"].get("step", 0.0) for phase in facts["phases"])
         found.append(("goodput", f"{steps / spent:.1%}"))
@@ -312,13 +317,14 @@ def _samples(page: _Page, facts: Facts) -> None:
 
 
 def _verify(page: _Page, facts: Facts, folder: str) -> None:
-    seal, page_of = facts["seal"], f"{folder}/model/{facts['seal']['file']}"
+    seal = facts["seal"]
+    sealed, proven = (shlex.quote(f"{folder}/model/{n}") for n in (seal["file"], "sample.s7p"))
     page.title("Verify it")
     page.say("Whoever has the file and this root can check every byte, and every answer:")
-    lines = [f"s7jax verify {page_of} --run --root {seal['root']}"]
+    lines = [f"s7jax verify {sealed} --run --root {seal['root']}"]
     if facts["proof"]:
-        lines.append(f"s7jax verify {page_of} --replay {folder}/model/sample.s7p")
-    lines.append(f"python tools/s7l_verify.py {page_of} --root {seal['root']}")
+        lines.append(f"s7jax verify {sealed} --replay {proven}")
+    lines.append(f"python tools/s7l_verify.py {sealed} --root {seal['root']}")
     page.code("\n".join(lines))
     if proof := facts["proof"]:
         replayed = proof["replayed"]
