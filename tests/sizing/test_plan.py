@@ -299,7 +299,7 @@ def test_the_tool_in_every_form(tmp_path):
     ("args", "message"),
     [
         (("--target", "a1000"), "invalid choice: 'a1000'"),
-        (("--mesh", "1x5"), "meshes that work"),
+        (("--mesh", "1x5"), "meshes that work: 4x1, 2x2, 1x4"),
         (("--mfu", "2"), "--mfu 2.0"),
         (("--fit",), "--fit needs --phase"),
         (("--batch", "7"), "whole number of microbatches"),

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import threading
+import time
 
 import pytest
 
@@ -138,11 +140,28 @@ def test_no_rate_is_said_before_there_is_one(monkeypatch, capsys):
     with Progress("trunk", 60, "steps", (100, "tokens"), done=50, first="compiling") as bar:
         now[0] += 30  # compiles
         bar.advance(1, "loss 2")
-        now[0] += 2
-        bar.advance(1)
-        now[0] += 2
-        bar.advance(1)
-    first, second, third = capsys.readouterr().err.splitlines()
+        for seconds in (0.5, 1.5, 2):
+            now[0] += seconds
+            bar.advance(1)
+    first, early, second, third = capsys.readouterr().err.splitlines()
     assert first == "trunk: 51 steps of 60 steps, loss 2"
-    assert second == "trunk: 52 steps of 60 steps, 50 tokens/s, 16 s left"
-    assert third == "trunk: 53 steps of 60 steps, 50 tokens/s, 14 s left"
+    assert early == "trunk: 52 steps of 60 steps"
+    assert second == "trunk: 53 steps of 60 steps, 100 tokens/s, 7 s left"
+    assert third == "trunk: 54 steps of 60 steps, 75 tokens/s, 8 s left"
+
+
+def test_a_line_that_waits_while_the_file_is_cut_back_is_not_lost(tmp_path, monkeypatch):
+    path, write = tmp_path / "metrics.jsonl", journal.write_bytes
+    other, first = Journal(path, "expert0", 0), Journal(path, "trunk", 0)
+    first.append(line("trunk", 0))
+    waiting = threading.Thread(target=other.append, args=(line("expert0", 0),))
+
+    def slow(*given):
+        waiting.start()
+        time.sleep(0.3)  # until it waits for the file that is replaced
+        write(*given)
+
+    monkeypatch.setattr(journal, "write_bytes", slow)
+    Journal(path, "trunk", 0)
+    waiting.join()
+    assert [tree["phase"] for tree in journal.read(path)] == ["expert0"]
