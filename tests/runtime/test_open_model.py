@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from synthetic import MODEL, write_model
 
-from s7jax import s7l
+from s7jax import commands, s7l
 from s7jax.errors import InputError, UsageError
 from s7jax.runtime import Engine
 from s7jax.runtime.compute import Reference
@@ -162,3 +162,11 @@ def test_a_sound_file_is_sound_in_any_encoding(sealed, encoding):
     done = run("verify.py", sealed, PYTHONIOENCODING=encoding)
     assert (done.returncode, done.stderr) == (0, "")
     assert "INT8" in done.stdout
+
+
+@pytest.mark.parametrize("port", ["99999", "65536", "-1"])
+def test_a_port_that_there_is_not_is_refused(port, capsys):
+    with pytest.raises(SystemExit) as end:
+        commands.run("serve", ["model.s7l", f"--port={port}"])
+    assert end.value.code == 2
+    assert f"--port {port}: expected 0 to 65535" in capsys.readouterr().err

@@ -4,11 +4,13 @@ import hashlib
 import json
 import struct
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_pack_verify import tool
 
-from s7jax import s7l
+from s7jax import commands, s7l
+from s7jax.train import checkpoint
 
 
 @pytest.fixture
@@ -140,3 +142,19 @@ def test_the_tool(pristine, tmp_path):
     twice = tool("convert", out, tmp_path / "again", cwd=tmp_path)
     assert (twice.returncode, "nothing is overwritten" in twice.stderr) == (1, True)
     assert "Traceback" not in twice.stderr
+
+
+def test_a_float_checkpoint_goes_bit_by_bit(tmp_path, capsys):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    values = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
+    params = {"trunk": {"weight": jnp.asarray(values), "gain": jnp.ones(5)}}
+    checkpoint.save_final(tmp_path / "trunk_final", params, {})
+    out = tmp_path / "trunk.safetensors"
+    for said in ("written", "already there, identical"):
+        with pytest.raises(SystemExit) as end:
+            commands.run("convert", [str(tmp_path / "trunk_final"), str(out)])
+        assert not end.value.code
+        assert capsys.readouterr().out.startswith(f"{said}: {out}\n2 tensors of")
+    found = safetensors.load_file(out)
+    assert sorted(found) == ["trunk.gain", "trunk.weight"]
+    np.testing.assert_array_equal(found["trunk.weight"], values, strict=True)
