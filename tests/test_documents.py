@@ -137,18 +137,23 @@ def clone(tmp_path_factory) -> Path:
 def _corpora(folder: Path) -> None:
     """The files that the documents speak of."""
     rng = np.random.default_rng(0)
+    letters = np.array(list("etaoinshrdlucmfw"))
+    words = ["".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(4_000)]
 
-    words = "a b c def return 1 2 + = the".split()
-    texts = [" ".join(rng.choice(words, 300)) for _ in range(60)]
+    def texts() -> list[str]:
+        return [" ".join(rng.choice(words, 400)) for _ in range(60)]
+
+    def records() -> bytes:
+        return "".join(json.dumps({"text": text}) + "\n" for text in texts()).encode()
+
     for name in ("src", "books", "law"):
         (folder / name).mkdir()
-    for i, text in enumerate(texts):
-        (folder / f"src/{i}.py").write_text(text)
-        (folder / f"books/{i}.txt").write_text(text[::-1])
-    records = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
-    (folder / "reason.jsonl").write_bytes(records)
-    (folder / "law/a.jsonl").write_bytes(records)
-    (folder / "math.jsonl.zst").write_bytes(zstandard.compress(records))
+    for i, (code, prose) in enumerate(zip(texts(), texts(), strict=True)):
+        (folder / f"src/{i}.py").write_text(code)
+        (folder / f"books/{i}.txt").write_text(prose)
+    (folder / "reason.jsonl").write_bytes(records())
+    (folder / "law/a.jsonl").write_bytes(records())
+    (folder / "math.jsonl.zst").write_bytes(zstandard.compress(records()))
     (folder / "tokens").write_text("secret\n")
     (folder / "tokens").chmod(0o600)
 

@@ -185,12 +185,13 @@ def resume(args: argparse.Namespace, needs: Callable[[RunFolder], Path]) -> Run:
 def _nothing_left_if_refused(folder: RunFolder) -> Iterator[None]:
     """A run whose flags or data are refused before it has begun leaves no trace."""
     parents = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
-    made = parents[-1:] or [p for p in (folder.config_file, folder.data) if not p.exists()]
+    inside = (folder.config_file, folder.data, folder.data / ".lock", folder.data / ".work")
+    made = parents[-1:] or [path for path in inside if not path.exists()]
     begun = folder.config_file.exists()
     try:
         yield
     except (UsageError, InputError):
-        for path in [] if begun else made:
+        for path in [] if begun else reversed(made):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         raise
 
