@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +43,18 @@ def manager(
             max_to_keep=keep, keep_period=keep_period, cleanup_tmp_directories=True
         ),
     )
-    with _one_message():
+    _one_message()
+    try:
         try:
-            try:
-                yield made
-            finally:
-                wait(made)  # also where a signal ends the process: what it saved may have failed
+            yield made
         finally:
-            made.close()
+            wait(made)  # also where a signal ends the process: what it saved may have failed
+    finally:
+        made.close()
 
 
-@contextmanager
-def _one_message() -> Iterator[None]:
+@cache
+def _one_message() -> None:
     """Of a save that fails one exception is raised: what its threads print besides is left out."""
 
     def others(record: logging.LogRecord) -> bool:
@@ -64,14 +65,9 @@ def _one_message() -> Iterator[None]:
         if str(ignored.exc_value) != "Event loop is closed":
             before(ignored)
 
-    log, before = logging.getLogger("absl"), sys.unraisablehook
-    log.addFilter(others)
+    before = sys.unraisablehook
+    logging.getLogger("absl").addFilter(others)
     sys.unraisablehook = unless_closed
-    try:
-        yield
-    finally:
-        log.removeFilter(others)
-        sys.unraisablehook = before
 
 
 def wait(saves: ocp.CheckpointManager) -> None:
@@ -156,7 +152,8 @@ def save_final(folder: Path, params: Params, record: dict[str, Any]) -> str:
         params=ocp.args.StandardSave(params),
         record=ocp.args.JsonSave(record | {"params_sha256": sha256}),
     )
-    with _SAVING, _one_message(), _checkpointer() as writer:
+    _one_message()
+    with _SAVING, _checkpointer() as writer:
         _saved(folder, lambda: writer.save(folder.resolve(), args=args))
     return sha256
 
