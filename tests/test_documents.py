@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import venv
 from argparse import ArgumentParser
@@ -111,6 +112,7 @@ ELSEWHERE = {
     "s7jax prepare --preset s7-mini": "needs a bucket: tests/data",
     "s7jax prepare --preset s7-140m": "needs a corpus: tests/data",
     "s7jax plan --phase trunk --target v5e": "needs libtpu",
+    "s7jax dispute": "needs a proof that lies: tests/runtime/test_dispute.py",
 }
 
 
@@ -190,6 +192,8 @@ class Clone:
                 assert time.monotonic() < until, "it hangs"
                 try:
                     urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5).close()
+                    break
+                except urllib.error.HTTPError:  # it is there, and wants a token or another name
                     break
                 except OSError:
                     time.sleep(0.2)
