@@ -50,7 +50,7 @@ def logical(script: str) -> list[str]:
 
 def said() -> Iterator[tuple[str, str, str]]:
     """Page, command and the rest of the line of every command in the documents."""
-    for page, text in fences(*SHELL, ""):
+    for page, text in fences(*SHELL):
         for line in logical(text):
             if (found := COMMAND.search(line)) and "``" not in line:  # of the layout
                 yield page.name, found[1], found[2]
@@ -205,7 +205,7 @@ class Clone:
 @pytest.mark.long(minutes=15)
 def test_every_fenced_command_runs_in_a_fresh_clone(clone):
     here = Clone(clone)
-    for page, text in fences(*SHELL, ""):
+    for page, text in fences(*SHELL):
         script = logical(text)
         if not any(COMMAND.search(line) or line.startswith("make ") for line in script):
             continue  # no commands: a layout, a format
