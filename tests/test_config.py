@@ -57,7 +57,7 @@ def test_override_sets_nested_fields_and_spreads_one_value_over_all_experts():
         ("seed=-1", "seed is -1; expected from 0 to 4,294,967,295"),
         ("seed=4294967296", "seed is 4294967296; expected from 0"),
         ("trunk.batch=1.5", "trunk.batch is 1.5; expected a whole number"),
-        ("trunk.batch=33", "trunk.batch 33 is not a whole number of microbatches"),
+        ("trunk.batch=35", "trunk.batch 35 is not a whole number of microbatches"),
         ("trunk.betas=[0.9]", r"trunk.betas has 1 entries; expected 2"),
         ("trunk.betas=[0.9,1.0]", r"trunk.betas is 1.0; expected from 0"),
         ("trunk.clip=-1", "trunk.clip is -1.0; expected above 0"),
