@@ -129,8 +129,7 @@ def _json(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
 
 def _csv(file: IO[bytes], wanted: Wanted, delimiter: str = ",") -> Iterator[Record | Bad]:
     csv.field_size_limit(wanted.limit)
-    text = io.TextIOWrapper(file, "utf-8-sig", newline="")
-    reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+    reader = csv.DictReader(_table_lines(file, wanted.limit), delimiter=delimiter, strict=True)
     try:
         for record in reader:
             at = f":{reader.line_num}"
@@ -138,12 +137,21 @@ def _csv(file: IO[bytes], wanted: Wanted, delimiter: str = ",") -> Iterator[Reco
                 yield Bad(at, f"not {len(reader.fieldnames or ())} columns as in the first line")
             else:
                 yield Record(record, at)
-    except UnicodeDecodeError as e:
-        raise DamagedFile(f":{reader.line_num + 1}: not UTF-8 ({e.reason})") from e
     except csv.Error as e:
         raise DamagedFile(f":{reader.line_num}: not CSV: {e}") from e
-    finally:
-        text.detach()
+
+
+def _table_lines(file: IO[bytes], limit: int) -> Iterator[str]:
+    """Lines for ``csv``, each of bounded length; a lone carriage return ends one too."""
+    offset = 0
+    for number, line in enumerate(_lines(file, limit), start=1):
+        if line is None:
+            raise DamagedFile(f":{number}: {_too_long(limit)}")
+        text = _decoded(line, "", offset)
+        if isinstance(text, Bad):
+            raise DamagedFile(f":{number}: {text.why}")
+        offset += len(line)
+        yield from io.StringIO(str(text.value), newline="")
 
 
 def _tsv(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
@@ -363,14 +371,13 @@ class _Joined(io.RawIOBase):
     """Bytes that were read already, and the file they came from."""
 
     def __init__(self, head: bytes, file: IO[bytes]) -> None:
-        self._head, self._file = head, file
+        self._head, self._file = io.BytesIO(head), file
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self._head[: len(buffer)] or self._file.read(len(buffer))
-        self._head = self._head[len(buffer) :]
+        data = self._head.read(len(buffer)) or self._file.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 

@@ -10,7 +10,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
 from s7jax.config import PRESETS, Domain
-from s7jax.data import documents
+from s7jax.data import builtin, documents
 from s7jax.data import prepare as data_prepare
 from s7jax.data.documents import Counts
 from s7jax.data.files import listing
@@ -386,6 +386,23 @@ def test_finished_data_stands_on_its_shards(small_sources, tmp_path):
     assert again.digest == first.digest
     with pytest.raises(InputError, match="does not exist"):
         prepare(gone, tmp_path / "moved", workers=1, **ARGUMENTS)
+
+
+def test_a_built_in_corpus_of_another_python_is_named_and_not_needed(
+    small_sources, tmp_path, monkeypatch
+):
+    """Its text is the running interpreter's library; what is finished stands on its shards."""
+    texts = source_texts(small_sources, "code")
+    monkeypatch.setattr(
+        builtin, "documents", lambda _: [documents.Document(t, "library") for t in texts]
+    )
+    sources = {domain: given for domain, given in small_sources.items() if domain != "code"}
+    first = prepare(sources, tmp_path, workers=1, **ARGUMENTS)
+    texts[0] += " in another version"
+    again = prepare(sources, tmp_path, workers=1, reread=False, **ARGUMENTS)
+    assert again.digest == first.digest
+    with pytest.raises(InputError, match="'built-in code' is another one; it is the running Py"):
+        prepare(sources, tmp_path, workers=1, **ARGUMENTS)
 
 
 def test_a_domain_is_added_without_the_old_text_and_as_if_it_had_been_there(

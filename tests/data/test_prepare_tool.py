@@ -33,9 +33,18 @@ def folder(folder, domain):
 
 
 def test_it_prepares_and_says_what_there_is(sources, tmp_path):
-    run = tool("--preset", "s7-nano", "--out", tmp_path, "--workers", 2, "--data", *sources)
+    """Sources add up, be they given by one flag or by several."""
+    (tmp_path / "more.jsonl").write_text('{"text": "one more"}\n')
+    first, *rest = sources
+    flags = [part for source in rest for part in ("--data", source)]
+    run = tool(
+        *("--preset", "s7-nano", "--out", tmp_path / "o", "--workers", 2, *flags),
+        *("--data", f"code={tmp_path / 'more.jsonl'}", first),
+    )
     assert run.returncode == 0, run.stderr
-    prepared = Prepared.load(tmp_path)
+    prepared = Prepared.load(tmp_path / "o")
+    names = [[s["name"] for s in d["sources"]] for d in prepared.manifest["domains"]]
+    assert names == [["more.jsonl", "code"], ["math"], ["reasoning"], ["general"]]
     assert run.stdout.splitlines()[-1] == f"digest {prepared.digest}"
     assert (prepared.vocab, prepared.context) == (2048, 256)
     for domain in prepared.domains:
@@ -53,6 +62,24 @@ def test_a_broken_source_is_exit_code_1(sources, tmp_path):
     assert run.returncode == 1
     assert f"{tmp_path / 'bad.jsonl'}:2: not a JSON line" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("last", ["code", "general"])
+def test_a_run_has_every_source_of_several_flags(tmp_path, last):
+    """The last one is broken, and so it is seen; the others are said before."""
+    flags = []
+    for domain in ("code", "math", "reason", "general", "code", "math", "reason", "general"):
+        (tmp_path / f"{domain}{len(flags)}.jsonl").write_text('{"text": "x"}\n')
+        flags += ["--data", f"{domain}={domain}{len(flags)}.jsonl"]
+    (tmp_path / "last.jsonl").write_text("nonsense\n")
+    command = [sys.executable, "-m", "s7jax", "trunk", "--run", "r", *flags]
+    command += ["--data", f"{last}=last.jsonl"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert run.returncode == 1
+    assert "last.jsonl:1: not a JSON line" in run.stderr
+    for flag in flags[1::2]:
+        domain, name = flag.split("=")
+        assert f"{domain}={tmp_path / name}" in run.stdout
 
 
 @pytest.mark.parametrize(

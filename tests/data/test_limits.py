@@ -1,0 +1,100 @@
+"""What is asked of one record or file however large it is: linear work, bounded memory."""
+
+import gzip
+import io
+import subprocess
+import sys
+import time
+
+import pytest
+
+from s7jax.data import documents
+from s7jax.data.documents import Counts
+from s7jax.data.files import listing
+from s7jax.data.formats import zstd
+from s7jax.data.sources import Source
+
+LINE = (b'{"text": "', b'"}\n')
+LONG = {  # name → what stands before and after one long text
+    "a.jsonl": LINE,
+    "a.json": (b'[{"text": "', b'"}]'),
+    "b.json": (b'{"text": "", "more": "', b'"}\n{"text": "x"}\n'),
+    "a.txt": (b"", b""),
+    "a.csv": (b'text\n"', b'"\n'),
+    "a.jsonl.gz": LINE,
+}
+
+
+def work(path):
+    """CPU seconds of reading a file."""
+    found = listing("code", str(path)).files
+    source, counts = Source(path=(str(path),)), Counts()
+    start = time.process_time()
+    for _ in documents.read(source, found, counts, limit=1 << 28, skip_bad=False):
+        pass
+    assert counts.records
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_record_costs_as_much_as_short_ones_of_its_size(tmp_path, name):
+    """Sixteen times the length: 16 times the work, not 256. The least of some tries counts."""
+    path, (before, after) = tmp_path / name, LONG[name]
+    least = []
+    for millions, tries in ((4, 3), (64, 1)):
+        data = before + b"some words of it" * (millions << 16) + after
+        path.write_bytes(gzip.compress(data, 1) if name.endswith(".gz") else data)
+        least.append(min(work(path) for _ in range(tries)))
+    assert least[1] < 48 * max(least[0], 0.01)
+
+
+BOMB = """
+import sys
+from pathlib import Path
+from s7jax.config import PRESETS
+from s7jax.data.prepare import How, prepare
+from s7jax.errors import InputError
+
+def peak():
+    status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
+    return int(status.split()[0]) << 10
+
+before = peak()
+try:
+    prepare(
+        {d.name: [sys.argv[1]] for d in PRESETS["s7-nano"].domains}, sys.argv[2],
+        domains=PRESETS["s7-nano"].domains, vocab=320, context=16, workers=1,
+        how=How(memory=1 << 26),
+    )
+except InputError as e:
+    print(e)
+print(peak() - before)
+"""
+
+
+def packed(compressor, before, after):
+    """256 MiB in a few kilobytes."""
+    out = io.BytesIO()
+    with compressor(out) as file:
+        file.write(before)
+        for _ in range(256):
+            file.write(b" " * (1 << 20))
+        file.write(after)
+    return out.getvalue()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.json.zst", "a.txt.zst", "a.csv.zst"])
+def test_a_bomb_is_refused_in_bounded_memory(tmp_path, name):
+    """The limit is 64 MB in all and 8 MiB a record."""
+    before, after = LONG[name.removesuffix(".zst")]
+    path = tmp_path / name
+    path.write_bytes(packed(lambda out: zstd.ZstdFile(out, "w"), before, after))
+    assert path.stat().st_size < 1 << 16
+    command = [sys.executable, "-c", BOMB, path, tmp_path / "out"]
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    said, grown = run.stdout.splitlines()
+    assert name in said
+    assert "longer than 8 MB" in said
+    assert int(grown) < 64_000_000
