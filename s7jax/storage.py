@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,24 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.replace(path)
     except OSError as e:  # such as a full disk, which names no file
         raise OSError(e.errno, e.strerror, str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def link(path: Path, there: Path) -> None:
+    """Have a file under another name too; a copy of it on another file system.
+
+    A file that is there already is replaced.
+    """
+    temporary = there.with_name(f".{there.name}.{secrets.token_hex(8)}")
+    try:
+        try:
+            temporary.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(there)
     finally:
         temporary.unlink(missing_ok=True)
 

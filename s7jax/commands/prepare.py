@@ -7,6 +7,7 @@ Without --data the built-in corpus is used. An interrupted run continues where i
       --data code=src/ math='math/*.jsonl.zst' reason=s3://bucket/cot/ general=books/
   s7jax prepare --preset s7-140m --out data/140m --data data.toml \
       --against eval/ --near-duplicates 0.8 --memory 16GB
+  s7jax prepare --preset s7-mini --grow data/mini --out data/mini-2 --data code=more/
 
 A source is a file, a folder, a glob or a URL of any kind that docs/data.md lists: JSON lines, JSON,
 CSV, Parquet, Arrow, tar, text. A domain may be given several times.
@@ -39,6 +40,9 @@ def add_flags(flags: ArgumentParser) -> None:
     )
     flags.add_argument("--near-duplicates", type=float, default=0.0, help="likeness, such as 0.8")
     flags.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json to use")
+    flags.add_argument(
+        "--grow", type=Path, metavar="DIR", help="finished data that --data is added to, in --out"
+    )
     flags.add_argument("--workers", type=int, help="processes; default: one for each core")
     flags.add_argument(
         "--memory", type=cli.size, default=MEMORY, metavar="BYTES", help="in all; default: 2GB"
@@ -51,7 +55,7 @@ def main(args: Namespace) -> None:
     preset = config.preset(args.preset)
     model = preset.model
     sources = parse_data_flags(args.data or [], model.domains, args.field or [])
-    if sources:
+    if sources and not args.grow:
         require_all(sources, model.domains)
     prepared = prepare(
         {domain: [absolute(source) for source in given] for domain, given in sources.items()},
@@ -69,6 +73,7 @@ def main(args: Namespace) -> None:
             tokenizer=args.tokenizer,
             memory=args.memory,
             cluster=args.cluster,
+            grow=args.grow,
         ),
     )
     _show(prepared)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from s7jax.config import Domain
-from s7jax.data import builtin, clean, documents, files, stages
+from s7jax.data import builtin, clean, documents, files, growth, stages
 from s7jax.data.files import File
 from s7jax.data.prepared import (
     FORMAT,
@@ -56,6 +56,7 @@ class How:
     tokenizer: Path | None = None  # a given tokenizer.json, instead of learning one
     memory: int = MEMORY  # bytes, for all processes together
     cluster: str | None = None  # address of a Ray cluster, instead of local processes
+    grow: Path | None = None  # finished data that the sources are added to, in a folder of its own
 
     def to_json(self) -> dict[str, Any]:
         """What of it decides the result, where it is not as always."""
@@ -99,14 +100,15 @@ def prepare(
     how = how or How()
     _check(vocab, context, held_out, workers, how)
     numbers = {"vocab": vocab, "context": context, "seed": seed, "held_out": held_out}
-    job = _Job(Path(out), tuple(domains), _given(domains, sources or {}), numbers, how)
+    given = _given(domains, sources or {}, with_builtin=how.grow is None)
+    job = _Job(Path(out), tuple(domains), given, numbers, how)
     finished = read_manifest(job.out) if (job.out / MANIFEST).exists() else None
     if finished and not reread and _stands(finished, job):
         if len(finished["domains"]) == len(domains):
             if (prepared := _sound(job.out)) is not None:
                 return prepared
         else:
-            return _grow(job, finished, workers)
+            return _with_domains(job, finished, workers)
     return _whole(job, finished, workers)
 
 
@@ -143,15 +145,23 @@ def _check(vocab: int, context: int, held_out: float, count: int | None, how: Ho
         raise UsageError(f"near-duplicates {how.near}: expected a likeness from 0.3 to 1")
     if how.memory < 1 << 26:
         raise UsageError(f"memory {how.memory}: expected at least 64MB")
+    if how.grow and (how.tokenizer or how.near):
+        what = "--tokenizer" if how.tokenizer else "--near-duplicates"
+        why = "the tokenizer stays" if how.tokenizer else "near duplicates of old text are not seen"
+        raise UsageError(f"--grow with {what}: {why}")
     if how.tokenizer and (size := Tokenizer.load(how.tokenizer).vocab_size) != vocab:
         raise UsageError(f"--tokenizer {how.tokenizer}: {size:,} tokens, the preset has {vocab:,}")
 
 
-def _given(domains: Sequence[Domain], sources: Mapping[str, Sequence[Any]]) -> tuple[_Given, ...]:
+def _given(
+    domains: Sequence[Domain], sources: Mapping[str, Sequence[Any]], with_builtin: bool
+) -> tuple[_Given, ...]:
     found: list[_Given] = []
     for i, domain in enumerate(domains):
         if sources.get(domain.name):
             found += [_Given(i, source(entry)) for entry in sources[domain.name]]
+        elif not with_builtin:
+            continue
         elif domain.builtin in builtin.LICENSES:
             license_ = builtin.LICENSES[domain.builtin]
             named = Source(path=(), name=f"built-in {domain.builtin}", license=license_)
@@ -165,19 +175,25 @@ def _given(domains: Sequence[Domain], sources: Mapping[str, Sequence[Any]]) -> t
 
 def _whole(job: _Job, finished: Mapping[str, Any] | None, count: int | None) -> Prepared:
     """Read everything; what is finished must be of the same text."""
-    known: list[Path] = []
     if finished:
         names = [entry["name"] for entry in finished["domains"]]
         if names != [d.name for d in job.domains] and _stands(finished, job):
-            return _grow(job, finished, count)
-    with _started(job, count, known) as made:
+            return _with_domains(job, finished, count)
+    base = None
+    if job.how.grow:
+        if not job.given:
+            raise UsageError(f"--grow {job.how.grow}: give the sources to add with --data")
+        names = [domain.name for domain in job.domains]
+        base = growth.base(job.how.grow, job.out, names, job.arguments)
+    known = [base.path / domain / KEYS for domain in base.domains] if base else []
+    with _started(job, count, known, base) as made:
         entries = made.read()
         key = made.key(entries)
         if finished and finished["key"] != key:
             shutil.rmtree(job.work)
             raise InputError(
                 f"{job.out} holds finished data of other sources or arguments (digest "
-                f"{finished['digest'][:12]}): {_difference(finished, job, entries)}; choose "
+                f"{finished['digest'][:12]}): {_difference(finished, job, entries, base)}; choose "
                 "another folder or remove this one"
             )
         if finished and (prepared := _sound(job.out)) is not None:
@@ -192,14 +208,34 @@ def _whole(job: _Job, finished: Mapping[str, Any] | None, count: int | None) -> 
 
 
 def _difference(
-    manifest: Mapping[str, Any], job: _Job, entries: Sequence[Mapping[str, Any]]
+    manifest: Mapping[str, Any],
+    job: _Job,
+    entries: Sequence[Mapping[str, Any]],
+    base: Prepared | None,
 ) -> str:
     """What finished data has otherwise than the job, in words: the first such thing."""
+    if (origin := manifest.get("grown_from")) != (base.digest if base else None):
+        if origin is None:
+            return "it was not grown from any"
+        other = "other data" if base else f"data {origin[:12]} (--grow)"
+        return f"it was grown from {other}"
     for name in _ARGUMENTS:
         if manifest[name] != job.arguments[name]:
             return f"{name} is {manifest[name]} there, {job.arguments[name]} here"
-    there = [(d["name"], source) for d in manifest["domains"] for source in d["sources"]]
+    old = base.manifest["domains"] if base else [{"sources": []}] * len(manifest["domains"])
+    there = [
+        (d["name"], source)
+        for d, before in zip(manifest["domains"], old, strict=True)
+        for source in d["sources"][len(before["sources"]) :]
+    ]
     here = [(job.domains[g.domain].name, e) for g, e in zip(job.given, entries, strict=True)]
+    return _other_source(there, here) or "cleaning or the given tokenizer differs"
+
+
+def _other_source(
+    there: Sequence[tuple[str, Mapping[str, Any]]], here: Sequence[tuple[str, Mapping[str, Any]]]
+) -> str | None:
+    """The first source that is not the same, in words."""
     for (old, before), (new, now) in zip(there, here, strict=False):
         if (old, before["name"], before["license"]) != (new, now["name"], now["license"]):
             return f"{old} is of {before['name']!r} there, {new} of {now['name']!r} here"
@@ -208,7 +244,7 @@ def _difference(
             return f"{new}: the text of {now['name']!r} is another one{builtin_too}"
     if len(there) != len(here):
         return f"{len(there)} sources there, {len(here)} here"
-    return "cleaning or the given tokenizer differs"
+    return None
 
 
 def _remove_damaged(out: Path, manifest: Mapping[str, Any]) -> None:
@@ -220,7 +256,7 @@ def _remove_damaged(out: Path, manifest: Mapping[str, Any]) -> None:
                 path.unlink()
 
 
-def _grow(job: _Job, finished: Mapping[str, Any], count: int | None) -> Prepared:
+def _with_domains(job: _Job, finished: Mapping[str, Any], count: int | None) -> Prepared:
     """Finished data and further domains of share 0: only these are read."""
     if _sound(job.out) is None:
         raise InputError(f"{job.out}: a file differs from {MANIFEST}, so no domain can be added")
@@ -264,6 +300,7 @@ def _publish(job: _Job, made: "_Making", key: str, entries: list[dict[str, Any]]
         "version": VERSION,
         **job.arguments,
         **made.settings,
+        **({"grown_from": made.base.digest} if made.base else {}),
         "key": key,
         "tokenizer": Tokenizer.load(job.out / TOKENIZER).digest,
         "domains": entries,
@@ -275,8 +312,10 @@ def _publish(job: _Job, made: "_Making", key: str, entries: list[dict[str, Any]]
 class _started:
     """The work of a job, on its workers, with the folder locked against a second process."""
 
-    def __init__(self, job: _Job, count: int | None, known: Sequence[Path]) -> None:
-        self._job, self._known = job, known
+    def __init__(
+        self, job: _Job, count: int | None, known: Sequence[Path], base: Prepared | None = None
+    ) -> None:
+        self._job, self._known, self._base = job, known, base
         in_process = any("memory:" in path for g in job.given for path in g.source.path)
         self._count = 1 if in_process else count or os.cpu_count() or 1
 
@@ -284,7 +323,7 @@ class _started:
         self._lock = lock(self._job.out / ".lock")
         self._lock.__enter__()
         self._workers = workers(self._count, self._job.how.cluster)
-        return _Making(self._job, self._workers.__enter__(), self._known)
+        return _Making(self._job, self._workers.__enter__(), self._known, self._base)
 
     def __exit__(self, *error: Any) -> None:
         self._workers.__exit__(*error)
@@ -295,8 +334,10 @@ class _started:
 class _Making:
     """A job being done: what was listed, and its stages."""
 
-    def __init__(self, job: _Job, run: Workers, known: Sequence[Path]) -> None:
-        self._job, self._run = job, run
+    def __init__(
+        self, job: _Job, run: Workers, known: Sequence[Path], base: Prepared | None
+    ) -> None:
+        self._job, self._run, self.base = job, run, base
         self._listings = [self._listed(given) for given in job.given]
         self.settings = job.how.to_json()
         reads = list(_read_tasks(job.given, self._listings))
@@ -306,6 +347,7 @@ class _Making:
             "sources": [[g.domain, g.builtin, g.source.to_json()] for g in job.given],
             "files": [[asdict(f) | {"kind": f.kind.name} for f in x.files] for x in self._listings],
             "known": [file_digest(path) for path in known],
+            "grown_from": base.digest if base else None,
         }
         against = self._against()
         plan["against"] = against
@@ -336,6 +378,8 @@ class _Making:
         self.against = file_digest(job.work / stages.NGRAMS) if against else None
         if self.against:
             self.settings["against"] = self.against
+        if base:
+            growth.require_same_cleaning(base, self.settings)
         self._size = size
 
     def read(self) -> list[dict[str, Any]]:
@@ -362,9 +406,8 @@ class _Making:
         ]
         given = self._job.how.tokenizer
         tokenizer = Tokenizer.load(given).digest if given else None
-        return json_digest(
-            [VERSION, self._job.arguments, self.settings, self.against, tokenizer, described]
-        )
+        of = [VERSION, self._job.arguments, self.settings, self.against, tokenizer, described]
+        return json_digest([*of, self.base.digest] if self.base else of)
 
     def finish(self, sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Clean, learn the vocabulary, tokenise and pack; the entries of the job's domains."""
@@ -392,7 +435,8 @@ class _Making:
         for entry, splits in planned:
             for split, written in splits:
                 entry[split]["shards"] = [next(shards) for _ in written]
-        return [entry for entry, _ in planned]
+        made = [entry for entry, _ in planned]
+        return growth.joined(self.base, self._job.out, made) if self.base else made
 
     def _stage(
         self,
@@ -420,7 +464,7 @@ class _Making:
 
     def _samples(self) -> dict[int, int]:
         """Characters of each domain that the vocabulary is learned from."""
-        if self._job.how.tokenizer or (self._job.out / MANIFEST).exists():
+        if self._job.how.tokenizer or self.base or (self._job.out / MANIFEST).exists():
             return {}
         common = [i for i, domain in enumerate(self._job.domains) if domain.share > 0]
         vocab = self._job.arguments["vocab"]
@@ -475,8 +519,8 @@ class _Making:
         """The tokenizer of the rows: given, finished already, or learned from the sample now."""
         path, shared = self._job.out / TOKENIZER, self._shared
         learned = shared.work / "learned"
-        if self._job.how.tokenizer:
-            Tokenizer.load(self._job.how.tokenizer).save(path)
+        if given := self.base.path / TOKENIZER if self.base else self._job.how.tokenizer:
+            Tokenizer.load(given).save(path)
         elif shared.sample and not learned.exists():
             last = stages.last_keys(shared)
             tasks = [stages.Sample(shared, bucket, last) for bucket in range(shared.buckets)]
@@ -512,7 +556,8 @@ class _Making:
                 if str(i) in r["counts"]
             ]
             totals = [sum(column) for column in zip(*counts, strict=True)] or [0, 0, 0]
-            _require_a_row(name, split, totals[2], width, [sources[i] for i in indices])
+            if split == "train" or not self.base:
+                _require_a_row(name, split, totals[2], width, [sources[i] for i in indices])
             rows = totals[2] // width
             entry[split] = {
                 **dict(zip(("documents", "bytes", "tokens"), totals, strict=True)),
@@ -535,10 +580,12 @@ class _Making:
             if (d, s) == (domain, split)
         ]
         count = math.ceil(rows / SHARD_ROWS)
+        before = self.base.shards(folder.name, SPLITS[split]) if self.base else []
         tasks = []
         for i in range(count):
             first, last = i * SHARD_ROWS, min(rows, (i + 1) * SHARD_ROWS)
-            name = f"{SPLITS[split]}-{i:05d}-of-{count:05d}.arrayrecord"
+            number, all_ = len(before) + i, len(before) + count
+            name = f"{SPLITS[split]}-{number:05d}-of-{all_:05d}.arrayrecord"
             size = width * dtype.itemsize
             parts = tuple(_cut(streams, first * size, last * size))
             tasks.append(stages.Pack(folder / name, dtype.str, width, last - first, parts))
@@ -546,12 +593,12 @@ class _Making:
 
     def _keys(self, folder: Path, domain: int) -> dict[str, Any]:
         """Write what identifies the domain's documents, for data that is added later."""
-        path = folder / KEYS
-        parts = [
-            self._shared.of("tokens", bucket, f"{domain}.keys")
-            for bucket in range(self._shared.buckets)
-        ]
-        write_bytes(path, b"".join(part.read_bytes() for part in parts if part.exists()))
+        path, buckets = folder / KEYS, self._shared.buckets
+        parts = [self._shared.of("tokens", bucket, f"{domain}.keys") for bucket in range(buckets)]
+        keys = b"".join(part.read_bytes() for part in parts if part.exists())
+        if self.base:
+            keys = growth.merged_keys(keys, (self.base.path / folder.name / KEYS).read_bytes())
+        write_bytes(path, keys)
         return {"name": KEYS, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from s7jax.config import PRESETS, Domain
 from s7jax.data import builtin, documents
 from s7jax.data import prepare as data_prepare
+from s7jax.data.builtin import math
 from s7jax.data.documents import Counts
 from s7jax.data.files import listing
 from s7jax.data.prepare import How, prepare
@@ -458,3 +460,117 @@ def test_a_given_tokenizer_is_used_and_one_of_another_size_refused(small, small_
     with pytest.raises(UsageError, match=r"tokenizer\.json: 320 tokens, the preset has 400"):
         prepare(small_sources, tmp_path / "p", workers=1, how=how, **(ARGUMENTS | {"vocab": 400}))
     assert not (tmp_path / "p").exists()
+
+
+@pytest.fixture(scope="module")
+def more(small_sources, tmp_path_factory):
+    """New text for code, some of which the small corpora hold already: in code, and in math."""
+    path = tmp_path_factory.mktemp("more") / "more.jsonl"
+    texts = [math.document(99, i) for i in range(50)]
+    texts += source_texts(small_sources, "code")[:4] + source_texts(small_sources, "math")[:3]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def test_finished_data_grows_by_new_text_alone(small, more, tmp_path):
+    before = files_of(small)
+    how = How(grow=small.path)
+    grown = prepare({"code": [more]}, tmp_path / "o", workers=1, how=how, **ARGUMENTS)
+    assert files_of(small) == before
+    grown.verify()
+    assert grown.tokenizer.digest == small.tokenizer.digest
+    old, new = (p.manifest["domains"][0] for p in (small, grown))
+    assert new["sources"][:-1] == old["sources"]
+    assert new["sources"][-1]["skipped"] == {"duplicates": 7}
+    assert new["sources"][-1]["train"] + new["sources"][-1]["held_out"] == 50
+    assert grown.manifest["domains"][1:] == small.manifest["domains"][1:]
+    for split in SPLITS:  # what was there stays in its place, also what evaluations look at
+        rows = small.rows("code", split)
+        assert grown.rows("code", split) > rows
+        found = stored(grown, "code", split)
+        np.testing.assert_array_equal(found[:rows], stored(small, "code", split))
+        assert len(found) == grown.rows("code", split)
+    whole = {t for s in SPLITS for t in texts(grown, "code", s)}
+    assert len(whole & {math.document(99, i) for i in range(50)}) >= 45  # ends of rows are cut
+
+
+def test_growing_again_finds_what_growing_has_added(small, small_sources, more, tmp_path):
+    first = prepare(
+        {"code": [more]}, tmp_path / "1", workers=1, how=How(grow=small.path), **ARGUMENTS
+    )
+    again = prepare(
+        {"code": [more]}, tmp_path / "1", workers=1, how=How(grow=small.path), **ARGUMENTS
+    )
+    assert again.digest == first.digest
+    other = tmp_path / "math.jsonl"
+    fresh = [math.document(98, i) for i in range(40)]
+    seen = [json.loads(line)["text"] for line in more.read_text().splitlines()[:9]]
+    other.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*fresh, *seen]))
+    how = How(grow=first.path)
+    second = prepare({"math": [other]}, tmp_path / "2", workers=1, how=how, **ARGUMENTS)
+    assert second.manifest["domains"][1]["sources"][-1]["skipped"] == {"duplicates": 9}
+    assert second.manifest["domains"][0] == first.manifest["domains"][0]
+    with pytest.raises(InputError, match=r"code: 0 train tokens.*left out: 57 duplicates"):
+        prepare({"code": [more]}, tmp_path / "3", workers=1, how=how, **ARGUMENTS)
+    how = How(grow=small.path)
+    with pytest.raises(InputError, match="it was grown from other data"):
+        prepare({"math": [other]}, tmp_path / "2", workers=1, how=how, **ARGUMENTS)
+    with pytest.raises(InputError, match=r"code: the text of 'math.jsonl' is another one|is of"):
+        prepare({"code": [other]}, tmp_path / "1", workers=1, how=how, **ARGUMENTS)
+    with pytest.raises(InputError, match=r"it was grown from data \w{12} \(--grow\)"):
+        prepare(small_sources, tmp_path / "1", workers=1, **ARGUMENTS)
+
+
+def test_growing_is_the_same_bytes_for_any_workers_and_after_a_kill(
+    small, more, tmp_path, monkeypatch
+):
+    how = How(grow=small.path)
+    one = prepare({"code": [more]}, tmp_path / "1", workers=1, how=how, **ARGUMENTS)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data_prepare, "_publish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            prepare({"code": [more]}, tmp_path / "2", workers=1, how=how, **ARGUMENTS)
+    monkeypatch.setattr(data_prepare, "_buckets", lambda *_: 7)
+    two = prepare({"code": [more]}, tmp_path / "2", workers=1, how=how, **ARGUMENTS)
+    (tmp_path / "3").mkdir()
+    three = prepare({"code": [more]}, tmp_path / "3", workers=1, how=how, **ARGUMENTS)
+    assert one.digest == two.digest == three.digest
+    assert [*files_of(one).values()] == [*files_of(two).values()] == [*files_of(three).values()]
+
+
+@pytest.mark.parametrize(
+    ("how", "change", "message"),
+    [
+        ({}, {"seed": 1}, "its seed is 0, not 1"),
+        ({}, {"held_out": 0.1}, r"its held-out is 0.2, not 0.1"),
+        ({"skip_bad": True}, {}, "another --on-bad"),
+        ({"against": "more"}, {}, "another --against"),
+        ({"near": 0.8}, {}, "near duplicates of old text"),
+        ({"tokenizer": True}, {}, "the tokenizer stays"),
+        ({"grow": "nowhere"}, {}, "nowhere holds no manifest"),
+    ],
+)
+def test_growing_in_another_way_is_refused(small, more, tmp_path, how, change, message):
+    how = {"grow": small.path} | how
+    if "tokenizer" in how:
+        how["tokenizer"] = small.path / "tokenizer.json"
+    if "against" in how:
+        (tmp_path / "eval.txt").write_text(" ".join(map(str, range(20))))
+        how["against"] = (str(tmp_path / "eval.txt"),)
+    how["grow"] = Path(how["grow"])
+    with pytest.raises((InputError, UsageError), match=message):
+        prepare({"code": [more]}, tmp_path / "o", workers=1, how=How(**how), **(ARGUMENTS | change))
+    assert not (tmp_path / "o/manifest.json").exists()
+
+
+def test_growing_in_place_or_by_nothing_is_refused(small, more):
+    before = files_of(small)
+    for sources, message in (({"code": [more]}, "it stays as it is"), ({}, "--data")):
+        out = small.path if sources else small.path / "x"
+        with pytest.raises((InputError, UsageError), match=message):
+            prepare(sources, out, workers=1, how=How(grow=small.path), **ARGUMENTS)
+    assert files_of(small) == before

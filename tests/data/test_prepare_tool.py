@@ -51,6 +51,15 @@ def test_it_prepares_and_says_what_there_is(sources, tmp_path):
         row = next(line for line in run.stdout.splitlines() if f" {domain} " in line)
         assert f" {prepared.rows(domain, 'train'):,} " in row
     assert run.stderr == ""
+    added = (tmp_path / "added.txt").write_text("".join(map(math.document, [7] * 90, range(90))))
+    run = tool(
+        *("--preset", "s7-nano", "--grow", tmp_path / "o", "--out", tmp_path / "grown"),
+        *("--data", f"math={tmp_path / 'added.txt'}", "--workers", 1),
+    )
+    assert run.returncode == 0, run.stderr
+    grown = Prepared.load(tmp_path / "grown")
+    assert grown.manifest["domains"][1]["train"]["bytes"] > added
+    assert "math: added.txt (unknown): 1 text, 1 records, 1 trained on" in run.stdout
 
 
 def test_a_broken_source_is_exit_code_1(sources, tmp_path):
