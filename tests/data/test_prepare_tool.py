@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -51,15 +52,16 @@ def test_it_prepares_and_says_what_there_is(sources, tmp_path):
         row = next(line for line in run.stdout.splitlines() if f" {domain} " in line)
         assert f" {prepared.rows(domain, 'train'):,} " in row
     assert run.stderr == ""
-    added = (tmp_path / "added.txt").write_text("".join(map(math.document, [7] * 90, range(90))))
+    added = [json.dumps({"text": math.document(7, i)}) for i in range(90)]
+    (tmp_path / "added.jsonl").write_text("\n".join(added))
     run = tool(
         *("--preset", "s7-nano", "--grow", tmp_path / "o", "--out", tmp_path / "grown"),
-        *("--data", f"math={tmp_path / 'added.txt'}", "--workers", 1),
+        *("--data", f"math={tmp_path / 'added.jsonl'}", "--workers", 1),
     )
     assert run.returncode == 0, run.stderr
     grown = Prepared.load(tmp_path / "grown")
-    assert grown.manifest["domains"][1]["train"]["bytes"] > added
-    assert "math: added.txt (unknown): 1 text, 1 records, 1 trained on" in run.stdout
+    assert grown.rows("math", "train") > prepared.rows("math", "train")
+    assert "math: added.jsonl (unknown): 1 jsonl, 90 records" in run.stdout
 
 
 def test_a_broken_source_is_exit_code_1(sources, tmp_path):
