@@ -43,6 +43,13 @@ def add_flags(flags: ArgumentParser) -> None:
     flags.add_argument(
         "--grow", type=Path, metavar="DIR", help="finished data that --data is added to, in --out"
     )
+    flags.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        metavar="FIELD=VALUE",
+        help="override the preset as a run will, such as model.vocab=4096",
+    )
     flags.add_argument("--workers", type=int, help="processes; default: one for each core")
     flags.add_argument(
         "--memory", type=cli.size, default=MEMORY, metavar="BYTES", help="in all; default: 2GB"
@@ -52,7 +59,7 @@ def add_flags(flags: ArgumentParser) -> None:
 
 def main(args: Namespace) -> None:
     """Prepare, report."""
-    preset = config.preset(args.preset)
+    preset = config.override(config.preset(args.preset), args.set or [])
     model = preset.model
     sources = parse_data_flags(args.data or [], model.domains, args.field or [])
     if sources and not args.grow:

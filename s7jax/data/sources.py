@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -70,7 +71,7 @@ def source(given: "str | Path | Source | Mapping[str, Any]", where: str = "sourc
     if not isinstance(paths, list) or not paths or not all(isinstance(p, str) and p for p in paths):
         raise UsageError(f"{where}: path is {paths!r}, expected a path, or a list of them")
     keep = tree.get("keep", {})
-    if not isinstance(keep, Mapping) or not all(isinstance(v, list) and v for v in keep.values()):
+    if not isinstance(keep, Mapping) or not all(map(_are_values, keep.values())):
         raise UsageError(f'{where}: keep is {keep!r}, expected such as {{license = ["mit"]}}')
     for name in ("name", "license", "field", "format"):
         if name in tree and (not isinstance(tree[name], str) or not tree[name]):
@@ -170,6 +171,12 @@ def require_all(given: Mapping[str, Sequence[Any]], domains: Sequence[str]) -> N
             f"--data has no source for {', '.join(missing)}; add {missing[0]}=PATH "
             "(or leave --data out for the built-in corpus)"
         )
+
+
+def _are_values(given: Any) -> bool:
+    """Whether a column can be kept by these: a list of text, numbers or truth values."""
+    plain = isinstance(given, list) and all(isinstance(v, str | int | float) for v in given)
+    return plain and bool(given) and all(math.isfinite(v) for v in given if isinstance(v, float))
 
 
 def _columns(read: Iterable[str], domains: Sequence[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@ import bz2
 import gzip
 import json
 import lzma
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -290,6 +291,8 @@ def test_a_zstd_window_beyond_the_memory_is_named(tmp_path):
         ({"path": "a", "weight": -1}, "weight is -1"),
         ({"path": "a", "weight": 1.5}, "above 1 expected a whole number"),
         ({"path": "a", "keep": {"license": "mit"}}, "keep is"),
+        ({"path": "a", "keep": {"year": [float("nan")]}}, "keep is"),
+        ({"path": "a", "keep": {"day": [date(2020, 1, 1)]}}, "keep is"),
         ({"path": "a", "license": 3}, "license is 3, expected text"),
     ],
 )
