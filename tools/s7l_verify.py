@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 
 import msgpack
 
-PATTERN = r"'(?:[sdmt]|ll|ve|re)|\p{N}{1,2}| ?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*"
-PATTERN += r"|\s*[\r\n]+|\s+(?!\S)|\s+"  # the one way to split text
+OURS = r"'(?:[sdmt]|ll|ve|re)|\p{N}{1,2}| ?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
+PATTERN = "|".join(re.escape(way + r"|\s+(?!\S)|\s+") for way in (OURS, GPT2))  # to split text
 CHUNK, PAGE, PREFIX = 1 << 20, 4096, b"S7LM\x00\x03\x02\x05"
 LANES = ("DICT", "FIELD", "LANE", "EDGE", "BATCH")
 TAGS = (b"S7L3DICT", b"", b"S7L3STRM", b"S7L3EDGE", b"S7L3BTCH")
@@ -156,7 +157,7 @@ def table(model: Any) -> list[dict[str, Any]]:
 def check_words(found: Any, stream: Any, model: Any) -> None:
     """Lanes 1 and 3."""
     place, vocab, context = "lane 1 (DICT) ", model["vocab"], model["context"]
-    words = {"tokens": TOKENS, "merges": MERGES, "specials": None, "pattern": re.escape(PATTERN)}
+    words = {"tokens": TOKENS, "merges": MERGES, "specials": None, "pattern": PATTERN}
     check(found, {"format": "s7-dict", "version": (1, 1), "fold": "⟁DATA_FOLD⟁", **words}, place)
     tokens, specials, merges = found["tokens"], found["specials"], found["merges"]
     fits = len(tokens) == vocab and type(specials) is dict and all(max(m) < vocab for m in merges)
@@ -254,7 +255,7 @@ def verify(path: str) -> bytes:
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         head, size = file.read(PAGE) or b"", os.fstat(file.fileno()).st_size
         need(len(head) == PAGE, f"head[{len(head)}:4096]", "cut short")
-        exact, lanes, end = b"", [], PAGE
+        exact, lanes, trees, end = b"", [], {}, PAGE
         for i in range(5):
             length, digest = struct.unpack_from(">Q32s", head, 64 * i + 80)
             need(1 <= length <= CAPS[i], f"lane {i + 1} ({LANES[i]}) length", "impossible")
@@ -267,7 +268,6 @@ def verify(path: str) -> bytes:
         exact = (struct.pack(">8s32sQ16x", PREFIX, root, size) + exact).ljust(PAGE, b"\0")
         for at in range(PAGE):
             need(head[at] == exact[at], f"head[{at}]", "not what the lanes demand")
-        trees = {}
         for i in (0, 2, 3, 4):
             place, (offset, length, digest) = f"lane {i + 1} ({LANES[i]})", lanes[i]
             file.seek(offset)

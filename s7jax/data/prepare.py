@@ -150,7 +150,10 @@ def _check(vocab: int, context: int, held_out: float, count: int | None, how: Ho
         why = "the tokenizer stays" if how.tokenizer else "near duplicates of old text are not seen"
         raise UsageError(f"--grow with {what}: {why}")
     if how.tokenizer and (size := Tokenizer.load(how.tokenizer).vocab_size) != vocab:
-        raise UsageError(f"--tokenizer {how.tokenizer}: {size:,} tokens, the preset has {vocab:,}")
+        raise UsageError(
+            f"--tokenizer {how.tokenizer}: {size:,} tokens, the preset has {vocab:,}; a model of "
+            f"that many has --set model.vocab={size}"
+        )
 
 
 def _given(

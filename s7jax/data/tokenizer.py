@@ -19,6 +19,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from s7jax.data import tokenizer_json
 from s7jax.errors import InputError, UsageError
 from s7jax.s7l.contract import PATTERNS
 from s7jax.storage import write_json
@@ -34,17 +35,6 @@ if TYPE_CHECKING:
 
 # Bytes that are no UTF-8, as Python's "surrogateescape" shows them.
 _ESCAPED = re.compile("([\udc80-\udcff]+)")
-
-
-def _byte_symbols() -> list[str]:
-    """The printable character that stands for each byte in byte-level BPE (GPT-2's table)."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(256, 512))
-    return [chr(b if b in printable else next(others)) for b in range(256)]
-
-
-_SYMBOLS = _byte_symbols()
-_BYTES = {symbol: byte for byte, symbol in enumerate(_SYMBOLS)}
 
 
 # White space that tiktoken's regular expressions run out of stack on, and then some.
@@ -63,11 +53,11 @@ class Tokenizer:
         """Bytes of each id; the end-of-document token has none."""
         self._merges = list(merges)
         self._pattern = pattern
-        names = [EOD, *("".join(_SYMBOLS[b] for b in token) for token in tokens[1:])]
+        names = [EOD, *("".join(tokenizer_json.SYMBOLS[b] for b in token) for token in tokens[1:])]
         # The end-of-document token is in the vocabulary but not registered as special: nothing
         # that stands in a text is ever encoded as it.
         self._hf = _encoder(names, self._merges, pattern)
-        self._byte_ids = np.array([names.index(s) for s in _SYMBOLS], np.int32)
+        self._byte_ids = np.array([names.index(s) for s in tokenizer_json.SYMBOLS], np.int32)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab: int) -> Self:
@@ -84,7 +74,7 @@ class Tokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=vocab,
             special_tokens=[EOD],
-            initial_alphabet=sorted(_SYMBOLS),
+            initial_alphabet=sorted(tokenizer_json.SYMBOLS),
             show_progress=False,
         )
         hf.train_from_iterator(texts, trainer)
@@ -97,14 +87,18 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read a file written by :meth:`save`.
+        """Read a ``tokenizer.json`` of byte-level BPE, written by :meth:`save` or by others.
 
         Raises:
-            InputError: not such a file.
+            InputError: not such a file, or one that needs what a sealed model has not.
         """
         try:
             return cls._from_hf(json.loads(Path(path).read_bytes()))
-        except (ValueError, KeyError, TypeError, IndexError) as e:
+        except OSError as e:
+            raise InputError(f"{path}: {e.strerror}") from e
+        except ValueError as e:
+            raise InputError(f"{path}: not a byte-level BPE tokenizer.json: {e}") from e
+        except (KeyError, TypeError, IndexError, AttributeError) as e:
             raise InputError(f"{path}: not a byte-level BPE tokenizer.json: {e!r}") from e
 
     def save(self, path: Path | str) -> None:
@@ -127,15 +121,7 @@ class Tokenizer:
 
     @classmethod
     def _from_hf(cls, tree: dict[str, Any]) -> Self:
-        vocab: dict[str, int] = tree["model"]["vocab"]
-        names = sorted(vocab, key=vocab.__getitem__)
-        if names[0] != EOD or list(vocab.values()) != list(range(len(names))):
-            raise ValueError(f"token 0 is {names[0]!r}, expected {EOD}, then ids without gaps")
-        pattern = tree["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
-        if pattern not in PATTERNS:
-            raise ValueError(f"splits text by {pattern!r}, expected {PATTERNS[0]!r}")
-        merges = [(vocab[left], vocab[right]) for left, right in tree["model"]["merges"]]
-        return cls([b"", *(bytes(_BYTES[s] for s in n) for n in names[1:])], merges, pattern)
+        return cls(*tokenizer_json.parse(tree, EOD))
 
     @classmethod
     def from_vocabulary(cls, vocabulary: dict[str, Any]) -> Self:
@@ -206,8 +192,10 @@ class Tokenizer:
         """
         import tiktoken  # noqa: PLC0415 (who only runs a model does without)
 
-        ranks = {token: i for i, token in enumerate(self.token_bytes) if i}
-        results = [ranks[self.token_bytes[a] + self.token_bytes[b]] for a, b in self._merges]
+        ids = {token: i for i, token in enumerate(self.token_bytes) if i}
+        results = [ids[self.token_bytes[a] + self.token_bytes[b]] for a, b in self._merges]
+        made = {*results, *(int(i) for i in self._byte_ids)}  # others no text gives
+        ranks = {token: i for token, i in ids.items() if i in made}
         grows = all(a < b for a, b in itertools.pairwise(results))
         if not grows or not all(_reached(token, ranks, self._merges_by_pair) for token in ranks):
             return None

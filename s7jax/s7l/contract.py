@@ -50,6 +50,7 @@ SCHEME: Final = "s7-int8-2"
 PATTERNS: Final = (
     r"'(?:[sdmt]|ll|ve|re)|\p{N}{1,2}| ?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2's
 )
 """Regular expressions that may split text before merging: no file brings one of its own."""
 
