@@ -156,8 +156,13 @@ class _Missing:
 
 
 def _at(value: Any, path: list[str]) -> Any:
-    """What stands at ``a.*.b`` of a tree; a list where the path has a star."""
+    """What stands at ``a.*.b`` of a tree; a list where the path has a star; None below a null."""
     for i, name in enumerate(path):
+        if value is None:
+            return None
+        whole = ".".join(path[i:])  # a name may have dots in it
+        if isinstance(value, Mapping) and whole in value:
+            return value[whole]
         if name == "*":
             if not isinstance(value, list):
                 return _Missing(f"{'.'.join(path[:i])!r} is no list")

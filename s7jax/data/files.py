@@ -10,7 +10,7 @@ import glob
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -111,12 +111,50 @@ def opened(url: str) -> Iterator[IO[bytes]]:
     """A file's bytes, to be read from the start; can be sought in."""
     if is_url(url):
         system, path = _system(url)
-        # fsspec's own files read lines of any length only.
-        with system.open(path, "rb") as file, io.BufferedReader(file, _BUFFER) as buffered:
-            yield buffered
+        with io.BufferedReader(_RemoteFile(url, system, path), _BUFFER) as file:
+            yield file
     else:
         with Path(url).open("rb") as file:
             yield file
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of fsspec's, whose libraries each have errors of their own: here they are one kind.
+
+    Its own files also read lines of any length only.
+    """
+
+    def __init__(self, url: str, system: Any, path: str) -> None:
+        self._url = url
+        self._file = self._tried(lambda: system.open(path, "rb"))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data: bytes = self._tried(lambda: self._file.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._tried(lambda: self._file.seek(offset, whence)))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+    def _tried(self, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except Exception as e:
+            raise InputError(f"{self._url}: {type(e).__name__}: {e}") from e
 
 
 def _without_notes(files: Sequence[tuple[_Entry, File]], left: Counter[str]) -> Iterator[File]:
@@ -187,10 +225,13 @@ def _remote(url: str) -> tuple[list[_Entry], Counter[str], str]:
             found, missing = system.glob(path, detail=True), "matches no file"
         else:
             found, missing = system.find(path, detail=True), "does not exist"
-    except FileNotFoundError:
-        return [], left, "does not exist"
-    except OSError as e:
-        raise InputError(f"{url}: {e}") from e
+        if not found and not glob.has_magic(path):
+            system.info(path)  # says why, where there is a reason
+    except FileNotFoundError as e:
+        why = f": {e.__cause__}" if e.__cause__ else ""
+        return [], left, f"does not exist{why}"
+    except Exception as e:  # whatever a file system's own library raises
+        raise InputError(f"{url}: {type(e).__name__}: {e}") from e
     entries = []
     for name, info in found.items():
         inner = str(name).removeprefix(path).strip("/") or PurePosixPath(str(name)).name

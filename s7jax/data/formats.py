@@ -98,7 +98,10 @@ def _jsonl(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
 
 
 def _json(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
-    """An array of objects, JSON lines under another name, or any other JSON as one text."""
+    """An array of objects, one object, JSON lines under another name, or any other JSON as text.
+
+    One object is a record only if it has the columns that are wanted: source trees have others.
+    """
     head = file.readline(wanted.limit).removeprefix(_BOM)
     if (line := _object(head)) is not None and (rest := file.readline(wanted.limit)):
         if rest.strip() and _object(rest) is None:
@@ -115,14 +118,20 @@ def _json(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
         yield Bad("", f"{_too_long(wanted.limit)}; write it as JSON lines (.jsonl)")
         return
     text = _decoded(data, "", 0)
-    if isinstance(text, Bad) or not str(text.value).lstrip().startswith("["):
+    if isinstance(text, Bad):
         yield text
         return
-    array = _parsed(str(text.value), "")
-    if isinstance(array, Bad):
-        yield array
-    elif all(isinstance(entry, Mapping) for entry in array):
-        yield from (Record(entry, f"#{i}") for i, entry in enumerate(array))
+    start = str(text.value).lstrip()[:1]
+    value = _parsed(str(text.value), "") if start in ("[", "{") else text
+    if start == "[" and isinstance(value, Bad):
+        yield value
+    elif isinstance(value, list) and (not value or any(isinstance(x, Mapping) for x in value)):
+        for i, entry in enumerate(value):
+            at = f"#{i}"
+            is_record = isinstance(entry, Mapping)
+            yield Record(entry, at) if is_record else Bad(at, "no object, beside others that are")
+    elif isinstance(value, Mapping) and wanted.columns and _has(value, wanted.columns):
+        yield Record(value, "")
     else:
         yield text
 
@@ -131,10 +140,14 @@ def _csv(file: IO[bytes], wanted: Wanted, delimiter: str = ",") -> Iterator[Reco
     csv.field_size_limit(wanted.limit)
     reader = csv.DictReader(_table_lines(file, wanted.limit), delimiter=delimiter, strict=True)
     try:
+        names = reader.fieldnames or ()
+        if not any(names):
+            raise DamagedFile(":1: expected the names of the columns, found an empty line")
+        _require_once(wanted.columns, names, ":1")
         for record in reader:
             at = f":{reader.line_num}"
             if None in record or None in record.values():
-                yield Bad(at, f"not {len(reader.fieldnames or ())} columns as in the first line")
+                yield Bad(at, f"not {len(names)} columns as in the first line")
             else:
                 yield Record(record, at)
     except csv.Error as e:
@@ -163,9 +176,11 @@ def _parquet(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
     from pyarrow import parquet  # noqa: PLC0415 (an optional package)
 
     try:
-        table = parquet.ParquetFile(file)
+        # Read page by page, and fewer rows at a time where they are long.
+        table = parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
         columns = _top(wanted.columns, table.schema_arrow.names)
-        yield from _rows(table.iter_batches(_ROWS, columns=columns), pyarrow)
+        rows = _rows_at_a_time(table.metadata, columns, wanted.limit)
+        yield from _rows(table.iter_batches(rows, columns=columns), pyarrow, wanted.limit)
     except (pyarrow.ArrowException, OSError) as e:
         raise DamagedFile(f": not readable as Parquet: {e}") from e
 
@@ -184,7 +199,7 @@ def _arrow(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
             table = pyarrow.ipc.open_stream(file)
             names, batches = table.schema.names, iter(table)
         columns = _top(wanted.columns, names)
-        yield from _rows((batch.select(columns) for batch in batches), pyarrow)
+        yield from _rows((batch.select(columns) for batch in batches), pyarrow, wanted.limit)
     except (pyarrow.ArrowException, OSError) as e:
         raise DamagedFile(f": not readable as Arrow IPC: {e}") from e
 
@@ -466,23 +481,58 @@ def _top(columns: Sequence[str], there: Sequence[str]) -> list[str]:
     Raises:
         DamagedFile: one that it has not.
     """
-    wanted = list(dict.fromkeys(column.split(".")[0] for column in columns))
+    whole = [column if column in there else column.split(".")[0] for column in columns]
+    wanted = list(dict.fromkeys(whole))
     for column in wanted:
         if column not in there:
-            raise DamagedFile(f": no column {column!r}; it has {', '.join(there)}")
+            raise DamagedFile(f": no column {column!r}; it has {', '.join(there) or 'none'}")
+    _require_once(wanted, there, "")
     return wanted
 
 
-def _rows(batches: Any, pyarrow: Any) -> Iterator[Record | Bad]:
+def _require_once(columns: Sequence[str], there: Sequence[str], at: str) -> None:
+    """Refuse a table that has a wanted column twice: which one is meant, nobody can say."""
+    for column in columns:
+        if list(there).count(column) > 1:
+            raise DamagedFile(f"{at}: the column {column!r} stands there twice")
+
+
+def _has(value: Mapping[str, Any], columns: Sequence[str]) -> bool:
+    """Whether an object has all these columns, as far as their first names tell."""
+    return all(column in value or column.split(".")[0] in value for column in columns)
+
+
+def _rows_at_a_time(metadata: Any, columns: Sequence[str], limit: int) -> int:
+    """Rows of a Parquet file whose wanted columns are at most one record's limit together."""
+    rows = _ROWS
+    for g in range(metadata.num_row_groups):
+        group = metadata.row_group(g)
+        chunks = (group.column(c) for c in range(group.num_columns))
+        size = sum(
+            chunk.total_uncompressed_size
+            for chunk in chunks
+            if chunk.path_in_schema in columns or chunk.path_in_schema.split(".")[0] in columns
+        )
+        rows = min(rows, limit * group.num_rows // max(1, size))
+    return max(1, rows)
+
+
+def _rows(batches: Any, pyarrow: Any, limit: int) -> Iterator[Record | Bad]:
     number = 0
     for batch in batches:
         for row in range(batch.num_rows):
-            part = batch.slice(row, 1)
-            try:
-                yield Record(part.to_pylist()[0], f"#{number}")
-            except (UnicodeDecodeError, pyarrow.ArrowException) as e:
-                yield Bad(f"#{number}", f"not UTF-8: {e}")
+            part, at = batch.slice(row, 1), f"#{number}"
             number += 1
+            if part.get_total_buffer_size() > limit and part.nbytes > limit:
+                yield Bad(at, _too_long(limit))
+                continue
+            try:
+                record = Record(part.to_pylist()[0], at)
+            except (ValueError, OverflowError, pyarrow.ArrowException) as e:
+                why = "not UTF-8" if isinstance(e, UnicodeDecodeError) else "not readable"
+                yield Bad(at, f"{why}: {e}")
+                continue
+            yield record
 
 
 def _members(file: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:

@@ -149,14 +149,16 @@ def read_toml(path: Path, domains: Sequence[str]) -> list[tuple[str, Source]]:
             raise UsageError(f"{where}: domain is missing; expected one of {', '.join(domains)}")
         domain = _domain(table.pop("domain"), domains, where)
         given = source(table, where)
-        paths = tuple(p if is_url(p) else str(path.parent / p) for p in given.path)
+        paths = tuple(
+            p if is_url(p) else str(path.parent / Path(p).expanduser()) for p in given.path
+        )
         found.append((domain, Source(**{**vars(given), "path": paths})))
     return found
 
 
 def absolute(given: Source) -> Source:
     """The same source from any working folder."""
-    paths = tuple(p if is_url(p) else str(Path(p).absolute()) for p in given.path)
+    paths = tuple(p if is_url(p) else str(Path(p).expanduser().absolute()) for p in given.path)
     return Source(**{**vars(given), "path": paths})
 
 

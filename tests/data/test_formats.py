@@ -25,7 +25,7 @@ from s7jax.data.documents import Counts
 from s7jax.data.files import listing
 from s7jax.data.formats import COMPRESSIONS, FORMATS, zstd
 from s7jax.data.prepared import Prepared
-from s7jax.data.sources import parse_data_flags
+from s7jax.data.sources import Source, parse_data_flags
 from s7jax.errors import InputError, UsageError
 from tests.test_scripts import SIZE, WORDS, good
 
@@ -203,6 +203,120 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path):
     read = documents.read(source, found, Counts(), limit=1 << 24, skip_bad=False)
     with pytest.raises(InputError, match="no column 'content'; it has text, license, n"):
         list(read)
+
+
+def parquet_of(path, **columns):
+    parquet.write_table(pa.table(columns), path)
+    return path
+
+
+def texts_of(path, counts=None, skip_bad=False, limit=1 << 24, **fields):
+    source = Source(path=(str(path),), **fields)
+    found = listing("code", str(path), source.format).files
+    counts = Counts() if counts is None else counts
+    read = documents.read(source, found, counts, limit=limit, skip_bad=skip_bad)
+    return [document.text for document in read]
+
+
+def test_nulls_on_the_way_to_a_text_are_no_text(tmp_path):
+    messages = [[{"c": "x"}, None, {"c": None}], None, [], [{"c": "y"}]]
+    path = parquet_of(tmp_path / "a.parquet", m=messages, s=[{"c": "x"}, None, None, {"c": "z"}])
+    counts = Counts()
+    assert texts_of(path, counts, field="m.*.c") == ["x", "y"]
+    assert counts.skipped == {"empty": 2}
+    assert texts_of(path, field="s.c") == ["x", "z"]
+    assert texts_of(path, field="m.*.c", keep={"s.c": ("z",)}) == ["y"]
+
+
+def test_a_column_whose_name_has_a_dot(tmp_path):
+    path = parquet_of(tmp_path / "a.parquet", **{"a.b": ["x"], "a": [{"c": "y"}]})
+    assert texts_of(path, field="a.b") == ["x"]
+    assert texts_of(path, field="a.c") == ["y"]
+    (tmp_path / "b.jsonl").write_text('{"a.b": "x", "a": {"b": "y", "c": "z"}}\n')
+    assert texts_of(tmp_path / "b.jsonl", field="a.b") == ["x"]
+    assert texts_of(tmp_path / "b.jsonl", field="a.c") == ["z"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b"text,text\n1,2\n"),
+        ("a.tsv", b"text\ttext\n1\t2\n"),
+        ("a.parquet", None),
+    ],
+)
+def test_a_column_that_stands_there_twice_is_refused(tmp_path, name, content):
+    path = tmp_path / name
+    if content:
+        path.write_bytes(content)
+    else:
+        both = pa.Table.from_arrays([pa.array(["1"]), pa.array(["2"])], names=["text", "text"])
+        parquet.write_table(both, path)
+    with pytest.raises(InputError, match=rf"{name}.*'text' stands there twice"):
+        texts_of(path)
+
+
+def test_a_row_longer_than_the_limit_is_refused_and_the_rest_read(tmp_path):
+    path = parquet_of(tmp_path / "a.parquet", text=["one", "x" * 3_000_000, "two"])
+    with pytest.raises(InputError, match=r"a\.parquet#1: longer than 1 MB"):
+        texts_of(path, limit=1_000_000)
+    assert texts_of(path, skip_bad=True, limit=1_000_000) == ["one", "two"]
+
+
+def test_values_that_python_has_not_are_bad_records(tmp_path):
+    days = pa.array([0, 2**62], pa.timestamp("ns"))
+    path = parquet_of(tmp_path / "a.parquet", text=["one", "two"], day=days)
+    assert texts_of(path) == ["one", "two"]
+    with pytest.raises(InputError, match=r"a\.parquet#\d: not readable"):
+        texts_of(path, keep={"day": ("x",)})
+
+
+def test_tables_without_rows_or_columns(tmp_path):
+    path = parquet_of(tmp_path / "a.parquet", text=pa.array([], pa.string()))
+    assert texts_of(path) == []
+    with pytest.raises(InputError, match=r"no column 'text'; it has none"):
+        texts_of(parquet_of(tmp_path / "b.parquet"))
+    (tmp_path / "c.csv").write_text("\n\ntext\nx\n")
+    with pytest.raises(InputError, match=r"c\.csv:1: expected the names of the columns"):
+        texts_of(tmp_path / "c.csv")
+
+
+def test_one_json_object_is_a_record_if_it_has_the_field(tmp_path):
+    """Otherwise it is what source trees hold, and a text."""
+    package = '{"name": "package"}'
+    for name, content in {
+        "a.json": '{"text": "one"}\n',
+        "b.json": '{\n "id": 1,\n "text": "two"\n}',
+        "c.json": package,
+        "d.json": '["a", "b"]',
+    }.items():
+        (tmp_path / name).write_text(content)
+    assert texts_of(tmp_path) == ["one", "two", package, '["a", "b"]']
+    (tmp_path / "e.json").write_text('[{"text": "a"}, "b"]')
+    with pytest.raises(InputError, match=r"e\.json#1: no object"):
+        texts_of(tmp_path / "e.json")
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/x.jsonl", "s3://", "http://127.0.0.1:9/x.jsonl"])
+def test_a_server_that_does_not_answer_is_one_clear_error(monkeypatch, url):
+    fsspec.filesystem("s3").clear_instance_cache()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(InputError, match=rf"{url}.*(onnect|traverse)"):
+        listing("code", url)
+
+
+def test_a_connection_that_breaks_while_reading_is_one_clear_error(monkeypatch):
+    system = fsspec.filesystem("memory")
+    system.pipe("/broken/a.jsonl", jsonl())
+
+    class Broken(io.BytesIO):
+        def read(self, *_):
+            raise RuntimeError("the line is dead")
+
+    monkeypatch.setattr(type(system), "open", lambda *_, **__: Broken())
+    with pytest.raises(InputError, match=r"memory://.*a\.jsonl: RuntimeError: the line is dead"):
+        texts_of("memory://broken/a.jsonl")
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])

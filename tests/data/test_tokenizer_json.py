@@ -9,9 +9,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from s7jax import s7l
 from s7jax.data.builtin import math, reason
 from s7jax.data.tokenizer import EOD, PATTERN, Tokenizer
 from s7jax.errors import InputError
+from s7jax.s7l.contract import PATTERNS
 from tests.test_scripts import SIZE, WORDS, good
 
 END = "<|endoftext|>"
@@ -136,6 +138,20 @@ def test_a_tokenizer_that_is_not_there_or_cut_is_named(theirs, tmp_path):
     (tmp_path / "cut.json").write_bytes(theirs.read_bytes()[:5_000])
     with pytest.raises(InputError, match=r"cut\.json: not a byte-level BPE"):
         Tokenizer.load(tmp_path / "cut.json")
+
+
+def test_both_verifiers_know_both_ways_to_split_and_no_third(pristine, tmp_path):
+    for pattern in (*PATTERNS, "x"):
+        vocabulary = json.loads((pristine / "vocab.json").read_text()) | {"pattern": pattern}
+        (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+        sealed = tmp_path / "moe.s7l"
+        sealed.unlink(missing_ok=True)
+        if pattern == "x":
+            with pytest.raises(s7l.SealError, match="not one of the 2 of the format"):
+                s7l.seal(pristine / "weights", tmp_path / "vocab.json", sealed)
+            continue
+        s7l.seal(pristine / "weights", tmp_path / "vocab.json", sealed)
+        assert "every byte as sealed" in good("tools/s7l_verify.py", sealed, cwd=tmp_path)
 
 
 @pytest.mark.long(minutes=3)
