@@ -194,7 +194,7 @@ def _entry(path: Path, name: str) -> _Entry:
 def _tree(folder: Path, left: Counter[str]) -> Iterator[Path]:
     """Regular files below a folder; links to folders are followed, each real folder once."""
     seen = set[str]()
-    for parent, names, leaves in os.walk(folder, followlinks=True):
+    for parent, names, leaves in os.walk(folder, onerror=_raise, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:
             left["folder linked twice"] += 1
@@ -215,6 +215,10 @@ def _tree(folder: Path, left: Counter[str]) -> Iterator[Path]:
                 yield path
     for reason in [reason for reason, count in left.items() if not count]:
         del left[reason]
+
+
+def _raise(error: OSError) -> None:
+    raise InputError(f"{error.filename}: {error.strerror}") from error
 
 
 def _remote(url: str) -> tuple[list[_Entry], Counter[str], str]:

@@ -103,13 +103,19 @@ def prepare(
     given = _given(domains, sources or {}, with_builtin=how.grow is None)
     job = _Job(Path(out), tuple(domains), given, numbers, how)
     finished = read_manifest(job.out) if (job.out / MANIFEST).exists() else None
-    if finished and not reread and _stands(finished, job):
-        if len(finished["domains"]) == len(domains):
+    try:
+        if finished and not reread and _stands(finished, job):
+            if len(finished["domains"]) != len(domains):
+                return _with_domains(job, finished, workers)
             if (prepared := _sound(job.out)) is not None:
                 return prepared
-        else:
-            return _with_domains(job, finished, workers)
-    return _whole(job, finished, workers)
+        return _whole(job, finished, workers)
+    except OSError as e:
+        if e.filename is not None:
+            raise
+        raise InputError(
+            f"{job.out}: {e.strerror or e}; what is done stays, so give the command again"
+        ) from e
 
 
 @dataclass(frozen=True)
@@ -591,7 +597,8 @@ class _Making:
             name = f"{SPLITS[split]}-{number:05d}-of-{all_:05d}.arrayrecord"
             size = width * dtype.itemsize
             parts = tuple(_cut(streams, first * size, last * size))
-            tasks.append(stages.Pack(folder / name, dtype.str, width, last - first, parts))
+            path, work = folder / name, self._shared.work
+            tasks.append(stages.Pack(path, work, dtype.str, width, last - first, parts))
         return tasks
 
     def _keys(self, folder: Path, domain: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ de-duplicated, ordered and tokenised by itself. One file per reading task, writt
 all; an index says where each bucket's sections are.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -73,7 +74,8 @@ class Writer:
 
     def discard(self) -> None:
         """Leave nothing."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a full disk, once more
+            self._file.close()
         self._temporary.unlink(missing_ok=True)
 
     def _flush(self) -> None:

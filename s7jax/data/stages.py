@@ -9,6 +9,7 @@ import hashlib
 import heapq
 import json
 import os
+import secrets
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -104,6 +105,7 @@ class Pack:
     """Write one shard: its rows are consecutive tokens of the buckets in order."""
 
     path: Path
+    work: Path  # where it is written, until it is whole
     dtype: str
     width: int
     rows: int
@@ -265,10 +267,14 @@ def _tokenise(task: Tokenise) -> dict[str, Any]:
 
 
 def pack(task: Pack) -> dict[str, Any]:
-    """Write one shard; its manifest entry. The file is the same bytes for the same rows."""
+    """Write one shard; its manifest entry. The file is the same bytes for the same rows.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     if not task.path.exists():
         dtype = np.dtype(task.dtype)
-        temporary = task.path.with_name(f".{task.path.name}.{os.getpid()}")
+        temporary = task.work / f"{task.path.parent.name}.{task.path.name}.{secrets.token_hex(8)}"
         writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
         rest = np.zeros(0, dtype)
         for path, start, size in task.parts:
@@ -278,7 +284,11 @@ def pack(task: Pack) -> dict[str, Any]:
             for row in joined[:whole].reshape(-1, task.width):
                 writer.write(row.tobytes())
             rest = joined[whole:].copy()
-        writer.close()
+        try:
+            writer.close()
+        except RuntimeError as e:  # what the library makes of a full disk
+            temporary.unlink(missing_ok=True)
+            raise OSError(f"{task.path}: {e}") from e
         assert not len(rest)
         _sync(temporary)
         temporary.replace(task.path)

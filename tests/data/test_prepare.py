@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -211,6 +212,23 @@ stages._clean = killed
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "mark").exists()
     assert list(files_of(Prepared.load(tmp_path / "o")).values()) == list(files_of(small).values())
+
+
+@pytest.mark.parametrize("limit", [3_000, 30_000, 200_000])
+def test_a_full_disk_is_said_and_work_goes_on_when_there_is_room(
+    small, small_sources, tmp_path, limit
+):
+    """At different stages: no file may be larger. What is done stays, what is half done goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises((InputError, OSError), match=rf"{tmp_path}.*File too large"):
+            prepare(small_sources, tmp_path, workers=1, **ARGUMENTS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "manifest.json").exists()
+    prepared = prepare(small_sources, tmp_path, workers=1, **ARGUMENTS)
+    assert list(files_of(prepared).values()) == list(files_of(small).values())
 
 
 def test_interrupted_then_other_arguments_starts_anew(small_sources, tmp_path):

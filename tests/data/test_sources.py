@@ -2,6 +2,9 @@ import bz2
 import gzip
 import json
 import lzma
+import os
+import shutil
+import tempfile
 from datetime import date
 from pathlib import Path
 
@@ -212,6 +215,26 @@ def test_links_are_followed_once(tmp_path):
     assert texts(tmp_path / "d") == ["a"]
     left = listing("code", str(tmp_path / "d")).left_out
     assert left == {"broken link": 1, "folder linked twice": 2}
+
+
+def test_a_folder_that_may_not_be_read_is_an_error():
+    open_folder = Path(tempfile.mkdtemp())
+    try:
+        open_folder.chmod(0o755)
+        (open_folder / "a.txt").write_text("a")
+        (open_folder / "secret").mkdir()
+        (open_folder / "secret/b.txt").write_text("b")
+        (open_folder / "secret").chmod(0o000)
+        user = os.geteuid()
+        os.seteuid(user or 65534)  # root may read everything
+        try:
+            with pytest.raises(InputError, match="secret: Permission denied"):
+                listing("code", str(open_folder))
+        finally:
+            os.seteuid(user)
+    finally:
+        (open_folder / "secret").chmod(0o755)
+        shutil.rmtree(open_folder)
 
 
 def test_what_is_left_out_is_counted_or_refused(tmp_path):
