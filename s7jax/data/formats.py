@@ -28,7 +28,7 @@ else:
     from backports import zstd
 
 _BUFFER = 1 << 20
-_ROWS = 256  # rows of a column format held at a time
+_ROWS = 8  # of Parquet held at a time: as many longest records as --memory has room for
 _BOM = b"\xef\xbb\xbf"
 
 TEXT_SUFFIXES = tuple(

@@ -4,6 +4,7 @@ The result is a function of the sources' content and the arguments alone: not of
 workers or machines, of interruptions, of memory, or of where anything lies.
 """
 
+import contextlib
 import math
 import os
 import shutil
@@ -318,26 +319,21 @@ def _publish(job: _Job, made: "_Making", key: str, entries: list[dict[str, Any]]
     shutil.rmtree(job.work)
 
 
-class _started:
+@contextlib.contextmanager
+def _started(
+    job: _Job, count: int | None, known: Sequence[Path], base: Prepared | None = None
+) -> Iterator["_Making"]:
     """The work of a job, on its workers, with the folder locked against a second process."""
-
-    def __init__(
-        self, job: _Job, count: int | None, known: Sequence[Path], base: Prepared | None = None
-    ) -> None:
-        self._job, self._known, self._base = job, known, base
-        in_process = any("memory:" in path for g in job.given for path in g.source.path)
-        self._count = 1 if in_process else count or os.cpu_count() or 1
-
-    def __enter__(self) -> "_Making":
-        self._lock = lock(self._job.out / ".lock")
-        self._lock.__enter__()
-        self._workers = workers(self._count, self._job.how.cluster)
-        return _Making(self._job, self._workers.__enter__(), self._known, self._base)
-
-    def __exit__(self, *error: Any) -> None:
-        self._workers.__exit__(*error)
-        self._lock.__exit__(*error)
-        (self._job.out / ".lock").unlink(missing_ok=True)
+    in_process = any("memory:" in path for given in job.given for path in given.source.path)
+    count = 1 if in_process else count or os.cpu_count() or 1
+    with lock(job.out / ".lock"):
+        try:
+            with workers(count, job.how.cluster) as run:
+                yield _Making(job, run, known, base)
+        finally:
+            (job.out / ".lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it holds something, as it should
+                job.out.rmdir()
 
 
 class _Making:

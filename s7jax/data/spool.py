@@ -20,7 +20,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-_FLUSH = 1 << 26  # bytes of text held before they are written
+_FLUSH = 1 << 26  # bytes of text held before they are written, at most
 _LEVEL = 1  # of zstd: text is read once, soon
 
 
@@ -44,8 +44,8 @@ def bucket_of(rank: int, buckets: int) -> int:
 class Writer:
     """Writes the documents of one task."""
 
-    def __init__(self, path: Path, buckets: int) -> None:
-        self._path, self._buckets = path, buckets
+    def __init__(self, path: Path, buckets: int, most: int = _FLUSH) -> None:
+        self._path, self._buckets, self._most = path, buckets, min(most, _FLUSH)
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
         self._file = self._temporary.open("wb")
         self._held: list[list[bytes]] = [[] for _ in range(buckets)]
@@ -58,7 +58,7 @@ class Writer:
         data: bytes = msgpack.packb(packed)
         self._held[bucket_of(entry.rank, self._buckets)].append(data)
         self._size += len(data)
-        if self._size >= _FLUSH:
+        if self._size >= self._most:
             self._flush()
 
     def close(self) -> None:

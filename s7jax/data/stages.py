@@ -121,7 +121,7 @@ def read(task: Read) -> dict[str, Any]:
 def _read(task: Read) -> dict[str, Any]:
     shared, source = task.shared, task.source
     counts, digests, not_drawn, size = Counts(), [], 0, 0
-    writer = spool.Writer(shared.texts(task.number), shared.buckets)
+    writer = spool.Writer(shared.texts(task.number), shared.buckets, shared.limit)
     try:
         number = 0
         groups: list[tuple[File, ...]] = [(file,) for file in task.files] or [()]

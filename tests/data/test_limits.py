@@ -5,7 +5,9 @@ import subprocess
 import sys
 import time
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from s7jax.data import documents
 from s7jax.data.documents import Counts
@@ -89,10 +91,27 @@ def test_a_bomb_is_refused_in_bounded_memory(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(packed(lambda out: zstd.ZstdFile(out, "w"), before, after))
     assert path.stat().st_size < 1 << 16
+    said, grown = measured(path, tmp_path)
+    assert name in said
+    assert "longer than 8 MB" in said
+    assert grown < 64_000_000
+
+
+def measured(path, tmp_path):
+    """What preparing a file in 64 MB says, and by how much memory has grown at its peak."""
     command = [sys.executable, "-c", BOMB, path, tmp_path / "out"]
     run = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     said, grown = run.stdout.splitlines()
-    assert name in said
-    assert "longer than 8 MB" in said
-    assert int(grown) < 64_000_000
+    return said, int(grown)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+def test_a_table_that_says_the_same_over_and_over_is_read_in_bounded_memory(tmp_path):
+    """A gigabyte of Parquet in some kilobytes: each row is within the limit, all are not."""
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"text": pa.array(["x" * 2_000_000] * 250)}), path)
+    assert path.stat().st_size < 1 << 18
+    said, grown = measured(path, tmp_path)
+    assert "a vocabulary of" in said  # all rows are one document, and that is little text
+    assert grown < 192_000_000

@@ -301,6 +301,14 @@ def test_too_little_text_says_how_much_there_is(small_sources, tmp_path, change,
     assert not (tmp_path / "manifest.json").exists()
 
 
+def test_a_source_that_is_not_there_leaves_nothing(small_sources, tmp_path):
+    with pytest.raises(InputError, match="none does not exist"):
+        prepare(
+            {**small_sources, "math": [tmp_path / "none"]}, tmp_path / "o", workers=1, **ARGUMENTS
+        )
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize(
     "change", [{"held_out": 0.0}, {"held_out": 1.0}, {"context": 1}, {"vocab": 100}, {"workers": 0}]
 )
