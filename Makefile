@@ -18,7 +18,7 @@ test: $(INSTALLED)
 	$(PY) -m pytest -n 2 --dist loadfile -m "not long"
 
 # The tests that take minutes each; with BUDGET=2400 as many as fit in so many seconds.
-test-long: $(INSTALLED)
+test-long: $(INSTALLED)-long
 	$(PY) -m pytest -m long $(if $(BUDGET),--budget $(BUDGET))
 
 # Every phase and tool at the true size with a tiny budget, and a table of what each takes: an hour
@@ -38,6 +38,10 @@ $(INSTALLED): pyproject.toml $(wildcard s7jax/native/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(INSTALLED)-long: $(INSTALLED)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev,long]'
 	touch $@
 
 clean:

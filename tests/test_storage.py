@@ -1,3 +1,4 @@
+import errno
 """Files are written whole or not at all, and under no name that somebody else has put there."""
 
 import os
@@ -13,7 +14,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     storage.write_bytes(tmp_path / "a", b"old")
 
     def fail(fd: int) -> None:
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="no space"):

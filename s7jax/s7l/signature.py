@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from s7jax import extras
 from s7jax.errors import UsageError
+from s7jax.extras import how_to_install
 from s7jax.s7l.memory import read_regular
 from s7jax.s7l.reader import Seal
 from s7jax.s7l.reader import open as open_seal
@@ -282,7 +282,7 @@ def _cryptography() -> tuple[Any, Any]:
         from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415
     except ImportError as e:
         raise UsageError(
-            f"signatures need the package cryptography: {extras.how_to_install('sign')}"
+            f"signatures need the package cryptography: {how_to_install('sign')}"
         ) from e
     return ed25519, serialization
 

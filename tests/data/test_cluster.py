@@ -19,7 +19,7 @@ pytestmark = pytest.mark.long(minutes=3)
 @pytest.fixture
 def cluster(monkeypatch):
     """Two nodes of one core each, as separate processes."""
-    pytest.importorskip("ray", reason="pip install 's7jax[cluster]'")
+    pytest.importorskip("ray", reason="pip install 's7jax[long]'")
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -16,7 +16,6 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
 from pyarrow import parquet
 
 from s7jax.data import documents
@@ -119,7 +118,8 @@ def test_the_table_is_tried_whole():
 @pytest.fixture(scope="module")
 def bucket():
     """An S3 server on this machine with every file, and the environment that finds it."""
-    server = ThreadedMotoServer(port=0)
+    moto = pytest.importorskip("moto.server", reason="pip install 's7jax[long]'")
+    server = moto.ThreadedMotoServer(port=0)
     server.start()
     host, port = server.get_host_and_port()
     settings = {
@@ -141,9 +141,9 @@ def bucket():
     server.stop()
 
 
-def place(where, tmp_path, bucket, name):
+def place(where, tmp_path, request, name):
     if where == "s3":
-        return f"{bucket}/{name}"
+        return f"{request.getfixturevalue('bucket')}/{name}"
     if where == "memory":
         fsspec.filesystem("memory").pipe(f"/m/{name}", FILES[name][0])
         return f"memory://m/{name}"
@@ -153,10 +153,12 @@ def place(where, tmp_path, bucket, name):
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("way", ["flag", "toml"])
-@pytest.mark.parametrize("where", ["local", "s3", "file", "memory"])
-def test_every_format_from_everywhere(tmp_path, bucket, where, way):
+@pytest.mark.parametrize(
+    "where", ["local", "file", "memory", pytest.param("s3", marks=pytest.mark.long(minutes=1))]
+)
+def test_every_format_from_everywhere(tmp_path, request, where, way):
     for name, (_, texts, said) in FILES.items():
-        path = place(where, tmp_path, bucket, name)
+        path = place(where, tmp_path, request, name)
         if way == "flag" and "format" in said:
             continue
         flags, field = [f"code={path}"], [said["field"]] if "field" in said else []
@@ -172,6 +174,7 @@ def test_every_format_from_everywhere(tmp_path, bucket, where, way):
         assert [document.text for document in read] == texts, name
 
 
+@pytest.mark.long(minutes=1)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_globs_and_folders_at_a_url(bucket):
     names = [f.url.rsplit("/", 1)[1] for f in listing("code", f"{bucket}/*.jsonl*").files]
@@ -350,6 +353,7 @@ def test_json_lines_need_no_package_of_an_extra(tmp_path):
 TOOL = Path(__file__).parents[2] / "tools" / "prepare.py"
 
 
+@pytest.mark.long(minutes=1)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_parquet_on_s3_gives_the_bytes_of_json_lines_here(tmp_path, bucket):
     """By the command, on two processes; filtered, and with what was left out in its words."""

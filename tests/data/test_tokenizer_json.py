@@ -71,7 +71,7 @@ def test_a_tokenizer_of_gpt_2s_kind_gives_its_ids_after_the_end_of_documents(pai
 def test_both_libraries_read_what_is_written_with_equal_ids_and_the_end_named(
     tokenizer, theirs, tmp_path, kind
 ):
-    transformers = pytest.importorskip("transformers", reason="pip install 's7jax[dev]'")
+    transformers = pytest.importorskip("transformers", reason="pip install 's7jax[long]'")
     written = tokenizer if kind == "own" else Tokenizer.load(theirs)
     written.save(tmp_path / "tokenizer.json")
     assert Tokenizer.load(tmp_path / "tokenizer.json").digest == written.digest

@@ -181,7 +181,7 @@ def test_room_imports_neither_jax_nor_other_rooms():
                 lazy = {"cryptography"} if node.col_offset else set()  # never on import
                 assert first in {"s7jax", "numpy", "msgpack"} | sys.stdlib_module_names | lazy
                 if first == "s7jax":
-                    allowed = ("s7l", "errors", "architecture", "fields", "storage")
+                    allowed = ("s7l", "errors", "architecture", "extras", "fields", "storage")
                     assert module.split(".")[1] in allowed
 
 
