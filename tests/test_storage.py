@@ -1,6 +1,6 @@
-import errno
 """Files are written whole or not at all, and under no name that somebody else has put there."""
 
+import errno
 import os
 import secrets
 from pathlib import Path
