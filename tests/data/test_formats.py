@@ -303,6 +303,8 @@ def test_one_json_object_is_a_record_if_it_has_the_field(tmp_path):
 @pytest.mark.parametrize("url", ["s3://bucket/x.jsonl", "s3://", "http://127.0.0.1:9/x.jsonl"])
 def test_a_server_that_does_not_answer_is_one_clear_error(monkeypatch, url):
     fsspec.filesystem("s3").clear_instance_cache()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(InputError, match=rf"{url}.*(onnect|traverse)"):
