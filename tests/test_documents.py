@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zstandard
 
 from s7jax import commands
 from s7jax.config import PRESETS
+from s7jax.data.formats import zstd
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*map(ROOT.joinpath, ("README.md", "BUILD.md", "CONTRIBUTING.md"))]
@@ -155,7 +155,7 @@ def _corpora(folder: Path) -> None:
         (folder / f"books/{i}.txt").write_text(prose)
     (folder / "reason.jsonl").write_bytes(records())
     (folder / "law/a.jsonl").write_bytes(records())
-    (folder / "math.jsonl.zst").write_bytes(zstandard.compress(records()))
+    (folder / "math.jsonl.zst").write_bytes(zstd.compress(records()))
     (folder / "tokens").write_text("secret\n")
     (folder / "tokens").chmod(0o600)
 
