@@ -105,7 +105,7 @@ def test_a_script_without_packages_takes_the_environment_beside_it(checkout: Pat
     assert alone.stderr.count("\n") == 1
     assert "make .venv/installed" in alone.stderr
     (checkout / ".venv/bin").mkdir(parents=True)
-    (checkout / ".venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (checkout / ".venv/bin/python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (checkout / ".venv/bin/python").chmod(0o755)
     helped = without_packages(script)
     assert helped.returncode == 0, helped.stderr

@@ -9,6 +9,7 @@ from typing import Any
 INK, FAINT = "#010203", "#040506"  # stand for the page's text and lines
 SERIES = tuple(f"#0a0b{i:02x}" for i in range(6))  # and for its colours
 SIZE = 5.2, 2.9  # inches: a column of the page, readable on a phone
+LABEL = 40  # characters of a run's name that leave room for its curve
 
 
 def curves(phase: dict[str, Any], domains: Sequence[str], name: str) -> str:
@@ -42,7 +43,8 @@ def overlay(phases: dict[str, dict[str, Any]], name: str) -> str:
         for i, (run, phase) in enumerate(phases.items()):
             loss = [math.nan if value is None else value for value in phase["loss"]]
             colour = SERIES[i % len(SERIES)]
-            axes.plot(_millions(phase["tokens"]), loss, color=colour, linewidth=1, label=run)
+            label = run if len(run) <= LABEL else f"…{run[1 - LABEL :]}"
+            axes.plot(_millions(phase["tokens"]), loss, color=colour, linewidth=1, label=label)
         axes.set_ylabel("loss, nats")
 
     return _drawn(draw, name)

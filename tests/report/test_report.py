@@ -126,6 +126,8 @@ def test_runs_side_by_side(run, tmp_path):
     assert page.read_text().count("<svg") == 5
     page, summary = compare([run, finished(tmp_path / "x", "r")], tmp_path / "same.html")
     assert str(run.path) in summary.read_text()
+    long = tmp_path / ("far/" * 40)
+    compare([run, finished(long, "r")], tmp_path / "long.html")
 
 
 def test_what_is_no_run_is_said(tmp_path, capsys, monkeypatch):
