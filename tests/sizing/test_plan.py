@@ -259,7 +259,7 @@ with jax.set_mesh(mesh):
     not os.access("/proc/self/clear_refs", os.W_OK), reason="the kernel gives no peak of memory"
 )
 def test_predicted_memory_is_what_a_real_step_takes():
-    changes = ["trunk.microbatch=24", "compute.loss_chunk=0"]
+    changes = ["trunk.batch=40", "trunk.microbatch=40", "compute.loss_chunk=0"]
     (job,) = jobs(override(NANO, changes), parse("1x1"), "trunk")
     found = compile_job(job)
     done = subprocess.run(
