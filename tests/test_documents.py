@@ -202,7 +202,7 @@ class Clone:
             process.wait(timeout=60)
 
 
-@pytest.mark.long(minutes=15)
+@pytest.mark.long(minutes=25)
 def test_every_fenced_command_runs_in_a_fresh_clone(clone):
     here = Clone(clone)
     for page, text in fences(*SHELL):
