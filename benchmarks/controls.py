@@ -26,13 +26,14 @@ from s7jax.data.prepared import Prepared
 from s7jax.errors import UsageError
 from s7jax.model.flops import flops_per_token
 from s7jax.model.language_model import Params
+from s7jax.runs.pipeline import final_params
 from s7jax.storage import write_json
 from s7jax.terminal import cli
-from s7jax.train import determinism, loop, router
+from s7jax.train import determinism, loop
 from s7jax.train.evaluate import score
 from s7jax.train.folder import RunFolder
 from s7jax.train.phase import Phase
-from s7jax.train.run import Run, load_expert, load_trunk
+from s7jax.train.run import Run, load_trunk
 
 CONTROLS = ("flops", "tokens")
 RESAMPLES = 10_000
@@ -83,8 +84,7 @@ def nats(run: Run, params: Params, tokens: np.ndarray) -> dict[str, np.ndarray]:
 
 def compare(run: Run, controls: dict[str, Params]) -> dict[str, Any]:
     """Bits per byte by domain and model, and what routing gains on each in mean, in %."""
-    params = load_trunk(run) | router.load_routers(run)
-    params |= {f"expert{e}": load_expert(run, e) for e in range(len(run.config.domains))}
+    params = final_params(run)
     bits: dict[str, dict[str, float]] = {}
     draws = np.random.default_rng(0)
     ratios: dict[str, list[np.ndarray]] = {name: [] for name in ("trunk", *controls)}

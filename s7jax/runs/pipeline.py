@@ -71,7 +71,7 @@ def quality(run: Run) -> dict[str, Any]:
             print(f"evaluation: already done, {run.folder.evaluation}")
             return dict(saved["quality"])
     joined = _joined(run)
-    report = evaluate(joined, _params(joined))
+    report = evaluate(joined, final_params(joined))
     write_json(run.folder.evaluation, {"inputs": inputs, "quality": report})
     return report
 
@@ -87,7 +87,9 @@ def sealed_quality(run: Run, sealed: Path, sequences: int | None = None) -> dict
     Raises:
         InputError: no such seal, or not of this run's architecture and tokenizer.
     """
-    report = compare(run, _params(run), s7l.open(sealed), sequences or run.config.eval_sequences)
+    report = compare(
+        run, final_params(run), s7l.open(sealed), sequences or run.config.eval_sequences
+    )
     write_json(run.folder.comparison, report)
     return report
 
@@ -186,7 +188,7 @@ def _spent(saved: Path, report: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _params(run: Run) -> Params:
+def final_params(run: Run) -> Params:
     """Every final parameter of the run, and the routers."""
     params = load_trunk(run) | router.load_routers(run)
     for e in range(len(run.config.domains)):

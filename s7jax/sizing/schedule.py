@@ -63,9 +63,7 @@ class Job:
         matrices = sum(
             p.size
             for p in parameters(self.phase.config.model)
-            if p.component in self.phase.trained
-            and p.component != "embedding"
-            and p.name.endswith(".weight")
+            if p.component in self.phase.trained and p.component != "embedding" and p.is_matrix
         )
         return 2 * self.trained - matrices
 
