@@ -119,6 +119,8 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            # The sides share a GPU: none may take its memory beforehand.
+            env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
         )
 
     def step(self) -> dict[str, float]:

@@ -53,7 +53,9 @@ def normalize(x: Array, across: Callable[[Array], Array] = _keep) -> tuple[Array
         y like x; top and e [..., 1].
     """
     xp = x.__array_namespace__()
-    largest = across(xp.max(xp.abs(x), axis=-1, keepdims=True))
+    # Not the maximum of |x|: of max(a, −a, b) ptxas 13.0 to 13.2 makes max(a, a, b) on an H100.
+    top, bottom = (f(x, axis=-1, keepdims=True) for f in (xp.max, xp.min))
+    largest = across(xp.maximum(top, -bottom))
     e = bit_length(largest) - 15
     y = xp.clip(shift(x, -e), -SHORT, SHORT)
     return y, xp.minimum(shift(largest, -e), SHORT), e

@@ -29,6 +29,9 @@ from s7jax.s7l import Seal
 # Every element type of XLA, as it stands in HLO: s8[4,2], f32[], pred[1].
 _TYPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8e\w+|c64|c128)\[")
 CHUNKS = (1, 16, 128)  # lengths that are compiled; what is shorter is padded
+# Slots come in so many: int8 products over an odd number of positions, or over two, come out
+# wrong on NVIDIA GPUs (JAX 0.11.2, seen on an H100).
+SLOTS = 32
 _ROWS = P(DATA, None)
 _TOKENS = P(DATA, None, None)
 _SLOTS = P(None, DATA, MODEL, None, None)
@@ -70,9 +73,9 @@ class Program:
         return 0
 
     def cache(self, stack: Stack, rows: int, slots: int, mesh: Mesh | None = None) -> Cache:
-        """An empty cache for that many rows (divisible by the data groups) and positions."""
+        """An empty cache for so many rows (divisible by the data groups) and positions or more."""
         where = NamedSharding(mesh or self.mesh, _SLOTS)
-        shape = stack.cache_shape(rows, slots)
+        shape = stack.cache_shape(rows, -(-slots // SLOTS) * SLOTS)
         return jnp.zeros(shape, jnp.int8, device=where), jnp.zeros(shape, jnp.int8, device=where)
 
     def trunk_cache(self, rows: int, slots: int) -> Cache:
@@ -149,6 +152,11 @@ class Program:
             outputs.append(self.expert(e, h, start, self.expert_cache(e, B, T))[0])
         logits = np.stack([np.asarray(self.head(x)) for x in outputs])
         return logits, route(np.asarray(evidence), self.cfg.routing_window)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether this runs on CPUs, as all tests do."""
+        return bool(self.mesh.devices.flat[0].platform == "cpu")
 
     @property
     def engine(self) -> str:

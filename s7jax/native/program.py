@@ -77,6 +77,8 @@ class NativeProgram:
             stack=self._stack("trunk", d.trunk),
         )
 
+    on_cpu = True
+
     @property
     def engine(self) -> str:
         """What computes here."""

@@ -91,6 +91,11 @@ class Compute:
         """Which engine computes, on what."""
         return self._program.engine
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether CPUs compute."""
+        return self._program.on_cpu
+
     def drafts(self, rows: int) -> int:
         """How many tokens are worth proposing at a time in a batch of ``rows``."""
         return self._program.drafts(rows)

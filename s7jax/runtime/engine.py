@@ -138,6 +138,7 @@ class Engine:
         self._rows: list[_Row | None] = [None] * rows
         self._waiting: deque[Completion] = deque()
         self._cache = compute.trunk_cache(rows, self.slots)
+        self._beyond = self._cache[0].shape[3]  # where rows are parked: the cache may hold more
         self._history = compute.history(rows, self.slots)
         self._experts: dict[int, Cache] = {}
         self._turn = threading.RLock()  # one thread at a time; others wait
@@ -274,7 +275,7 @@ class Engine:
             return
         T = self._compute.chunk(most)
         tokens = np.zeros((len(self._rows), T), np.int32)
-        start = np.full(len(self._rows), self.slots, np.int32)  # parked: nothing is kept
+        start = np.full(len(self._rows), self._beyond, np.int32)  # parked: nothing is kept
         for b, ids in pending.items():
             row = self._rows[b]
             if row is not None and ids:
@@ -416,7 +417,7 @@ class Engine:
 
     def _starts(self, at: dict[int, int]) -> np.ndarray:
         """Start of each row's chunk; rows that have none are parked beyond the last slot."""
-        start = np.full(len(self._rows), self.slots, np.int32)
+        start = np.full(len(self._rows), self._beyond, np.int32)
         for b, position in at.items():
             start[b] = position
         return start

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from s7jax import s7l
 from s7jax.data.tokenizer import Tokenizer
-from s7jax.errors import UsageError
+from s7jax.errors import InputError, UsageError
 from s7jax.integer.routing import route
 from s7jax.integer.sampling import ONE, Sampling
+from s7jax.runtime import answers
 from s7jax.runtime.compute import ENGINES, Forward, open_compute
 from s7jax.runtime.engine import Completion, Engine, Request, check_caches
 from s7jax.runtime.policy import Policy, cut
@@ -58,7 +59,8 @@ def open(
     Raises:
         SealError: no seal, another root, or no signature by a trusted key.
         UsageError: an engine or mesh that does not fit the model or the machine.
-        InputError: the native engine is asked for and not there.
+        InputError: the native engine is asked for and not there; or a GPU or TPU does not
+            reproduce the known answers.
     """
     seal = s7l.open_trusted(path, root=root, trust=trust)
     return Model(seal, engine=engine, mesh=mesh, threads=threads, drafts=drafts, drafter=drafter)
@@ -88,6 +90,22 @@ class Model:
         self._engine = partial(Engine, self.compute, drafts=drafts, drafter=drafter)
         self._engines: dict[int, Engine] = {}
         self._turn = threading.Lock()
+        if not self.compute.on_cpu:
+            self._reproduce()
+
+    def _reproduce(self) -> None:
+        """The known answers, before any other: a GPU's compiler may be wrong (``docs/runtime.md``).
+
+        Raises:
+            InputError: this device computes something else than was sealed.
+        """
+        try:
+            answers.check(self.seal.stream["answers"], by_devices(self))
+        except InputError as e:
+            raise InputError(
+                f"{self.compute.engine}: {e}. This device, or what compiles for it, computes "
+                "wrongly; take --engine native, or another version of JAX or CUDA"
+            ) from None
 
     def prompt(self, text: str | bytes | Sequence[int], start: bool = True) -> Prompt:
         """A prompt of text, after the end-of-document id unless ``start`` is false; or of ids.

@@ -8,6 +8,7 @@ from s7jax.errors import InputError, UsageError
 from s7jax.integer.sampling import ONE, Sampling
 from s7jax.mesh import parse, pools
 from s7jax.runtime import Compute, Engine, Phase, Request
+from s7jax.runtime.compute import open_compute
 from s7jax.runtime.policy import Policy
 from s7jax.runtime.prompt import Prompt
 from s7jax.runtime.replay import by_specification, replay
@@ -99,6 +100,11 @@ def test_the_proof_is_bound_to_everything(compute, seal, alone):
     engine.run()
     assert other.output == alone[0].output
     assert other.proof.chain != proof.chain
+
+
+def test_slots_that_xla_rounds_up_hold_no_row_that_is_parked(seal, alone):
+    engine = Engine(open_compute(seal, "xla"), rows=2, slots=41)
+    same(answers(engine, [1, 2]), alone)
 
 
 def test_a_stop_token_ends(compute, alone):

@@ -15,7 +15,7 @@ from synthetic import MODEL, write_model
 from s7jax import commands, s7l
 from s7jax.errors import InputError, UsageError
 from s7jax.runtime import Engine
-from s7jax.runtime.compute import Reference
+from s7jax.runtime.compute import Compute, Reference
 from s7jax.runtime.model import Model
 from s7jax.runtime.replay import by_specification
 from s7jax.runtime.sealing import seal_with_answers
@@ -119,6 +119,16 @@ def test_bytes_that_are_no_text_are_one_prompt_in_a_file_and_as_argument(model, 
     ]
     assert found[0] | {"seconds": 0} == found[1] | {"seconds": 0}
     assert found[0]["prompt_tokens"] == len(model.prompt(b"caf\xff").ids)
+
+
+def test_a_device_that_computes_wrongly_is_refused(seal, monkeypatch):
+    """As an H100 did whose compiler was wrong: all other answers would have been wrong, too."""
+    monkeypatch.setattr(Compute, "on_cpu", property(lambda _: False))
+    assert Model(seal).generate("x", max_new_tokens=2).proof  # it is right
+    right = Compute.head
+    monkeypatch.setattr(Compute, "head", lambda *args: right(*args) + 1)
+    with pytest.raises(InputError, match="known answer code, step 0: other logits than sealed"):
+        Model(seal)
 
 
 def test_sealing_into_no_folder_names_the_folder(tmp_path):
