@@ -142,6 +142,7 @@ def test_the_pipeline_again_skips_everything_and_changes_no_byte(work: Path):
     assert before == [path.read_bytes() for path in kept]
 
 
+@pytest.mark.long(minutes=1)
 def test_the_same_run_elsewhere_gives_the_same_seal(work: Path, corpus, here, tmp_path: Path):
     """Phase by phase with the single scripts, from another folder: the same bytes."""
     arguments = ("--run", "again", "--data", *corpus, "--set", *SIZE)
@@ -166,6 +167,7 @@ def test_the_same_run_elsewhere_gives_the_same_seal(work: Path, corpus, here, tm
     assert out.startswith("data verified: Receipt(sequences=(0, ")
 
 
+@pytest.mark.long(minutes=1)
 def test_the_sealed_model_beside_the_float_one(work: Path, monkeypatch):
     """Integer logits are the same bits on one device and with experts on meshes of their own."""
     sealed, reports = work / "runs/tiny/model/moe.s7l", []
@@ -284,6 +286,7 @@ def tensor_digests(here):
     return told
 
 
+@pytest.mark.long(minutes=1)
 def test_a_fifth_domain_is_added_to_a_finished_run(
     work: Path, here, tensor_digests, tmp_path: Path
 ):

@@ -5,7 +5,8 @@ expert wrote which part, and how fast, is said on standard error. Without --temp
 is greedy; with it the seed alone decides what is drawn, on any machine.
 
 Examples:
-  s7jax generate model.s7l --prompt "def main():"
+  s7jax generate "def main():"
+  s7jax generate model.s7l "def main():"
   s7jax generate model.s7l --file notes.txt --max-tokens 64 --temperature 0.8 --seed 3
   s7jax generate --prompt "2 + 2 =" --json
   s7jax generate model.s7l --prompt "Once" --proof out.s7p
@@ -28,8 +29,13 @@ from s7jax.train.folder import newest_seal
 
 def add_flags(p: ArgumentParser) -> None:
     """The command line."""
-    p.add_argument("model", type=Path, nargs="?", help="sealed model (default: newest run's)")
-    p.add_argument("--prompt", help="text to continue")
+    p.add_argument(
+        "words",
+        nargs="*",
+        metavar="[MODEL] TEXT",
+        help="sealed model, a .s7l (default: newest run's), and the text to continue",
+    )
+    p.add_argument("--prompt", help="the text, whatever it looks like")
     p.add_argument("--file", type=Path, help="file to continue; - for standard input")
     p.add_argument("--max-tokens", type=int, metavar="N", help="default: as sealed")
     p.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
@@ -49,9 +55,15 @@ def add_flags(p: ArgumentParser) -> None:
 
 
 def check(args: Namespace) -> None:
-    """Refuse flags that do not go together."""
+    """Tell model and text apart; refuse flags that do not go together."""
+    words = list(args.words)
+    if words and args.prompt is None and args.file is None and not words[-1].endswith(".s7l"):
+        args.prompt = words.pop()
+    if len(words) > 1:
+        raise UsageError(f"{words[1]!r} is a word too many; a text goes in quotes")
+    args.model = Path(words[0]) if words else None
     if (args.prompt is None) == (args.file is None):
-        raise UsageError("give either --prompt TEXT or --file FILE")
+        raise UsageError("give a text in quotes, --prompt TEXT or --file FILE")
     if args.trace and not args.proof:
         raise UsageError("--trace goes into the proof: give --proof FILE")
     if args.proof and not args.proof.parent.is_dir():

@@ -77,7 +77,11 @@ def test_with_drafts(compute, alone, drafts, drafter):
 
 @pytest.mark.usefixtures("quick_compiling")
 @pytest.mark.parametrize(
-    ("mesh", "prompts"), [("1x1", [0, 4, 7]), ("4x2", [0, 1, 2]), ("2x1x1", [0, 1, 2])]
+    ("mesh", "prompts"), [
+        ("1x1", [0, 4, 7]),
+        pytest.param("4x2", [0, 1, 2], marks=pytest.mark.long(minutes=1)),
+        ("2x1x1", [0, 1, 2]),
+    ],
 )
 def test_by_xla_on_meshes(seal, alone, mesh, prompts):
     """Those of one mesh need every length of a chunk, the others all but the longest."""
@@ -102,6 +106,7 @@ def test_the_proof_is_bound_to_everything(compute, seal, alone):
     assert other.proof.chain != proof.chain
 
 
+@pytest.mark.usefixtures("quick_compiling")
 def test_slots_that_xla_rounds_up_hold_no_row_that_is_parked(seal, alone):
     engine = Engine(open_compute(seal, "xla"), rows=2, slots=41)
     same(answers(engine, [1, 2]), alone)

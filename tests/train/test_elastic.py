@@ -227,6 +227,7 @@ def test_any_split_over_processes_trains_the_same_bytes(
     assert len(set(digests.values())) == 1, digests
 
 
+@pytest.mark.long(minutes=1)
 def test_a_run_goes_on_in_another_number_of_processes(
     tmp_path, prepared: Prepared, open_run, monkeypatch
 ):
@@ -254,7 +255,13 @@ OPEN_MPI = {
 }
 
 
-@pytest.mark.parametrize("scheduler", [SLURM, OPEN_MPI], ids=["SLURM", "Open MPI"])
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        pytest.param(SLURM, id="SLURM"),
+        pytest.param(OPEN_MPI, id="Open MPI", marks=pytest.mark.long(minutes=0.5)),
+    ],
+)
 def test_a_scheduler_is_found_by_its_environment(tmp_path, prepared: Prepared, scheduler):
     command = [sys.executable, str(ROOT / "experiments/trunk.py"), "--mesh", "2x1", "--distributed"]
     command += ["--run", "r", "--prepared", str(prepared.path), "--set", *SIZE]

@@ -61,7 +61,9 @@ def test_an_expert_alone_is_the_expert_beside_the_others(finished, new_run):
     assert len(set(digests.values())) == 5
 
 
-@pytest.mark.parametrize("pools", ["4x1x1", "2x2x1", "3x1x1"])
+@pytest.mark.parametrize(
+    "pools", [pytest.param("4x1x1", marks=pytest.mark.long(minutes=1)), "2x2x1", "3x1x1"]
+)
 def test_experts_at_once_on_pools_are_the_experts_one_by_one(finished, new_run, pools: str):
     x, digests = finished
     beside = new_run("pools", on=pools)

@@ -1,0 +1,6 @@
+s7l release
+root 4f8b7a1a62da20a6c3344e89b16b05b2cdc9b6783a493324461a691791e6332e
+length 1234167
+version 1
+
+— s7l 5wC0oN3UNax7p9aqAJEv3On0Tf3H5oiUUFO2PrY3H5KUsdqm4EBiy60WxTxdtnkgtMIJQ1vZJo9LcEqt9ay6F6cTQwA=
