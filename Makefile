@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(PY) experiments/pipeline.py --preset s7-nano --run demo
 
 # Lint, types, tests.
-test: $(INSTALLED)
+test: $(INSTALLED)-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -23,24 +23,28 @@ test-long: $(INSTALLED)-long
 
 # Every phase and tool at the true size with a tiny budget, and a table of what each takes: an hour
 # on two cores.
-whole: $(INSTALLED)
+whole: $(INSTALLED)-dev
 	$(PY) benchmarks/whole.py
 
 # Re-sealed mutants of the sealed file on every core (an hour on two), and guided by coverage
 # (some ten thousand a minute).
 INPUTS ?= 10000000
-mutants: $(INSTALLED)
+mutants: $(INSTALLED)-dev
 	$(PY) tests/adversarial/mutants.py $(INPUTS)
-fuzz: $(INSTALLED)
+fuzz: $(INSTALLED)-dev
 	$(PY) tests/adversarial/fuzz.py $(INPUTS)
 
 $(INSTALLED): pyproject.toml $(wildcard s7jax/native/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[sign,serve,data]'
+	touch $@
+
+$(INSTALLED)-dev: $(INSTALLED)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-$(INSTALLED)-long: $(INSTALLED)
+$(INSTALLED)-long: $(INSTALLED)-dev
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev,long]'
 	touch $@
 

@@ -51,8 +51,8 @@ def test_what_is_no_command_is_said_with_those_that_are():
 
 def test_commands_are_named_the_way_that_was_taken(tmp_path):
     """Who has no ``s7jax`` on the path is not sent to it."""
-    installed = s7("verify", cwd=tmp_path)
-    script = run(sys.executable, ROOT / "tools/verify.py", cwd=tmp_path)
+    installed = s7("pack", cwd=tmp_path)
+    script = run(sys.executable, ROOT / "tools/pack.py", cwd=tmp_path)
     assert installed.stderr.endswith("start one with `s7jax pipeline`\n")
     assert script.stderr.endswith("start one with `python experiments/pipeline.py`\n")
     assert "usage: s7jax pack " in s7("pack", "--help").stdout

@@ -77,7 +77,8 @@ def test_with_drafts(compute, alone, drafts, drafter):
 
 @pytest.mark.usefixtures("quick_compiling")
 @pytest.mark.parametrize(
-    ("mesh", "prompts"), [
+    ("mesh", "prompts"),
+    [
         ("1x1", [0, 4, 7]),
         pytest.param("4x2", [0, 1, 2], marks=pytest.mark.long(minutes=1)),
         ("2x1x1", [0, 1, 2]),
