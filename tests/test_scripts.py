@@ -17,6 +17,7 @@ import s7jax
 from s7jax import s7l
 from s7jax.config import PRESETS
 from s7jax.data.prepared import Prepared
+from s7jax.train import transcript
 
 DOMAINS = PRESETS["s7-nano"].model.domains
 
@@ -127,7 +128,21 @@ def test_the_seal_chains_back_to_data_and_checkpoints(work: Path):
     for name in checkpoints.keys() - {"router"}:
         assert len(bytes.fromhex(checkpoints[name]["environment"]["stablehlo_sha256"])) == 32
         assert len(bytes.fromhex(checkpoints[name]["receipt"]["chain"])) == 32
+        told = transcript.read(work / f"runs/tiny/transcript/{name}.s7t")
+        assert checkpoints[name]["transcript_sha256"] == told.root.hex()
     assert provenance["quality"]["bits_per_byte"]["code"]["trunk"] > 0
+
+
+def test_an_audit_seals_it_again_and_notices_another_seal(work: Path, tmp_path: Path):
+    report = json.loads(good("tools/audit.py", "--segments", "1", "--json", cwd=work))
+    assert report["root"] == s7l.open(work / "runs/tiny/model/moe.s7l").root.hex()
+    copy = tmp_path / "runs/tiny"
+    shutil.copytree(work / "runs/tiny", copy)
+    told = copy / "transcript/trunk.s7t"
+    shutil.copy(copy / "transcript/expert0.s7t", told)
+    failed = script("tools/audit.py", "--run", str(copy), cwd=tmp_path)
+    assert failed.returncode == 1
+    assert "trunk.s7t: phase is expert0, the run's is trunk" in failed.stderr
 
 
 def test_the_pipeline_again_skips_everything_and_changes_no_byte(work: Path):

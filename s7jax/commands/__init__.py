@@ -29,6 +29,7 @@ SCRIPTS = {
     "serve": "tools/serve.py",
     "selftest": "tools/selftest.py",
     "dispute": "tools/dispute.py",
+    "audit": "tools/audit.py",
     "inspect": "tools/inspect_checkpoint.py",
     "convert": "tools/convert.py",
     "plan": "tools/plan.py",

@@ -156,7 +156,14 @@ def _provenance(
     config: Config, records: dict[str, dict[str, Any]], quality: dict[str, Any] | None
 ) -> dict[str, Any]:
     """The chain from data to seal; nothing in it depends on when or where this runs."""
-    kept = ("inputs", "params_sha256", "step", "receipt", "environment")
+    kept = (
+        "inputs",
+        "params_sha256",
+        "step",
+        "receipt",
+        "environment",
+        "transcript_sha256",
+    )
     return {
         "config": config.to_json(),
         "config_sha256": config.digest(),

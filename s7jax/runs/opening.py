@@ -77,6 +77,11 @@ def add_watch_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="a step that takes longer is stuck: the process ends (default: 1800; 0: never)",
     )
+    group.add_argument(
+        "--auditable",
+        action="store_true",
+        help="keep a checkpoint at every digest of the transcript, for s7jax audit",
+    )
     group.add_argument("--profile", type=int, default=0, metavar="N", help="trace N steps")
 
 
@@ -286,6 +291,7 @@ def _options(args: argparse.Namespace) -> Options:
         evaluate_every=every("evaluate_every"),
         step_timeout=args.step_timeout,
         profile=args.profile,
+        auditable=args.auditable,
     )
 
 

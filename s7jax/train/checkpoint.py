@@ -99,7 +99,7 @@ def save_step(saves: ocp.CheckpointManager, step: int, state: Any, record: dict[
     """
     args = ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        record=ocp.args.JsonSave(record | {"state_sha256": _state_sha256(state)}),
+        record=ocp.args.JsonSave(record | {"state_sha256": state_sha256(state)}),
     )
     with _SAVING:
         _saved(Path(saves.directory), lambda: saves.save(step, args=args))
@@ -121,7 +121,7 @@ def restore_step(saves: ocp.CheckpointManager, step: int, like: Any) -> tuple[An
     )
     restored = readable(where, lambda: saves.restore(step, args=wanted), f"; {advice}")
     state, record = restored["state"], dict(restored["record"])
-    found = _state_sha256(state)
+    found = state_sha256(state)
     if found != record.get("state_sha256"):
         raise InputError(
             f"{where}: the state has SHA-256 {found}, its record says "
@@ -136,7 +136,8 @@ def remove_after(saves: ocp.CheckpointManager, step: int) -> None:
         saves.delete(later)
 
 
-def _state_sha256(state: Any) -> str:
+def state_sha256(state: Any) -> str:
+    """SHA-256 of a training state: names, types, shapes and bytes of all that is in it."""
     leaves = jax.tree_util.tree_leaves_with_path(parameters.host(state))
     return named_digest((jax.tree_util.keystr(path), leaf) for path, leaf in leaves)
 

@@ -6,6 +6,7 @@
       config.json          preset, model, recipes, seed, data sources (what decided the bytes)
       data/                tokenised shards, manifest, tokenizer (or elsewhere: --prepared)
       metrics.jsonl        one line per training step
+      transcript/          trunk.s7t expert0.s7t …: what every step was fed and gave, chained
       tensorboard/         the same as TensorBoard events, one folder per phase
       profile/             traces made with --profile
       checkpoints/         trunk/ expert0/ … (resumable), trunk_final/ expert0_final/ router_final/
@@ -57,6 +58,10 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """The same as TensorBoard events, one folder per phase."""
         return self.path / "tensorboard"
+
+    def transcript(self, phase: str) -> Path:
+        """What every step of a phase was fed and gave (:mod:`s7jax.train.transcript`)."""
+        return self.path / "transcript" / f"{phase}.s7t"
 
     @property
     def profile(self) -> Path:

@@ -23,13 +23,13 @@ from s7jax.model.language_model import Params
 from s7jax.storage import lock
 from s7jax.terminal.processes import say
 from s7jax.terminal.progress import Progress
-from s7jax.train import checkpoint
+from s7jax.train import checkpoint, transcript
 from s7jax.train.evaluate import bits_per_byte
 from s7jax.train.optimizer import learning_rate
-from s7jax.train.phase import Phase
+from s7jax.train.phase import Phase, states_every
 from s7jax.train.provenance import environment, warn_of_changes
 from s7jax.train.run import Run, batches, finished, inputs_record, load_trunk, same_inputs
-from s7jax.train.step import Stepper, initial_state, loss_of
+from s7jax.train.step import Stepper, TrainState, initial_state, loss_of
 from s7jax.train.watch import signals
 from s7jax.train.watch.metrics import Clock, Metrics, Throughput
 from s7jax.train.watch.profile import Profile
@@ -109,6 +109,7 @@ def _loop(training: "Training", asked: Asked) -> None:
             # between host and device each step would be slow, and nobody would see why.
             with jax.transfer_guard("disallow"):
                 training.step(batch)
+            training.transcribe()
             progress.advance(1, training.log.note)
             last = training.done == phase.steps
             if training.done % evaluate_steps == 0 or last:
@@ -153,6 +154,8 @@ class Training:
         speed = throughput(run, phase)
         self.log = Metrics(run.folder.metrics, events, phase.name, done, speed, clock)
         self._clock = clock
+        path, head = run.folder.transcript(phase.name), transcript.head(phase, inputs)
+        self._transcript = transcript.Recorder(path, head, done, self.environment)
         clock.mark("compile")
 
     @classmethod
@@ -170,9 +173,7 @@ class Training:
 
         Checkpoints after the one asked for are removed once that one has been read and checked.
         """
-        config = run.config
-        params = parameters.initial(config.model, config.seed, run.mesh, phase.trained)
-        state = initial_state(phase.recipe, params if phase.expert is None else params[phase.name])
+        config, state = run.config, first_state(run, phase)
         done, receipt, before = 0, Receipt.start(len(config.domains)), None
         if (step := _step_to_resume(manager, resume_from)) is not None:
             state, record = checkpoint.restore_step(manager, step, state)
@@ -181,11 +182,7 @@ class Training:
             before = record["environment"]
             checkpoint.remove_after(manager, step)
             say(f"{phase.name}: resumes from step {step}")
-        reduction, compute = config.reduction, config.compute
-        loss = loss_of(phase)
-        stepper = Stepper(
-            config.model, phase.recipe, loss, run.mesh, state, frozen, reduction, compute
-        )
+        stepper = stepper_of(run, phase, state, frozen)
         made = cls(run, phase, frozen, inputs, manager, stepper, done, receipt, clock)
         if before is not None:
             warn_of_changes(phase.name, before, made.environment)
@@ -203,11 +200,21 @@ class Training:
         rate = learning_rate(recipe, step, self.phase.steps)
         metrics = self._stepper.step(batch.tokens, rate, step not in recipe.skip_steps)
         self._receipt, self.done = self._receipt.extend(batch), step + 1
+        self._transcript.put(step, self._receipt.chain, metrics)
         tokens = self.done * self.phase.tokens_per_step
         self.log.put({"step": step, "tokens": tokens, "learning_rate": rate}, metrics)
         if step == self._first:
             self.log.start_clock()
         self._clock.mark("compile" if step == self._first else "step")
+
+    def transcribe(self) -> None:
+        """The digest of the training state, where one is due."""
+        last = self.done == self.phase.steps
+        if self.done % states_every(self.phase.steps) == 0 or last:
+            state = jax.block_until_ready(self._stepper.state)
+            self._clock.mark("step")
+            self._transcript.state(self.done, checkpoint.state_sha256(state))
+            self._clock.mark("save")
 
     def measure(self) -> None:
         """Bits per byte on held-out text, into the metrics."""
@@ -217,6 +224,7 @@ class Training:
     def save(self) -> None:
         """A resumable checkpoint, written in the background."""
         self.log.flush()  # no step that is saved lacks its line
+        self._transcript.sync()
         self._clock.mark("step")
         checkpoint.save_step(self._manager, self.done, self._stepper.state, self._record())
         self._clock.mark("save")
@@ -228,8 +236,10 @@ class Training:
         self.log.settle()
         self._clock.mark("step")
         checkpoint.wait(self._manager)
-        final = self.run.folder.final(self.phase.name)
-        sha256 = checkpoint.save_final(final, self._stepper.state.params, self._record())
+        final, params = self.run.folder.final(self.phase.name), self._stepper.state.params
+        root = self._transcript.end(self.done, parameters.digest(params))
+        record = self._record() | ({"transcript_sha256": root} if root else {})
+        sha256 = checkpoint.save_final(final, params, record)
         self._clock.mark("save")
         return sha256
 
@@ -261,6 +271,21 @@ class Training:
 
     def __exit__(self, *_: object) -> None:
         self.log.close()
+        self._transcript.close()
+
+
+def first_state(run: Run, phase: Phase) -> TrainState:
+    """The state that a phase starts from, on the mesh."""
+    config = run.config
+    params = parameters.initial(config.model, config.seed, run.mesh, phase.trained)
+    return initial_state(phase.recipe, params if phase.expert is None else params[phase.name])
+
+
+def stepper_of(run: Run, phase: Phase, state: TrainState, frozen: Params) -> Stepper:
+    """What steps a phase on from a state."""
+    config, recipe, loss = run.config, phase.recipe, loss_of(phase)
+    how = config.reduction, config.compute
+    return Stepper(config.model, recipe, loss, run.mesh, state, frozen, *how)
 
 
 def train_experts(

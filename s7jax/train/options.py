@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from s7jax.errors import UsageError
-from s7jax.train.phase import Phase
+from s7jax.train.phase import Phase, states_every
 
 _SUFFIX = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -61,14 +61,19 @@ class Options:
     evaluate_every: Every | None = None  # held-out text; None: with every save
     step_timeout: float = 1_800  # seconds after which a step counts as stuck; 0: never
     profile: int = 0  # steps to trace, after the first
+    auditable: bool = False  # keep a checkpoint at every digest of the state in the transcript
 
     def save_steps(self, phase: Phase) -> int:
         """Steps between two checkpoints."""
+        if self.auditable:
+            return states_every(phase.steps)
         every = self.save_every or Every(tokens=phase.recipe.checkpoint)
         return every.in_steps(phase.tokens_per_step)
 
     def keep_steps(self, phase: Phase) -> int | None:
         """Steps between two checkpoints that are never removed: a whole number of saves."""
+        if self.auditable:
+            return self.save_steps(phase)
         if self.keep_every is None:
             return None
         saves = self.save_steps(phase)
@@ -76,6 +81,7 @@ class Options:
 
     def evaluate_steps(self, phase: Phase) -> int:
         """Steps between two measurements on held-out text."""
-        if self.evaluate_every is None:
+        if self.evaluate_every is None and not self.auditable:
             return self.save_steps(phase)
-        return self.evaluate_every.in_steps(phase.tokens_per_step)
+        every = self.evaluate_every or Every(tokens=phase.recipe.checkpoint)
+        return every.in_steps(phase.tokens_per_step)

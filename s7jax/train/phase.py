@@ -11,6 +11,7 @@ from s7jax.config import Config, Recipe
 from s7jax.errors import InputError
 
 TRUNK = ("embedding", "trunk")  # the components Phase 1 trains and Phase 2 freezes
+STATES = 64  # digests of the training state in the transcript of a phase, or a few more
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Phase:
     def frozen(self) -> tuple[str, ...]:
         """Components that are only read."""
         return () if self.expert is None else TRUNK
+
+
+def states_every(steps: int) -> int:
+    """Steps between two digests of the training state, so many that hashing costs little."""
+    return max(1, steps // STATES)
 
 
 def phases(config: Config) -> list[Phase]:

@@ -1,0 +1,266 @@
+"""Auditing a run: its transcripts read, its data drawn again, parts of its training done again.
+
+Training is a pure function of configuration, seed and data, so a part that is trained again gives
+the bits of the transcript, on any number of data groups; or it was not trained as it is said.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from s7jax import s7l
+from s7jax.data.mixture import Receipt, prefetch
+from s7jax.errors import InputError
+from s7jax.model.language_model import Params
+from s7jax.runs import pipeline
+from s7jax.terminal.progress import Progress
+from s7jax.train import checkpoint, transcript
+from s7jax.train.folder import RunFolder
+from s7jax.train.loop import first_state, stepper_of
+from s7jax.train.optimizer import learning_rate
+from s7jax.train.phase import Phase, phase_of, phases
+from s7jax.train.provenance import environment
+from s7jax.train.run import Run, batches, finished, inputs_record, load_trunk
+from s7jax.train.transcript import Transcript
+
+FRACTIONS = (0.01, 0.1, 0.5)  # of a training that may be forged, for which the odds are told
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Steps between two digests of the training state, after ``first`` steps up to ``last``."""
+
+    phase: Phase
+    first: int
+    last: int
+    start: int  # steps of the newest checkpoint from which they can be trained again
+
+    @property
+    def steps(self) -> int:
+        """Steps to train again."""
+        return self.last - self.start
+
+    def __str__(self) -> str:
+        return f"{self.phase.name}: steps {self.first} to {self.last}"
+
+
+def read(run: Run, which: Sequence[Phase]) -> dict[str, Transcript]:
+    """The transcripts of phases, each that of this run's very data and final parameters.
+
+    Raises:
+        InputError: one is missing, of something else, or not the one that was sealed.
+    """
+    run.prepared.verify()
+    found, trunk = {}, load_trunk(run)
+    for phase in which:
+        inputs = inputs_record(run, phase.name, None if phase.expert is None else trunk)
+        path, final = run.folder.transcript(phase.name), run.folder.final(phase.name)
+        params = finished(final, inputs)
+        if params is None:
+            raise InputError(f"{final} is not there: {phase.name} has not ended")
+        told = transcript.read(path)
+        wanted = transcript.head(phase, inputs)
+        for name, value in wanted.items():
+            if told.head.get(name) != value:
+                raise InputError(f"{path}: {name} is {told.head.get(name)}, the run's is {value}")
+        if told.end is None or told.end.hex() != params:
+            raise InputError(f"{path}: does not end with the parameters of {final}")
+        promised = checkpoint.read_record(final).get("transcript_sha256")
+        if told.root.hex() != promised:
+            raise InputError(f"{path}: root {told.root.hex()}, {final} says {promised}")
+        found[phase.name] = told
+    if run.folder.sealed.exists():
+        _require_sealed(run.folder.sealed, found)
+    return found
+
+
+def _require_sealed(path: Path, found: Mapping[str, Transcript]) -> None:
+    chain: Any = s7l.open(path).manifest.provenance["checkpoints"]
+    for name, told in found.items():
+        sealed = chain.get(name, {}).get("transcript_sha256")
+        if sealed != told.root.hex():
+            raise InputError(
+                f"{path}: sealed with transcript {sealed} of {name}, not {told.root.hex()}"
+            )
+
+
+def require_receipts(run: Run, phase: Phase, told: Transcript) -> None:
+    """Draw every batch of a phase again and compare the receipts.
+
+    Raises:
+        InputError: naming the first step that was fed something else.
+    """
+    receipt, data = Receipt.start(len(run.config.domains)), batches(run.prepared, phase)
+    with Progress(f"{phase.name}: data", phase.steps, "steps") as progress:
+        for i, batch in enumerate(prefetch(data.batch, 0, phase.steps)):
+            receipt = receipt.extend(batch)
+            if receipt.chain != told.steps[i].receipt.hex():
+                raise InputError(f"{phase.name}: step {i} was fed other sequences than are due")
+            progress.advance(1)
+
+
+def segments(run: Run, told: Mapping[str, Transcript]) -> list[Segment]:
+    """All there are, in order."""
+    found = []
+    for phase in phases(run.config):
+        if phase.name not in told:
+            continue
+        saves = run.folder.checkpoints / phase.name
+        kept = [0, *(int(p.name) for p in saves.glob("*") if p.name.isdecimal())]
+        ends = sorted(told[phase.name].states)
+        for first, last in zip([0, *ends], ends, strict=False):
+            start = max(step for step in kept if step <= first)
+            found.append(Segment(phase, first, last, start))
+    return found
+
+
+def draw(every: Sequence[Segment], count: int, seed: str, roots: Sequence[str]) -> list[Segment]:
+    """So many of the segments: which, nobody can know before the roots and the seed stand."""
+
+    def place(segment: Segment) -> bytes:
+        return hashlib.sha256(json.dumps([seed, *roots, str(segment)]).encode()).digest()
+
+    return sorted(every, key=place)[:count]
+
+
+def odds(total: int, count: int, fraction: float) -> float:
+    """Probability that one of ``count`` segments is among the forged ``fraction`` of them."""
+    honest = total - math.ceil(fraction * total)
+    return 1 - math.comb(honest, count) / math.comb(total, count)
+
+
+def train_again(run: Run, segment: Segment, told: Transcript, progress: Progress) -> None:
+    """Train a segment again, from the checkpoint before it, and compare every bit.
+
+    Raises:
+        InputError: naming the first step, or the training state, that is not as told.
+    """
+    phase = segment.phase
+    frozen: Params = {} if phase.expert is None else load_trunk(run)
+    with jax.set_mesh(run.mesh):
+        state = first_state(run, phase)
+        if segment.start:
+            saves = run.folder.checkpoints / phase.name
+            with checkpoint.manager(saves, keep=1 << 30) as manager:
+                state, _ = checkpoint.restore_step(manager, segment.start, state)
+            _require(phase, told, segment.start, state, "the checkpoint")
+        stepper = stepper_of(run, phase, state, frozen)
+        steps = prefetch(batches(run.prepared, phase).batch, segment.start, segment.last)
+        for i, batch in enumerate(steps, segment.start):
+            rate = learning_rate(phase.recipe, i, phase.steps)
+            found = stepper.step(batch.tokens, rate, i not in phase.recipe.skip_steps)
+            _compare(phase, i, told, jax.device_get(found))
+            if i + 1 in told.states:
+                _require(phase, told, i + 1, stepper.state, "the training state")
+            progress.advance(1)
+
+
+def _compare(phase: Phase, step: int, told: Transcript, found: Mapping[str, Any]) -> None:
+    wanted = told.steps[step]
+    for name in ("loss", "grad_norm"):
+        was = float(np.frombuffer(getattr(wanted, name), "<f4")[0])
+        now = np.asarray(found[name], "<f4")
+        if now.tobytes() != getattr(wanted, name):
+            raise InputError(
+                f"{phase.name}: step {step}: {name} is {float(now)!r}, the transcript says {was!r}"
+            )
+    if bool(found["skipped"]) != wanted.skipped:
+        raise InputError(f"{phase.name}: step {step}: skipped in one, not in the other")
+
+
+def _require(phase: Phase, told: Transcript, done: int, state: Any, what: str) -> None:
+    wanted = told.states.get(done)
+    if wanted is not None and (found := checkpoint.state_sha256(state)) != wanted.hex():
+        raise InputError(
+            f"{phase.name}: after {done} steps {what} has SHA-256 {found}, the transcript says "
+            f"{wanted.hex()}"
+        )
+
+
+def seal_again(run: Run) -> bytes:
+    """Fit the router, evaluate, quantise and seal again, elsewhere; the root.
+
+    Raises:
+        InputError: it is not the root of the run's sealed model.
+    """
+    sealed = run.folder.sealed
+    with tempfile.TemporaryDirectory(prefix="s7jax-audit-") as folder:
+        again = RunFolder(Path(folder))
+        again.checkpoints.mkdir()
+        for phase in phases(run.config):
+            again.final(phase.name).symlink_to(run.folder.final(phase.name).absolute())
+        again.model.mkdir()
+        for earlier in run.folder.seals()[:-1]:
+            (again.model / earlier.name).symlink_to(earlier.absolute())
+        copy = dataclasses.replace(run, folder=again)
+        pipeline.fit_router(copy)
+        pipeline.quantize(copy, pipeline.quality(copy))
+        root = pipeline.seal(copy).root
+    if root != (wanted := s7l.open(sealed).root):
+        raise InputError(f"{sealed}: root {wanted.hex()}; sealed again it is {root.hex()}")
+    return root
+
+
+def environments(run: Run, told: Mapping[str, Transcript]) -> Iterator[str]:
+    """What is not here as it was where the run was trained; bits may differ for it."""
+    here = environment(run.mesh, "")
+    for name, one in told.items():
+        for found in one.environments.values():
+            for key, value in here.items():
+                if found.get(key) != value and key != "stablehlo_sha256":
+                    yield f"{name} was trained with {key} {found.get(key)}; here it is {value}"
+
+
+def audit(
+    run: Run, count: int, seed: str, names: Sequence[str] = (), *, reseal: bool = True
+) -> dict[str, Any]:
+    """Audit a finished run; the report, as JSON types.
+
+    Args:
+        run: the run, on the mesh to train on.
+        count: segments to train again.
+        seed: what draws them; whoever trained must not have known it.
+        names: phases, if not all.
+        reseal: also do again what follows training.
+
+    Raises:
+        InputError: something is not as the run tells it.
+    """
+    which = [phase_of(run.config, name) for name in names] or phases(run.config)
+    told = read(run, which)
+    for line in dict.fromkeys(environments(run, told)):
+        print(f"warning: {line}: the bits may differ without a forger")
+    for phase in which:
+        require_receipts(run, phase, told[phase.name])
+    every, roots = segments(run, told), [one.root.hex() for one in told.values()]
+    drawn = draw(every, count, seed, roots)
+    steps = sum(segment.steps for segment in drawn)
+    total = sum(phase.steps for phase in which)
+    print(f"to be trained again: {steps} of {total} steps, {steps / total:.1%}")
+    with Progress("train again", steps, "steps", None, 0, "compiling") as progress:
+        for segment in drawn:
+            train_again(run, segment, told[segment.phase.name], progress)
+    report = {
+        "format": "s7-audit",
+        "version": 1,
+        "transcripts": dict(zip(told, roots, strict=True)),
+        "seed": seed,
+        "segments": [str(segment) for segment in drawn],
+        "of": len(every),
+        "steps": steps,
+        "of_steps": total,
+        "mesh": dict(run.mesh.shape),
+        "caught": {str(f): odds(len(every), count, f) for f in FRACTIONS},
+    }
+    if reseal and not names and run.folder.sealed.exists():
+        report["root"] = seal_again(run).hex()
+    return report

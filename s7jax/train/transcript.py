@@ -1,0 +1,272 @@
+"""The transcript of a phase: what every step was fed and gave, in one chain, for others to check.
+
+One file for each phase, ``transcript/NAME.s7t``: entries of canonical msgpack, one after another.
+Each is hashed together with the hash before it; the last hash, the root, is sealed with the model.
+No entry depends on the number of data groups, on saves or on stops: whoever trains the phase again
+writes the same file. Byte by byte: ``docs/transcript.md``.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import msgpack
+import numpy as np
+
+from s7jax.errors import InputError
+from s7jax.storage import write_bytes
+from s7jax.terminal.processes import say
+from s7jax.train.phase import Phase, states_every
+
+FORMAT, VERSION = "s7-transcript", 1
+
+
+def head(phase: Phase, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a transcript is of; ``inputs`` as :func:`s7jax.train.run.inputs_record` has them."""
+    return {
+        "phase": phase.name,
+        "inputs": dict(inputs),
+        "steps": phase.steps,
+        "states_every": states_every(phase.steps),
+    }
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: the receipt of all batches up to it, and what it gave, as float32 bits."""
+
+    receipt: bytes  # SHA-256
+    loss: bytes
+    grad_norm: bytes
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """A transcript that was read, whole or as far as its phase has come.
+
+    Attributes:
+        head: what it is of (:func:`head`).
+        environments: what it was trained on, by the steps done before.
+        steps: every step from the first.
+        states: SHA-256 of the training state, by the steps done.
+        end: SHA-256 of the parameters that the phase ended with; None if it has not.
+        root: the last hash of the chain.
+    """
+
+    head: Mapping[str, Any]
+    environments: Mapping[int, Mapping[str, Any]]
+    steps: tuple[Step, ...]
+    states: Mapping[int, bytes]
+    end: bytes | None
+    root: bytes
+
+
+def read(path: Path) -> Transcript:
+    """A transcript, checked for its form and order.
+
+    Raises:
+        InputError: missing, or not one: where, and what was expected there.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise InputError(f"{path}: {e.strerror}") from None
+    chain, entries = Chain(), list(_entries(path, data))
+    for raw, _ in entries:
+        chain.extend(raw)
+    if not entries:
+        raise InputError(f"{path}: empty, not a transcript")
+    first = _head_of(path, entries[0][1])
+    every = first["states_every"]
+    steps: list[Step] = []
+    states: dict[int, bytes] = {}
+    environments: dict[int, Mapping[str, Any]] = {}
+    end: bytes | None = None
+    for _, entry in entries[1:]:
+        done = len(steps)
+        match entry:
+            case ["environment", int(at), dict(found)] if at == done and end is None:
+                environments[at] = found
+            case [
+                "step",
+                int(at),
+                bytes(receipt),
+                bytes(loss),
+                bytes(norm),
+                bool(skipped),
+            ] if at == done < first["steps"] and end is None and _due(states, done, every):
+                if (len(receipt), len(loss), len(norm)) != (32, 4, 4):
+                    raise InputError(f"{path}: step {at}: hashes or floats of another length")
+                steps.append(Step(receipt, loss, norm, skipped))
+            case ["state", int(at), bytes(state)] if (
+                at == done and at not in states and len(state) == 32 and _falls(at, first)
+            ):
+                states[at] = state
+            case ["end", int(at), bytes(sha256)] if (
+                at == done == first["steps"] and at in states and len(sha256) == 32 and not end
+            ):
+                end = sha256
+            case _:
+                raise InputError(f"{path}: after {done} steps: unexpected entry {entry[:2]!r}")
+    if 0 not in environments:
+        raise InputError(f"{path}: does not say what it was trained on")
+    return Transcript(first, environments, tuple(steps), states, end, chain.value)
+
+
+def _falls(done: int, first: Mapping[str, Any]) -> bool:
+    return done > 0 and (done % first["states_every"] == 0 or done == first["steps"])
+
+
+def _due(states: Mapping[int, bytes], done: int, every: int) -> bool:
+    """No digest of the state before this step is missing."""
+    return done == 0 or done % every != 0 or done in states
+
+
+def _head_of(path: Path, entry: Any) -> dict[str, Any]:
+    match entry:
+        case [str(name), int(version), dict(found)] if (name, version) == (FORMAT, VERSION):
+            numbers = found.get("steps"), found.get("states_every")
+            if all(isinstance(n, int) and n > 0 for n in numbers):
+                return found
+    raise InputError(f"{path}: begins otherwise than a transcript of version {VERSION}")
+
+
+class Chain:
+    """Each entry hashed together with the hash before it."""
+
+    def __init__(self) -> None:
+        self.value = hashlib.sha256(FORMAT.encode()).digest()
+
+    def extend(self, raw: bytes) -> None:
+        """One more entry, as it is encoded."""
+        self.value = hashlib.sha256(self.value + raw).digest()
+
+
+def _packed(entry: Any) -> bytes:
+    return msgpack.packb(entry, use_bin_type=True)
+
+
+def _entries(path: Path, data: bytes, whole: bool = True) -> Iterator[tuple[bytes, Any]]:
+    """Encoded and decoded; a piece of one at the end is an error, or left out."""
+    unpacker = msgpack.Unpacker(raw=False, strict_map_key=True, max_buffer_size=0)
+    unpacker.feed(data)
+    at = 0
+    while at < len(data):
+        try:
+            entry = unpacker.unpack()
+        except msgpack.OutOfData:
+            if whole:
+                raise InputError(f"{path}: cut off within the entry at byte {at}") from None
+            return
+        except (ValueError, msgpack.UnpackException) as e:
+            raise InputError(f"{path}: not msgpack at byte {at}: {e}") from None
+        raw = data[at : unpacker.tell()]
+        if not isinstance(entry, list) or _packed(entry) != raw:
+            raise InputError(f"{path}: not in its one encoding at byte {at}")
+        yield raw, entry
+        at = unpacker.tell()
+
+
+class Recorder:
+    """Writes the transcript of a phase while it is trained; process 0 does, the others nothing.
+
+    A phase that resumes goes on with its transcript, from which what comes after is dropped: it
+    will be written again, the same. Where steps are missing there is no transcript from then on.
+    """
+
+    def __init__(
+        self, path: Path, head: Mapping[str, Any], done: int, environment: Mapping[str, Any]
+    ) -> None:
+        self._file: IO[bytes] | None = None
+        self._chain = Chain()
+        self._pending: tuple[int, str, Mapping[str, jax.Array]] | None = None
+        if jax.process_index():
+            return
+        kept = _kept(path, head, done)
+        if kept is None:
+            say(f"{head['phase']}: {path} lacks steps before step {done}: no transcript is kept")
+            path.unlink(missing_ok=True)
+            return
+        last = [entry[2] for _, entry in kept if entry[0] == "environment"][-1:]
+        raws = [raw for raw, _ in kept] or [_packed([FORMAT, VERSION, dict(head)])]
+        if last != [dict(environment)]:
+            raws.append(_packed(["environment", done, dict(environment)]))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, b"".join(raws))
+        for raw in raws:
+            self._chain.extend(raw)
+        self._file = path.open("ab", buffering=0)
+
+    def put(self, step: int, receipt: str, metrics: Mapping[str, jax.Array]) -> None:
+        """Queue a step, and write the one before: the device never waits for the host."""
+        self.flush()
+        self._pending = step, receipt, metrics
+
+    def flush(self) -> None:
+        """Write the step that was put last."""
+        if self._pending and self._file:
+            step, receipt, metrics = self._pending
+            found = jax.device_get({k: metrics[k] for k in ("loss", "grad_norm", "skipped")})
+            bits = (np.asarray(found[k], "<f4").tobytes() for k in ("loss", "grad_norm"))
+            self._write(["step", step, bytes.fromhex(receipt), *bits, bool(found["skipped"])])
+        self._pending = None
+
+    def state(self, done: int, sha256: str) -> None:
+        """The training state after so many steps."""
+        self.flush()
+        self._write(["state", done, bytes.fromhex(sha256)])
+
+    def end(self, done: int, params_sha256: str) -> str | None:
+        """The parameters the phase ends with; the root of the transcript, if there is one."""
+        self.flush()
+        if self._file is None:
+            return None
+        self._write(["end", done, bytes.fromhex(params_sha256)])
+        self.sync()
+        return self._chain.value.hex()
+
+    def sync(self) -> None:
+        """What was written survives a loss of power."""
+        self.flush()
+        if self._file:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Nothing is written any more."""
+        if self._file:
+            self._file.close()
+        self._file = None
+
+    def _write(self, entry: list[Any]) -> None:
+        if self._file:
+            raw = _packed(entry)
+            self._file.write(raw)
+            self._chain.extend(raw)
+
+
+def _kept(path: Path, head: Mapping[str, Any], done: int) -> list[tuple[bytes, Any]] | None:
+    """The entries of the first ``done`` steps; None if they are not all there."""
+    if done == 0:
+        return []
+    try:
+        entries = list(_entries(path, path.read_bytes(), whole=False))
+    except (OSError, InputError):
+        return None
+    if not entries or entries[0][1] != [FORMAT, VERSION, dict(head)]:
+        return None
+    kept = [
+        (raw, entry)
+        for raw, entry in entries
+        if (
+            entry[0] in (FORMAT, "environment", "state")
+            and (entry[0] == FORMAT or entry[1] <= done)
+        )
+        or (entry[0] == "step" and entry[1] < done)
+    ]
+    steps = sum(entry[0] == "step" for _, entry in kept)
+    return kept if steps == done else None

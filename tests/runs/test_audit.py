@@ -1,0 +1,192 @@
+"""Audits: an honest run passes on any mesh, a forged one is caught where its odds say."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from s7jax.errors import InputError
+from s7jax.runs import audit as audits
+from s7jax.train import run as runs
+from s7jax.train import transcript
+from s7jax.train.options import Options
+from s7jax.train.run import load_trunk
+from s7jax.train.step import Stepper
+from tests.compiling import hardly_optimised
+from tests.train.conftest import new_run, open_run, prepared  # noqa: F401 fixtures
+from tests.train.training import train_expert, train_trunk
+
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+AUDITABLE = Options(auditable=True)
+SPOILT = 6  # the step of ten at which a forger does something
+
+
+def audit(run, count=10, seed="drawn later", names=("trunk",)):
+    return audits.audit(run, count, seed, names)
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory, open_run):  # noqa: F811
+    run = open_run(tmp_path_factory.mktemp("audit") / "honest")
+    run = dataclasses.replace(run, options=AUDITABLE)
+    with hardly_optimised():
+        train_trunk(run)
+        train_expert(run, 1, load_trunk(run))
+    return run
+
+
+@pytest.fixture
+def forger(new_run, monkeypatch):  # noqa: F811
+    """A run to be trained by code that is changed with ``patch``, then audited without."""
+
+    def trained(change) -> runs.Run:
+        run = dataclasses.replace(new_run("forged"), options=AUDITABLE)
+        with monkeypatch.context() as patch:
+            change(patch)
+            train_trunk(run)
+        return run
+
+    return trained
+
+
+@pytest.mark.parametrize("shape", ["1x1", "2x1"])
+def test_an_honest_run_is_as_told_on_any_number_of_groups(honest, open_run, shape):  # noqa: F811
+    report = audit(open_run(honest.folder.path, on=shape), 3, names=("trunk", "expert1"))
+    assert (len(report["segments"]), report["of"], report["steps"]) == (3, 15, 3)
+    assert report["mesh"]["data"] == int(shape[0])
+    assert 0.35 < report["caught"]["0.1"] < 0.4  # two of 15 segments: 1 − (13·12·11)/(15·14·13)
+
+
+def test_the_seed_draws_and_nothing_else_does(honest):
+    told = {"trunk": transcript.read(honest.folder.transcript("trunk"))}
+    every, roots = audits.segments(honest, told), [told["trunk"].root.hex()]
+    drawn = {seed: audits.draw(every, 3, seed, roots) for seed in map(str, range(200))}
+    counts = np.bincount([s.first for picks in drawn.values() for s in picks], minlength=10)
+    assert counts.min() > 30
+    assert audits.draw(every, 3, "7", roots) == drawn["7"]
+    assert audits.draw(every, 3, "7", ["0"]) != drawn["7"]
+
+
+def step_with(change):
+    """A patch of the training step: ``change(self, step, tokens, rate)`` before one of them."""
+
+    def patched(patch):
+        right, at = Stepper.step, [0]
+
+        def step(self, tokens, rate, apply=True):
+            if at[0] == SPOILT:
+                tokens, rate, apply = change(self, tokens, rate)
+            at[0] += 1
+            return right(self, tokens, rate, apply)
+
+        patch.setattr(Stepper, "step", step)
+
+    return patched
+
+
+def other_weights(stepper, tokens, rate):
+    state = stepper._states[0]
+    twice = jax.tree.map(lambda x: x + x, state.params["embedding"])
+    stepper._states[0] = state._replace(params={**state.params, "embedding": twice})
+    return tokens, rate, True
+
+
+FORGERIES = {
+    "weights swapped": other_weights,
+    "another batch": lambda _, tokens, rate: (tokens[::-1] * 0 + tokens[0], rate, True),
+    "learning rate nudged": lambda _, tokens, rate: (tokens, rate * 1.001, True),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forged_step_is_found_and_named(forger, name):
+    run = forger(step_with(FORGERIES[name]))
+    told = {"trunk": transcript.read(run.folder.transcript("trunk"))}
+    every, roots = audits.segments(run, told), [told["trunk"].root.hex()]
+    seeds: dict[bool, list[str]] = {True: [], False: []}
+    for seed in map(str, range(400)):
+        hit = SPOILT in {segment.first for segment in audits.draw(every, 3, seed, roots)}
+        seeds[hit].append(seed)
+    assert 0.2 < len(seeds[True]) / 400 < 0.4  # three of ten segments
+    with pytest.raises(InputError, match=rf"trunk: (step {SPOILT}|after {SPOILT + 1} steps)"):
+        audit(run, 3, seeds[True][0])
+    assert audit(run, 3, seeds[False][0])  # what was made of it afterwards is as it is told
+
+
+def test_a_step_that_was_left_out_is_found(forger):
+    def silently(patch):
+        step_with(lambda _, tokens, rate: (tokens, rate, False))(patch)
+        told = transcript.Recorder._write
+
+        def lying(self, entry):
+            told(self, [*entry[:-1], False] if entry[0] == "step" else entry)
+
+        patch.setattr(transcript.Recorder, "_write", lying)
+
+    with pytest.raises(InputError, match=f"after {SPOILT + 1} steps the training state"):
+        audit(forger(silently))
+
+
+def test_rows_that_were_not_due_are_found_before_anything_is_trained(forger):
+    def easy(patch):
+        right = runs.TrainingBatches.batch
+        patch.setattr(
+            runs.TrainingBatches, "batch", lambda self, i: right(self, 0 if i == SPOILT else i)
+        )
+
+    with pytest.raises(InputError, match=f"step {SPOILT} was fed other sequences than are due"):
+        audit(forger(easy), 1)
+
+
+def test_another_share_is_another_run(honest, forger, open_run, tiny):  # noqa: F811
+    code, *others = tiny.domains
+    shifted = dataclasses.replace(
+        tiny, domains=(dataclasses.replace(code, share=code.share + 1), *others)
+    )
+    run = open_run(honest.folder.path.parent / "shifted", shifted)
+    train_trunk(dataclasses.replace(run, options=AUDITABLE))
+    theirs, ours = run.folder.transcript("trunk"), honest.folder.transcript("trunk")
+    kept = ours.read_bytes()
+    try:
+        shutil.copy(theirs, ours)
+        with pytest.raises(InputError, match="inputs is "):
+            audit(honest)
+    finally:
+        ours.write_bytes(kept)
+
+
+def test_a_checkpoint_of_another_run_is_found(honest, new_run, tiny):  # noqa: F811
+    other = dataclasses.replace(
+        new_run("other", dataclasses.replace(tiny, seed=1)), options=AUDITABLE
+    )
+    train_trunk(other)
+    run = dataclasses.replace(new_run("spoilt"), options=AUDITABLE)
+    shutil.rmtree(run.folder.path)
+    shutil.copytree(honest.folder.path, run.folder.path)
+    swapped = run.folder.checkpoints / "trunk/5"
+    shutil.rmtree(swapped)
+    shutil.copytree(other.folder.checkpoints / "trunk/5", swapped)
+    with pytest.raises(InputError, match="after 5 steps the checkpoint has SHA-256"):
+        audit(run)
+
+
+def test_a_receipt_forged_with_its_chain_contradicts_what_was_sealed(honest, new_run):  # noqa: F811
+    run = dataclasses.replace(new_run("rewritten"), options=AUDITABLE)
+    shutil.rmtree(run.folder.path)
+    shutil.copytree(honest.folder.path, run.folder.path)
+    path = run.folder.transcript("trunk")
+    receipt = transcript.read(path).steps[3].receipt
+    path.write_bytes(path.read_bytes().replace(receipt, bytes(32)))
+    with pytest.raises(InputError, match=r"root .* says"):
+        audit(run)
+
+
+def test_a_run_that_has_not_ended_or_has_no_transcript_is_refused(honest, new_run):  # noqa: F811
+    run = new_run("none")
+    shutil.copytree(honest.folder.final("trunk"), run.folder.final("trunk"))
+    with pytest.raises(InputError, match=r"trunk\.s7t: No such file"):
+        audit(run)
+    with pytest.raises(InputError, match="expert2_final is not there: expert2 has not ended"):
+        audit(honest, names=("expert2",))
