@@ -101,22 +101,36 @@ class Tokenizer:
         except (KeyError, TypeError, IndexError, AttributeError) as e:
             raise InputError(f"{path}: not a byte-level BPE tokenizer.json: {e!r}") from e
 
-    def save(self, path: Path | str) -> None:
+    def save(self, path: Path | str, context: int | None = None) -> None:
         """Write a ``tokenizer.json``, and beside it the ``tokenizer_config.json`` of transformers.
 
         ``tokenizers`` and ``transformers`` read them and give the same ids. For them the
         end-of-document token is special and ends a text, so they read its literal text as it.
+
+        With the ``context`` of a model they are of that model's inputs: the same token then begins
+        each text, as it does each prompt here, and fills up batches at the left.
         """
         tree = json.loads(self._hf.to_str())
         special = {"id": self.eod, "content": EOD, "special": True, "normalized": False}
         sides = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
         tree["added_tokens"] = [special | sides]
-        write_json(Path(path), tree)
-        settings = {
+        settings: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": EOD,
             "clean_up_tokenization_spaces": False,
         }
+        if context is not None:
+            first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+            begin = {"SpecialToken": {"id": EOD, "type_id": 0}}
+            tree["post_processor"] = {
+                "type": "TemplateProcessing",
+                "single": [begin, first],
+                "pair": [begin, first, second],
+                "special_tokens": {EOD: {"id": EOD, "ids": [self.eod], "tokens": [EOD]}},
+            }
+            settings |= {"bos_token": EOD, "pad_token": EOD, "padding_side": "left"}
+            settings |= {"model_max_length": context}
+        write_json(Path(path), tree)
         write_json(Path(path).with_name("tokenizer_config.json"), settings)
 
     @classmethod

@@ -7,7 +7,7 @@ In memory a stack of layers is one array with a leading layer axis
 (``trunk.layer3.attn.q_proj.weight``). :func:`named_tensors` is that boundary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -110,6 +110,20 @@ def _layer(leaf: Any, layer: int | None) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
     return leaf[layer]
+
+
+def from_named(like: Params, tensors: Mapping[str, np.ndarray]) -> Params:
+    """Inverse of :func:`named_tensors`, to a tree of the form of ``like``."""
+
+    def gather(path: Any, leaf: Any) -> np.ndarray:
+        keys = [key.key for key in path]
+        if "layers" not in keys:
+            return tensors[".".join(keys)]
+        at = keys.index("layers")
+        names = (".".join([*keys[:at], f"layer{i}", *keys[at + 1 :]]) for i in range(leaf.shape[0]))
+        return np.stack([tensors[name] for name in names])
+
+    return jax.tree_util.tree_map_with_path(gather, like)
 
 
 def host(params: Params) -> Params:

@@ -1,6 +1,6 @@
 """Phase 3, first half: final checkpoints in, integer weights and sealed vocabulary out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from s7jax import s7l
 from s7jax.config import Config
 from s7jax.data.mixture import held_out
 from s7jax.data.prepared import Prepared
-from s7jax.errors import InputError, UsageError
+from s7jax.errors import InputError
 from s7jax.fields import plain
 from s7jax.mesh import single
 from s7jax.model import parameters
@@ -23,8 +23,7 @@ from s7jax.quantize.rounding import round_tensor
 from s7jax.quantize.smoothing import group_of, smoothed
 from s7jax.storage import write_json
 from s7jax.terminal.progress import Progress
-from s7jax.train import checkpoint
-from s7jax.train.phase import TRUNK
+from s7jax.train.finished import Finished
 
 IntegerTensor = tuple[str, NDArray[Any], dict[str, Any]]  # sealed name, values, attributes
 
@@ -60,42 +59,23 @@ def export(
         UsageError: not one checkpoint per domain.
         InputError: a checkpoint is missing, damaged, or not of this trunk and tokenizer.
     """
-    records = {"trunk": checkpoint.read_record(trunk), "router": checkpoint.read_record(router)}
-    config = Config.from_json(records["router"]["config"])  # it knows every domain
-    domains = config.model.domains
-    if len(experts) != len(domains):
-        raise UsageError(f"--experts: {len(experts)} given, expected {len(domains)}: {domains}")
-    records |= {f"expert{e}": checkpoint.read_record(path) for e, path in enumerate(experts)}
-    folders = {"trunk": trunk, "router": router}
-    folders |= {f"expert{e}": path for e, path in enumerate(experts)}
-    _check_chain(records, folders)
+    model = Finished.open(trunk, experts, router)
+    config = model.config
     data = Prepared.load(prepared)
-    if data.tokenizer.digest != records["trunk"]["inputs"]["tokenizer_sha256"]:
+    if data.tokenizer.digest != model.tokenizer_sha256:
         raise InputError(f"{prepared}: not the tokenizer that {trunk} was trained with")
-
-    mesh, table = mesh or single(), parameters.table(config.model)
-    params = checkpoint.restore_final(
-        trunk, checkpoint.abstract({name: table[name] for name in TRUNK}, mesh)
-    )
-    for e, path in enumerate(experts):
-        name = f"expert{e}"
-        params[name] = checkpoint.restore_final(path, checkpoint.abstract(table[name], mesh))
-    routers = checkpoint.restore_final(
-        router,
-        checkpoint.abstract({n: table["router"] for n in ("router", "nearest_centroid")}, mesh),
-    )
-    params["router"] = routers["router"]
+    params = model.load(mesh or single())
+    del params["nearest_centroid"]
     out.parent.mkdir(parents=True, exist_ok=True)
     saved = out.with_name(f".{out.name}.calibration.npz")
     added = [domain.name for domain in config.domains if not domain.share]
     ranges = calibrate(config.model, params, calibration_rows(config, data), saved, added)
     write_json(out.parent / "vocab.json", data.tokenizer.to_vocabulary())
-    provenance = _provenance(config, records, quality)
+    provenance = _provenance(config, model.records, quality)
     provenance |= {"calibration": {"sequences": ranges.sequences}}
-    model = plain(config.model)
     with Progress("quantize", None, "tensors") as progress:
         tensors = _counted(integer_tensors(params, ranges), progress)
-        count = s7l.write_weights(out, model, tensors, provenance)
+        count = s7l.write_weights(out, plain(config.model), tensors, provenance)
     saved.unlink(missing_ok=True)
     return count
 
@@ -139,21 +119,8 @@ def calibration_rows(config: Config, data: Prepared) -> dict[str, NDArray[np.int
     return rows
 
 
-def _check_chain(records: dict[str, dict[str, Any]], folders: dict[str, Path]) -> None:
-    """Every expert and the router must stand on this very trunk, at their own place."""
-    trunk_sha256 = records["trunk"]["params_sha256"]
-    for name, record in records.items():
-        if record["phase"] != name:
-            raise InputError(f"{folders[name]}: is {record['phase']}, expected {name}")
-        if name != "trunk" and record["inputs"]["trunk_sha256"] != trunk_sha256:
-            raise InputError(
-                f"{folders[name]}: trained on trunk {record['inputs']['trunk_sha256']}, "
-                f"not on {folders['trunk']} ({trunk_sha256})"
-            )
-
-
 def _provenance(
-    config: Config, records: dict[str, dict[str, Any]], quality: dict[str, Any] | None
+    config: Config, records: Mapping[str, dict[str, Any]], quality: dict[str, Any] | None
 ) -> dict[str, Any]:
     """The chain from data to seal; nothing in it depends on when or where this runs."""
     kept = (

@@ -9,7 +9,12 @@ from s7jax.s7l.manifest import Manifest, Tensor
 from s7jax.s7l.memory import Mode
 from s7jax.s7l.reader import Seal, open
 from s7jax.s7l.rules import Finding, Report, Verdict, check
-from s7jax.s7l.safetensors import export_safetensors, import_safetensors, write_safetensors
+from s7jax.s7l.safetensors import (
+    export_safetensors,
+    import_safetensors,
+    read_safetensors,
+    write_safetensors,
+)
 from s7jax.s7l.schema import SealError
 from s7jax.s7l.signature import open_trusted
 from s7jax.s7l.version2 import extract_version2, is_version2, read_version2
@@ -41,6 +46,7 @@ __all__ = [
     "open",
     "open_bundle",
     "open_trusted",
+    "read_safetensors",
     "read_version2",
     "read_weights",
     "seal",

@@ -1,4 +1,4 @@
-"""Exchange with safetensors: the sealed integers, and what it takes to seal them again.
+"""Exchange with safetensors: sealed integers with what it takes to seal them again, and floats.
 
 Layout: header length u64 little-endian, header as JSON, data. Tensors keep their bytes; the
 weights folder's manifest and the vocabulary travel as strings in ``__metadata__``. The format
@@ -9,7 +9,8 @@ Source: github.com/huggingface/safetensors, README, section Format.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from s7jax.s7l.manifest import METHOD
 from s7jax.s7l.memory import Mode, load, read
 from s7jax.s7l.publish import new_folder, unpublished
 from s7jax.s7l.reader import Seal, opened
-from s7jax.s7l.schema import SealError, equal, integer, mapping, parse_json, sequence
+from s7jax.s7l.schema import SealError, equal, integer, mapping, parse_json, sequence, show
 from s7jax.s7l.values import little_endian
 from s7jax.s7l.vocabulary import read_vocabulary
 from s7jax.s7l.weights_folder import read_weights
@@ -52,20 +53,43 @@ def export_safetensors(seal: Seal, out: Path) -> bool:
     return _write(out, {**_entries(specs), "__metadata__": dict(metadata)}, data)
 
 
-def write_safetensors(out: Path, arrays: Mapping[str, NDArray[np.float32]]) -> bool:
+def write_safetensors(
+    out: Path, arrays: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str] | None = None
+) -> bool:
     """Write float32 arrays under their names; returns as :func:`export_safetensors`.
+
+    Args:
+        out: the file to create.
+        arrays: what it is to hold.
+        metadata: strings for the header, if any.
 
     Raises:
         SealError: another type of numbers, or ``out`` exists with other content.
         OSError: the folder of ``out`` cannot be written.
     """
-    entries, at = {}, 0
-    for name, array in sorted(arrays.items()):
+    for name, array in arrays.items():
         equal(array.dtype.name, "float32", f"{name}: dtype")
-        span = [at, at + array.nbytes]
-        entries[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": span}
-        at += array.nbytes
-    return _write(out, entries, (arrays[name].astype("<f4").tobytes() for name in entries))
+    entries = _float_entries({name: array.shape for name, array in arrays.items()})
+    header = {**entries, **({"__metadata__": dict(metadata)} if metadata else {})}
+    return _write(out, header, (arrays[name].astype("<f4").tobytes() for name in entries))
+
+
+def read_safetensors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, NDArray[np.float32]]:
+    """The float32 arrays of a file that holds exactly these; they are views of the mapped file.
+
+    Raises:
+        SealError: the file is damaged, or holds other tensors.
+    """
+    tree, data = _read(path)
+    tree.pop("__metadata__", None)
+    wanted = _float_entries(shapes)
+    spans = _spans(mapping(tree, tuple(wanted), "header "), wanted, len(data))
+    return {
+        name: np.frombuffer(data[begin:end], "<f4").reshape(shapes[name])
+        for name, (begin, end) in spans.items()
+    }
 
 
 def _write(out: Path, header: dict[str, Any], data: Iterable[bytes | memoryview]) -> bool:
@@ -86,32 +110,21 @@ def import_safetensors(path: Path, out: Path) -> None:
         SealError: the file is damaged or does not come from a seal, or ``out`` exists.
         OSError: the folder of ``out`` cannot be written.
     """
-    with opened(path) as fd:
-        size = os.fstat(fd).st_size
-        length = int.from_bytes(read(fd, size, 0, min(8, size)), "little")
-        start = 8 + length
-        if not 2 <= length <= min(_MAX_HEADER, size - 8):
-            raise SealError("header length", f"{length} in a file of {size} bytes")
-        tree = parse_json(read(fd, size, 8, start), "header")
-        if type(tree) is not dict or "__metadata__" not in tree:
-            raise SealError("header", "no __metadata__; only exports of a seal can be imported")
-        metadata = mapping(tree.pop("__metadata__"), _METADATA, "header .__metadata__")
-        if any(type(value) is not str for value in metadata.values()):
-            raise SealError("header .__metadata__", "expected strings")
-        place = "header .__metadata__.manifest.json"
-        manifest = parse_json(metadata["manifest.json"], place)
-        if type(manifest) is not dict or "model" not in manifest:
-            raise SealError(place, "no model in it")
-        dimensions = parse_architecture(manifest["model"], f"{place} .model")
-        if len(tree) != sealed_count(dimensions):
-            raise SealError(
-                "header", f"{len(tree)} tensors; the model has {sealed_count(dimensions)}"
-            )
-        specs = sealed_tensors(dimensions)
-        spans = _spans(tree, specs)
-        if size != start + sum(spec.size for spec in specs):
-            raise SealError("file", f"{size} bytes; not what the header says")
-        data = load(fd, size, Mode.MMAP)[start:]
+    tree, data = _read(path)
+    if "__metadata__" not in tree:
+        raise SealError("header", "no __metadata__; only exports of a seal can be imported")
+    metadata = mapping(tree.pop("__metadata__"), _METADATA, "header .__metadata__")
+    if any(type(value) is not str for value in metadata.values()):
+        raise SealError("header .__metadata__", "expected strings")
+    place = "header .__metadata__.manifest.json"
+    manifest = parse_json(metadata["manifest.json"], place)
+    if type(manifest) is not dict or "model" not in manifest:
+        raise SealError(place, "no model in it")
+    dimensions = parse_architecture(manifest["model"], f"{place} .model")
+    if len(tree) != sealed_count(dimensions):
+        raise SealError("header", f"{len(tree)} tensors; the model has {sealed_count(dimensions)}")
+    specs = sealed_tensors(dimensions)
+    spans = _spans(tree, _entries(specs), len(data))
     with new_folder(out) as folder:
         (folder / "weights").mkdir()
         for name, parent in zip(_METADATA, (folder / "weights", folder), strict=True):
@@ -124,31 +137,61 @@ def import_safetensors(path: Path, out: Path) -> None:
         read_weights(folder / "weights").verify()
 
 
+def _read(path: Path) -> tuple[dict[str, Any], memoryview]:
+    """Header and data of a file; the data is mapped, not read."""
+    with opened(path) as fd:
+        size = os.fstat(fd).st_size
+        length = int.from_bytes(read(fd, size, 0, min(8, size)), "little")
+        if not 2 <= length <= min(_MAX_HEADER, size - 8):
+            raise SealError("header length", f"{length} in a file of {size} bytes")
+        tree = parse_json(read(fd, size, 8, 8 + length), "header")
+        if type(tree) is not dict:
+            raise SealError("header", f"found {show(tree)}; expected a map")
+        return tree, load(fd, size, Mode.MMAP)[8 + length :]
+
+
 def _entries(specs: Iterable[TensorSpec]) -> dict[str, Any]:
-    """The header without metadata: tensors in order, nothing between them."""
+    """The header without metadata: sealed tensors in order, nothing between them."""
+    return _laid_out((spec.name, _DTYPES[spec.dtype], spec.shape, spec.size) for spec in specs)
+
+
+def _float_entries(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The same of float32 arrays, in order of their names."""
+    return _laid_out(
+        (name, "F32", shape, 4 * prod(shape)) for name, shape in sorted(shapes.items())
+    )
+
+
+def _laid_out(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> dict[str, Any]:
+    """Entries of tensors one after the other: name, type, shape and bytes of each."""
     entries, at = {}, 0
-    for spec in specs:
-        shape, span = list(spec.shape), [at, at + spec.size]
-        entries[spec.name] = {"dtype": _DTYPES[spec.dtype], "shape": shape, "data_offsets": span}
-        at += spec.size
+    for name, dtype, shape, size in tensors:
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
     return entries
 
 
-def _spans(tree: dict[str, Any], specs: Sequence[TensorSpec]) -> dict[str, tuple[int, int]]:
-    """Where each tensor's bytes are: in any order, without holes or overlaps."""
-    spans, wanted = {}, _entries(specs)
-    for spec in specs:
-        place = f"header .{spec.name}"
-        if spec.name not in tree:
+def _spans(
+    tree: dict[str, Any], wanted: Mapping[str, Any], size: int
+) -> dict[str, tuple[int, int]]:
+    """Where each wanted tensor's bytes are: in any order, without holes or overlaps."""
+    spans, total = {}, 0
+    for name, entry in wanted.items():
+        place = f"header .{name}"
+        if name not in tree:
             raise SealError(place, "missing")
-        entry = mapping(tree[spec.name], ("dtype", "shape", "data_offsets"), place)
+        found = mapping(tree[name], ("dtype", "shape", "data_offsets"), place)
         for key in ("dtype", "shape"):
-            equal(entry[key], wanted[spec.name][key], f"{place}.{key}")
-        offsets = sequence(entry["data_offsets"], f"{place}.data_offsets", 2, 2)
+            equal(found[key], entry[key], f"{place}.{key}")
+        offsets = sequence(found["data_offsets"], f"{place}.data_offsets", 2, 2)
         begin, end = (integer(at, 0, 1 << 62, f"{place}.data_offsets") for at in offsets)
-        spans[spec.name] = (begin, end)
-        if end - begin != spec.size:
-            raise SealError(f"{place}.data_offsets", f"{end - begin} bytes; expected {spec.size}")
+        spans[name] = (begin, end)
+        expected = entry["data_offsets"][1] - entry["data_offsets"][0]
+        if end - begin != expected:
+            raise SealError(f"{place}.data_offsets", f"{end - begin} bytes; expected {expected}")
+        total += expected
+    if size != total:
+        raise SealError("file", f"{size} bytes of data; not what the header says")
     at = 0
     for begin, end in sorted(spans.values()):
         if begin != at:

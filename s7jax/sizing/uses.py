@@ -22,7 +22,7 @@ from s7jax.model import parameters
 from s7jax.quantize import calibrate
 from s7jax.sizing.compiled import SEALED
 from s7jax.train import evaluate, router
-from s7jax.train.phase import TRUNK
+from s7jax.train.phase import ROUTERS, TRUNK
 
 # Every element type that XLA knows, as it is written in HLO: s8[4,2], f32[], pred[1].
 _TYPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8e\w+|c64|c128|token|opaque)\[")
@@ -76,7 +76,7 @@ def programs(config: Config, use: str, mesh: Mesh) -> Iterator[tuple[str, jax.st
         length = tokens or cfg.context
         yield from lowered(cfg, mesh, rows, length, cfg.context).items()
         return
-    tree = {**table, "nearest_centroid": table["router"]}
+    tree = {**table, **dict.fromkeys(ROUTERS, table["router"])}
     shardings = parameters.shardings(tree, mesh)
     params: Any = jax.tree.map(
         lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), tree, shardings
@@ -96,7 +96,7 @@ def programs(config: Config, use: str, mesh: Mesh) -> Iterator[tuple[str, jax.st
                 yield "trunk", router.features.lower(cfg, shared, tokens_BT)
             case "evaluate":
                 exact = evaluate.exact(config.compute)
-                routed = shared | {name: params[name] for name in evaluate.ROUTERS}
+                routed = shared | {name: params[name] for name in ROUTERS}
                 yield "trunk", evaluate.trunk_pass.lower(cfg, routed, longer)
                 expert = shared, params["expert0"], h, longer
                 yield "expert", evaluate.model_losses.lower(cfg, exact, *expert)

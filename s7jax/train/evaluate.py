@@ -26,13 +26,12 @@ from s7jax.model.language_model import EXACT, Params, expert_output, router_logi
 from s7jax.model.loss import losses
 from s7jax.model.routing import route
 from s7jax.terminal.progress import Progress
-from s7jax.train.phase import TRUNK, Phase
+from s7jax.train.phase import ROUTERS, TRUNK, Phase
 from s7jax.train.run import Run
 from s7jax.train.step import place
 
 WINDOW = 256  # positions over which router accuracy is counted
 CHUNK = 256  # positions whose logits exist at once, where the configuration wants all
-ROUTERS = ("router", "nearest_centroid")
 
 Scores = dict[str, np.ndarray]
 

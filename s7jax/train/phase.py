@@ -12,6 +12,7 @@ from s7jax.errors import InputError
 
 TRUNK = ("embedding", "trunk")  # the components Phase 1 trains and Phase 2 freezes
 STATES = 64  # digests of the training state in the transcript of a phase, or a few more
+ROUTERS = ("router", "nearest_centroid")  # what is fitted, and what reports compare it with
 
 
 @dataclass(frozen=True)

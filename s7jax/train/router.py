@@ -26,6 +26,7 @@ from s7jax.model import parameters
 from s7jax.model.language_model import Params, normalize, trunk_output
 from s7jax.terminal.progress import Progress
 from s7jax.train import checkpoint
+from s7jax.train.phase import ROUTERS
 from s7jax.train.run import Run, inputs_record
 
 RIDGE = 1e-2  # λ
@@ -131,5 +132,5 @@ def load_routers(run: Run) -> Params:
         InputError: not fitted, or damaged.
     """
     table = parameters.table(run.config.model)["router"]
-    like = checkpoint.abstract({"router": table, "nearest_centroid": table}, run.mesh)
+    like = checkpoint.abstract(dict.fromkeys(ROUTERS, table), run.mesh)
     return checkpoint.restore_final(run.folder.final("router"), like)

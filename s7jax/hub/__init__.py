@@ -1,0 +1,1 @@
+"""Finished runs as folders that transformers loads and the Hugging Face Hub shows, and back."""
