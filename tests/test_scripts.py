@@ -157,6 +157,21 @@ def test_the_pipeline_again_skips_everything_and_changes_no_byte(work: Path):
     assert before == [path.read_bytes() for path in kept]
 
 
+@pytest.mark.long(minutes=2)
+def test_by_way_of_the_hub_a_run_gives_the_same_seal(work: Path, tmp_path: Path):
+    run = work / "runs/tiny"
+    good("tools/convert.py", run, "tiny-hf", cwd=tmp_path)
+    said = good("tools/convert.py", "tiny-hf", "runs/again", cwd=tmp_path)
+    report = json.loads((run / "report.json").read_text())
+    assert {line.split()[-1] for line in said.splitlines()[:6]} <= set(
+        re.findall(r"[0-9a-f]{64}", json.dumps(report["artifacts"]))
+    )
+    good("tools/quantize.py", "--run", "again", "--prepared", run / "data", cwd=tmp_path)
+    good("tools/pack.py", "--run", "again", cwd=tmp_path)
+    sealed = tmp_path / "runs/again/model/moe.s7l"
+    assert sealed.read_bytes() == (run / "model/moe.s7l").read_bytes()
+
+
 @pytest.mark.long(minutes=1)
 def test_the_same_run_elsewhere_gives_the_same_seal(work: Path, corpus, here, tmp_path: Path):
     """Phase by phase with the single scripts, from another folder: the same bytes."""

@@ -130,6 +130,7 @@ class Tokenizer:
             }
             settings |= {"bos_token": EOD, "pad_token": EOD, "padding_side": "left"}
             settings |= {"model_max_length": context}
+            settings["model_input_names"] = ["input_ids", "attention_mask"]
         write_json(Path(path), tree)
         write_json(Path(path).with_name("tokenizer_config.json"), settings)
 

@@ -62,7 +62,7 @@ router chooses at every position the expert whose refinement of the trunk predic
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{self.name}")
+tokenizer = AutoTokenizer.from_pretrained("{self.name}", trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained("{self.name}", trust_remote_code=True)
 inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_special_tokens=True))

@@ -295,7 +295,8 @@ class S7ForCausalLM(PreTrainedModel, GenerationMixin):
             ValueError: an argument that this model does not know, or padding between tokens.
         """
         for name in _UNKNOWN:
-            if others.pop(name, None) not in (None, False):
+            given = others.pop(name, None)
+            if given is not None and given is not False:
                 raise ValueError(f"{name}: this model takes input_ids, and returns logits alone")
         cache = past_key_values if cache is None else cache
         if cache is None and use_cache:

@@ -1,6 +1,7 @@
 """The exported model in transformers is the model: logits, routes, cache, generation, scores."""
 
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -58,20 +59,23 @@ class Both:
         return rng.integers(0, self.cfg.vocab, (rows, length or self.cfg.context))
 
     def jax(self, tokens) -> tuple[np.ndarray, np.ndarray]:
-        """Routed logits [B, T, V] and routes [B, T]."""
+        """Routed logits [B, T, V] and routes [B, T]; what comes later changes nothing before it."""
+        rows, length = np.shape(tokens)
+        padded = np.zeros((rows, 1, self.cfg.context), np.int32)
+        padded[:, 0, :length] = tokens
         with jax.set_mesh(single()):
-            tokens = jax.device_put(jnp.asarray(tokens, jnp.int32))
-            h = trunk_output(self.cfg, self.params, tokens)
-            routes = np.asarray(
-                route(router_logits(self.cfg, self.params, h), self.cfg.routing_window)
-            )
-            every = np.stack(
-                [
-                    head(self.cfg, self.params, expert_output(self.cfg, self.params[name], h))
-                    for name in (f"expert{e}" for e in range(len(self.cfg.domains)))
-                ]
-            )
-        return np.take_along_axis(every, routes[None, ..., None], 0)[0], routes
+            found = [routed(self.cfg, self.params, row) for row in padded]
+        logits, routes = (np.concatenate(part)[:, :length] for part in zip(*found, strict=True))
+        return logits, routes
+
+
+@partial(jax.jit, static_argnums=0)
+def routed(cfg, params, tokens):
+    h = trunk_output(cfg, params, tokens)
+    routes = route(router_logits(cfg, params, h), cfg.routing_window)
+    experts = (params[f"expert{e}"] for e in range(len(cfg.domains)))
+    every = jnp.stack([head(cfg, params, expert_output(cfg, expert, h)) for expert in experts])
+    return jnp.take_along_axis(every, routes[None, ..., None], 0)[0], routes
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -210,22 +214,21 @@ def test_saved_by_transformers_it_comes_back_bit_by_bit(both, torch, tmp_path):
 
 
 def test_lm_eval_scores_what_the_logits_say(both, torch):
-    pytest.importorskip("lm_eval", reason="pip install 'lm-eval[hf]'")
+    """Of texts that begin as documents do, in batches of unequal length."""
+    pytest.importorskip("lm_eval", reason="pip install 's7jax[long]'")
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    model = HFLM(pretrained=str(both.folder), trust_remote_code=True, device="cpu", batch_size=2)
+    words = {"trust_remote_code": True, "device": "cpu", "batch_size": 2, "add_bos_token": True}
+    model = HFLM(pretrained=str(both.folder), **words)
+    assert model.max_length == both.cfg.context
     pairs = [("If all", " men"), ("2 + 2 =", " 4"), ("", "def f(x)")]
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     for (context, text), (found, greedy) in zip(pairs, model.loglikelihood(requests), strict=True):
-        before = both.ours.encode(context).tolist() or [0]
-        whole = (
-            both.ours.encode(context + text).tolist() if context else [0, *both.ours.encode(text)]
-        )
-        logits, _ = both.jax([whole[:-1]])
-        logprobs = np.asarray(jax.nn.log_softmax(logits[0], axis=-1))
-        rows = logprobs[len(before) - 1 :]
-        ids = np.array(whole[len(before) :])
-        assert found == pytest.approx(rows[np.arange(len(ids)), ids].sum(), abs=1e-3)
-        assert greedy == bool((rows.argmax(-1) == ids).all())
-    assert model.max_length == both.cfg.context
+        ids = np.array([0, *both.ours.encode(context + text)])
+        first = 1 + len(both.ours.encode(context))
+        logits, _ = both.jax([ids[:-1]])
+        logprobs = np.asarray(jax.nn.log_softmax(logits[0, first - 1 :], axis=-1))
+        expected = logprobs[np.arange(len(ids) - first), ids[first:]].sum()
+        assert found == pytest.approx(expected, abs=1e-3)
+        assert greedy == bool((logprobs.argmax(-1) == ids[first:]).all())
