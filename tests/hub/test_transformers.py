@@ -113,13 +113,13 @@ def test_with_a_cache_each_piece_gives_what_the_whole_does(both, torch):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(both, torch, side):
     rows = [torch.tensor(row[:n]) for row, n in zip(both.tokens(3), (32, 20, 1), strict=True)]
-    ids = torch.full((3, 32), 17)
-    mask = torch.zeros((3, 32), dtype=torch.long)
     spans = [slice(32 - len(r), 32) if side == "left" else slice(0, len(r)) for r in rows]
-    for i, (row, span) in enumerate(zip(rows, spans, strict=True)):
-        ids[i, span], mask[i, span] = row, 1
-    for cached in (False, True):
-        found = both.model(input_ids=ids, attention_mask=mask, use_cache=cached)
+    for padding in range(12):  # whatever it is made of, and would be routed to
+        ids = torch.full((3, 32), padding)
+        mask = torch.zeros((3, 32), dtype=torch.long)
+        for i, (row, span) in enumerate(zip(rows, spans, strict=True)):
+            ids[i, span], mask[i, span] = row, 1
+        found = both.model(input_ids=ids, attention_mask=mask, use_cache=bool(padding % 2))
         for i, (row, span) in enumerate(zip(rows, spans, strict=True)):
             alone = both.model(input_ids=row[None])
             assert (found.logits[i, span] - alone.logits[0]).abs().max() <= CLOSE
