@@ -24,8 +24,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from s7jax import s7l
-from s7jax.hub.export import WEIGHTS, export
-from s7jax.hub.restore import restore
+from s7jax.hub.export import export
+from s7jax.hub.restore import is_exported, restore
 from s7jax.runs.inspection import read
 from s7jax.train.folder import RunFolder
 
@@ -40,13 +40,13 @@ def add_flags(parser: ArgumentParser) -> None:
 
 def main(args: Namespace) -> None:
     """Convert, say what was written."""
-    if RunFolder(args.input).checkpoints.is_dir():
-        count = export(RunFolder(args.input), args.out)
-        print(f"written: {args.out}\n{count} tensors of {args.input}, and {args.out}/README.md")
-    elif (args.input / WEIGHTS).is_file():
+    if is_exported(args.input):
         digests = restore(args.input, args.out)
         print("\n".join(f"{name:<8} parameters sha256 {digests[name]}" for name in digests))
         print(f"written: {args.out}; next: s7jax quantize --run {args.out} --prepared DIR")
+    elif RunFolder(args.input).config_file.is_file():
+        count = export(RunFolder(args.input), args.out)
+        print(f"written: {args.out}\n{count} tensors of {args.input}, and {args.out}/README.md")
     elif args.input.is_dir():
         arrays = {entry.name: entry.array for entry in read(args.input)}
         _written(args.out, s7l.write_safetensors(args.out, arrays))

@@ -8,7 +8,7 @@ from s7jax.config import Config
 from s7jax.data.prepared import TOKENIZER
 from s7jax.data.tokenizer import Tokenizer
 from s7jax.errors import InputError
-from s7jax.hub.export import FACTS, FORMAT, VERSION, WEIGHTS, refuse_existing
+from s7jax.hub.export import CODE, FACTS, FORMAT, VERSION, WEIGHTS, refuse_existing
 from s7jax.model import parameters
 from s7jax.model.language_model import Params
 from s7jax.s7l.publish import new_folder
@@ -17,6 +17,11 @@ from s7jax.storage import write_json
 from s7jax.train import checkpoint
 from s7jax.train.finished import check_chain, tables
 from s7jax.train.folder import RunFolder
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder looks like one for transformers, whole or not."""
+    return any((folder / name).exists() for name in (WEIGHTS, FACTS, CODE))
 
 
 def restore(folder: Path, out: Path) -> dict[str, str]:
@@ -82,6 +87,8 @@ def _facts(path: Path) -> tuple[Config, dict[str, dict[str, Any]], Any]:
 
 def _parameters(path: Path, config: Config) -> dict[str, Params]:
     """What each final checkpoint held, from one file."""
+    if not path.is_file():
+        raise InputError(f"{path} is not there: expected every tensor in this one file")
     phases = {
         phase: {phase: table} if phase.startswith("expert") else table
         for phase, table in tables(config).items()

@@ -152,11 +152,14 @@ class RunFolder:
             InputError: missing or broken.
         """
         try:
-            return json.loads(self.config_file.read_text())
+            found = json.loads(self.config_file.read_text())
         except FileNotFoundError:
             raise InputError(f"{self.path}: not a run (no config.json)") from None
         except ValueError as e:
             raise InputError(f"{self.config_file}: {e}") from None
+        if not isinstance(found, dict) or not {"config", "data", "prepared"} <= found.keys():
+            raise InputError(f"{self.config_file}: not the configuration of a run")
+        return found
 
     def config(self) -> Config:
         """The run's configuration."""

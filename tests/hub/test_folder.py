@@ -124,6 +124,23 @@ def test_an_unfinished_run_is_named_with_what_is_missing(three, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_neither_a_run_nor_exported_is_said(three, folder, tmp_path, capsys):
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    shutil.copy(three.config_file, begun)
+    assert convert(begun, tmp_path / "out") == 1
+    assert f"{begun} is not finished" in capsys.readouterr().err
+    (folder / "model.safetensors").unlink()
+    assert convert(folder, tmp_path / "out") == 1
+    assert "model.safetensors is not there" in capsys.readouterr().err
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(folder / "config.json", other)
+    assert convert(other, tmp_path / "out") == 1
+    assert f"{other / 'config.json'}: not the configuration of a run" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_tokenizer_than_the_runs_is_refused(three, tmp_path):
     run = RunFolder(shutil.copytree(three.path, tmp_path / "run"))
     vocabulary = json.loads(run.vocab.read_text())
