@@ -23,7 +23,7 @@ from s7jax.train.finished import Finished
 from s7jax.train.folder import RunFolder
 from tests.hub.conftest import CONFIGS, make_run
 
-pytestmark = pytest.mark.long(minutes=2)
+pytestmark = pytest.mark.long(minutes=1)
 
 CLOSE = 1e-4  # of logits
 
