@@ -9,7 +9,9 @@ def how_to_install(extra: str) -> str:
     """The command that installs an extra of this package into the Python that runs."""
     try:
         declared = requires("s7jax") or []
-    except PackageNotFoundError:  # a checkout that was never installed
-        return f"pip install -e '.[{extra}]' in the checkout"
+    except PackageNotFoundError:
+        declared = []
     packages = [line.split(";")[0].strip() for line in declared if f'extra == "{extra}"' in line]
+    if not packages:  # a checkout that was never installed, or has become newer since
+        return f"pip install -e '.[{extra}]' in the checkout"
     return shlex.join([sys.executable, "-m", "pip", "install", *packages])

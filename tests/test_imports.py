@@ -40,6 +40,7 @@ ALLOWED = {
         "devices",
         "digests",
         "errors",
+        "extras",
         "mesh",
         "model",
         "sample",

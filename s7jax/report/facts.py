@@ -112,7 +112,7 @@ def _sizes(run: RunFolder) -> dict[str, int]:
         "resumable checkpoints": others,
         "INT8 weights": [run.weights],
         "sealed models": run.seals(),
-        "metrics": [run.metrics, run.tensorboard],
+        "metrics": [run.metrics, run.tensorboard, run.trackers],
     }
     sizes = {kind: sum(map(_size, paths)) for kind, paths in kinds.items()}
     return {kind: size for kind, size in sizes.items() if size}

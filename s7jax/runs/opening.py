@@ -27,6 +27,7 @@ from s7jax.train import determinism
 from s7jax.train.folder import RunFolder, add_domain, named, newest, start
 from s7jax.train.options import Every, Options, parse_tokens
 from s7jax.train.run import Run
+from s7jax.train.watch import trackers
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +84,14 @@ def add_watch_flags(parser: argparse.ArgumentParser) -> None:
         help="keep a checkpoint at every digest of the transcript, for s7jax audit",
     )
     group.add_argument("--profile", type=int, default=0, metavar="N", help="trace N steps")
+    group.add_argument(
+        "--log-to",
+        nargs="+",
+        choices=tuple(trackers.TRACKERS),
+        default=list(Options.log_to),
+        metavar="NAME",
+        help="tensorboard (default), wandb, mlflow: several if need be, beside metrics.jsonl",
+    )
 
 
 def add_start_flags(parser: argparse.ArgumentParser) -> None:
@@ -279,6 +288,7 @@ def _options(args: argparse.Namespace) -> Options:
         raise UsageError(f"--keep-last {args.keep_last}: expected at least 1")
     if args.step_timeout < 0 or args.profile < 0:
         raise UsageError("--step-timeout and --profile: expected no negative number")
+    trackers.require(args.log_to)
 
     def every(name: str) -> Every | None:
         text = getattr(args, name)
@@ -292,6 +302,7 @@ def _options(args: argparse.Namespace) -> Options:
         step_timeout=args.step_timeout,
         profile=args.profile,
         auditable=args.auditable,
+        log_to=tuple(dict.fromkeys(args.log_to)),
     )
 
 

@@ -8,6 +8,7 @@
       metrics.jsonl        one line per training step
       transcript/          trunk.s7t expert0.s7t …: what every step was fed and gave, chained
       tensorboard/         the same as TensorBoard events, one folder per phase
+      trackers/            which run of W&B or MLflow each phase is; what W&B has not sent
       profile/             traces made with --profile
       checkpoints/         trunk/ expert0/ … (resumable), trunk_final/ expert0_final/ router_final/
       model/               weights/ vocab.json moe.s7l sample.s7p
@@ -62,6 +63,11 @@ class RunFolder:
     def transcript(self, phase: str) -> Path:
         """What every step of a phase was fed and gave (:mod:`s7jax.train.transcript`)."""
         return self.path / "transcript" / f"{phase}.s7t"
+
+    @property
+    def trackers(self) -> Path:
+        """Which run of another tracker each phase is, with ``--log-to``."""
+        return self.path / "trackers"
 
     @property
     def profile(self) -> Path:

@@ -33,6 +33,7 @@ from s7jax.train.step import Stepper, TrainState, initial_state, loss_of
 from s7jax.train.watch import signals
 from s7jax.train.watch.metrics import Clock, Metrics, Throughput
 from s7jax.train.watch.profile import Profile
+from s7jax.train.watch.trackers import Subject
 from s7jax.train.watch.watchdog import Watchdog
 
 MAX_SKIPPED = 10  # skipped steps after which a phase stops
@@ -150,9 +151,17 @@ class Training:
         self._frozen, self._inputs, self._manager = frozen, inputs, manager
         self._stepper, self._receipt, self._saved = stepper, receipt, done
         self.environment = environment(run.mesh, stepper.program_digest(run.config.model.context))
-        events = run.folder.tensorboard / phase.name
+        subject = Subject(
+            run=run.folder.path.absolute().name,
+            phase=phase.name,
+            first=done,
+            config=run.config.to_json(),
+            inputs=inputs,
+            events=run.folder.tensorboard / phase.name,
+            folder=run.folder.trackers,
+        )
         speed = throughput(run, phase)
-        self.log = Metrics(run.folder.metrics, events, phase.name, done, speed, clock)
+        self.log = Metrics(run.folder.metrics, subject, run.options.log_to, speed, clock)
         self._clock = clock
         path, head = run.folder.transcript(phase.name), transcript.head(phase, inputs)
         self._transcript = transcript.Recorder(path, head, done, self.environment)
@@ -269,8 +278,8 @@ class Training:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.log.close()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self.log.close(finished=error is None or self.done == self.phase.steps)
         self._transcript.close()
 
 

@@ -62,6 +62,7 @@ class Options:
     step_timeout: float = 1_800  # seconds after which a step counts as stuck; 0: never
     profile: int = 0  # steps to trace, after the first
     auditable: bool = False  # keep a checkpoint at every digest of the state in the transcript
+    log_to: tuple[str, ...] = ("tensorboard",)  # of s7jax.train.watch.trackers
 
     def save_steps(self, phase: Phase) -> int:
         """Steps between two checkpoints."""

@@ -1,8 +1,8 @@
-"""Training metrics as JSON lines and TensorBoard events, read a step after the device made them."""
+"""Training metrics as JSON lines and for trackers, read a step after the device made them."""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import jax
 from s7jax.devices import Device
 from s7jax.terminal.processes import say
 from s7jax.train.watch.journal import Journal
+from s7jax.train.watch.sender import Sender
+from s7jax.train.watch.trackers import Subject
 
 
 class Throughput:
@@ -52,13 +54,6 @@ class Throughput:
         self._last = time.monotonic()
 
 
-def _events(folder: Path, first: int) -> Any:
-    """TensorBoard's events from a step on; only what trains needs the package, slow to import."""
-    from tensorboardX import SummaryWriter  # noqa: PLC0415
-
-    return SummaryWriter(str(folder), purge_step=first)
-
-
 class Clock:
     """Seconds by what they went into: from its making on, each into exactly one thing."""
 
@@ -84,7 +79,7 @@ class Clock:
 
 
 class Metrics:
-    """One line per step in ``metrics.jsonl``, and the same as scalars for TensorBoard.
+    """One line per step in ``metrics.jsonl``, and the same as scalars for trackers.
 
     A step's metrics are read from the device only when the next step has been dispatched, so
     that the device never waits for the host. What is not finite is written as null.
@@ -93,21 +88,19 @@ class Metrics:
     def __init__(
         self,
         path: Path,
-        events: Path,
-        phase: str,
-        first: int,
+        subject: Subject,
+        log_to: Sequence[str],
         throughput: Throughput,
         clock: Clock,
     ) -> None:
         # Only process 0 writes reports.
         reports = jax.process_index() == 0
-        self._journal = Journal(path, phase, first) if reports else None
+        self._journal = Journal(path, subject.phase, subject.first) if reports else None
         self._clock = clock
         if self._journal and self._journal.lost:
             clock.add("lost", self._journal.lost)
-        # What an earlier attempt wrote from this step on is dropped from the plots.
-        self._events = _events(events, first) if reports else None
-        self._phase, self._throughput = phase, throughput
+        self._senders = [Sender(name, subject) for name in log_to] if reports else []
+        self._phase, self._throughput = subject.phase, throughput
         self._pending: tuple[dict[str, Any], dict[str, jax.Array]] | None = None
         self._line: dict[str, Any] | None = None
         self._began = time.monotonic()
@@ -140,9 +133,9 @@ class Metrics:
         """Write the step that was put last."""
         self.settle()
         if self._line is not None:
-            self._plot(self._line)
             if self._journal:
                 self._journal.append({**self._line, "spent": self._clock.take()})
+            self._track(self._line)
         self._line = None
 
     def settle(self) -> None:
@@ -163,17 +156,15 @@ class Metrics:
             reason = f"loss {values['loss']:g}, gradient norm {values['grad_norm']:g}"
             say(f"{self._phase}: step {step['step']} skipped: {reason}")
 
-    def _plot(self, line: dict[str, Any]) -> None:
-        if self._events is None:
-            return
+    def _track(self, line: dict[str, Any]) -> None:
         scalars = {key: value for key, value in line.items() if isinstance(value, float)}
         held_out = line.get("held_out", {})
         scalars |= {f"held_out/{domain}": value for domain, value in held_out.items()}
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, line["step"])
+        for sender in self._senders:
+            sender.put(line["step"], scalars)
 
-    def close(self) -> None:
-        """Write what is pending and close the files."""
+    def close(self, finished: bool) -> None:
+        """Write what is pending and close everything; whether the phase has come to its end."""
         self.flush()
-        if self._events:
-            self._events.close()
+        for sender in self._senders:
+            sender.close(finished)
