@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-long whole mutants fuzz clean
+.PHONY: demo test test-long docs whole mutants fuzz clean
 
 # The whole chain with s7-nano on the built-in corpus, in runs/demo, to a proven answer and a report.
 demo: $(INSTALLED)
@@ -20,6 +20,13 @@ test: $(INSTALLED)-dev
 # The tests that take minutes each; with BUDGET=2400 as many as fit in so many seconds.
 test-long: $(INSTALLED)-long
 	$(PY) -m pytest -m long $(if $(BUDGET),--budget $(BUDGET))
+
+# The API reference, from the docstrings, in build/docs; every link of it and of the documents.
+docs: $(INSTALLED)
+	rm -rf build/docs
+	$(PY) -W error::UserWarning -W error::RuntimeWarning -m pdoc --docformat google --no-show-source \
+		--output-directory build/docs s7jax '!s7jax.native.(_engine|library)' '!s7jax.__main__'
+	$(PY) tests/links.py build/docs *.md docs benchmarks
 
 # Every phase and tool at the true size with a tiny budget, and a table of what each takes: an hour
 # on two cores.

@@ -130,8 +130,8 @@ def provision(shape: MeshShape | None, cluster: Cluster | None = None) -> str:
     ``shape.devices`` virtual devices, shared out over the processes of the cluster.
 
     Raises:
-        UsageError: there are accelerators, but fewer than one pool of the mesh needs; or CPU
-            devices do not divide over the processes.
+        UsageError: there are accelerators, but fewer than one pool of the mesh needs; CPU devices
+            do not divide over the processes; or this process has used JAX on fewer.
     """
     wanted = shape.devices if shape else 1
     processes = 1
@@ -144,7 +144,13 @@ def provision(shape: MeshShape | None, cluster: Cluster | None = None) -> str:
             f"--mesh {shape}: {wanted} devices do not divide over {processes} processes"
         )
     if wanted > 1:
-        jax.config.update("jax_num_cpu_devices", wanted // processes)
+        try:
+            jax.config.update("jax_num_cpu_devices", wanted // processes)
+        except RuntimeError:
+            raise UsageError(
+                f"--mesh {shape}: this process has used JAX on {jax.device_count()} devices "
+                "already: start a new one (in a notebook restart the kernel)"
+            ) from None
         _wait_for_slow_devices()
     backend, found = jax.default_backend(), jax.device_count()
     enough = shape.data * shape.model if shape else 1

@@ -48,7 +48,6 @@ ALLOWED = {
         "terminal",
     },
     "server": {"data", "errors", "integer", "runtime", "s7l"},
-    "__init__": {"runtime"},
     "quantize": {
         "architecture",
         "config",
@@ -110,6 +109,7 @@ ALLOWED = {
         "terminal",
         "train",
     },
+    "__init__": {"data", "runs", "runtime"},
     "commands": {
         "config",
         "config_file",
@@ -278,6 +278,14 @@ from s7jax.runtime import Compute
 program = "a Program in a sentence"
 '''
     )
+
+
+def test_no_function_of_the_package_has_the_name_of_a_room():
+    """Importing the room would put it in the function's place."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert functions
+    assert not functions & {room_of(path) for path in MODULES}
 
 
 def test_the_sealed_file_room_works_without_jax():

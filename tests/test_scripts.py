@@ -197,6 +197,23 @@ def test_the_same_run_elsewhere_gives_the_same_seal(work: Path, corpus, here, tm
     assert out.startswith("data verified: Receipt(sequences=(0, ")
 
 
+def test_from_python_it_is_the_same_seal(work: Path, corpus, tmp_path: Path, monkeypatch):
+    """What a notebook does, with data prepared apart: the bytes of the command."""
+    monkeypatch.chdir(tmp_path)
+    sizes = {name: json.loads(value) for name, value in (item.split("=") for item in SIZE)}
+    text = dict(item.split("=") for item in corpus)
+    data = s7jax.prepare("data", preset="s7-nano", data=text, set=sizes)
+    run = s7jax.pretrain("python", preset="s7-nano", prepared=data, set=sizes)
+    sealed = work / "runs/tiny/model/moe.s7l"
+    assert run.seal().read_bytes() == sealed.read_bytes()
+    lines = [json.loads(x) for x in (work / "runs/tiny/metrics.jsonl").read_text().splitlines()]
+    key = ("phase", "step", "loss", "tokens")
+    assert [[x[k] for k in key] for x in run.metrics()] == [[x[k] for k in key] for x in lines]
+    report = json.loads((run.folder / "report.json").read_text())
+    assert list(report["seconds"])[:3] == ["trunk", "experts", "router"]
+    assert report["seconds"]["trunk"] > 0.1, "the seconds of training, not of finding it done"
+
+
 @pytest.mark.long(minutes=1)
 def test_the_sealed_model_beside_the_float_one(work: Path, monkeypatch):
     """Integer logits are the same bits on one device and with experts on meshes of their own."""

@@ -52,6 +52,7 @@ class Embedding(nn.Module):
     cfg: Architecture
 
     def setup(self) -> None:
+        """The table of the architecture."""
         (weight,) = architecture.embedding(self.cfg)
         self.weight = parameter(self, weight)
 
@@ -71,6 +72,7 @@ class Trunk(nn.Module):
     remat: bool = False
 
     def setup(self) -> None:
+        """The layers of the architecture."""
         self.layers = stack(self.cfg.trunk, "layers", self.remat)
         self.final_norm = RMSNorm(_table(architecture.trunk(self.cfg))["final_norm.gain"])
 

@@ -4,12 +4,35 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from typing import Any
 
 INK, FAINT = "#010203", "#040506"  # stand for the page's text and lines
 SERIES = tuple(f"#0a0b{i:02x}" for i in range(6))  # and for its colours
 SIZE = 5.2, 2.9  # inches: a column of the page, readable on a phone
 LABEL = 40  # characters of a run's name that leave room for its curve
+
+
+def css() -> str:
+    """The style sheet of the page, with the colours of its curves."""
+    return (files("s7jax.report") / "page.css").read_text(encoding="utf-8")
+
+
+class Picture:
+    """An SVG that stands by itself: a notebook shows it, in the page's colours.
+
+    Attributes:
+        svg: its text, as it stands in a page.
+    """
+
+    def __init__(self, svg: str) -> None:
+        self.svg = svg
+
+    def _repr_html_(self) -> str:
+        names = ("faint", *(f"c{i}" for i in range(len(SERIES))))
+        found = dict(re.findall(r"--(\w+): (#\w+);", css().partition("@media")[0]))
+        colours = ";".join(f"--{name}:{found[name]}" for name in names)
+        return f'<div style="max-width:40rem;{colours}">{self.svg}</div>'
 
 
 def curves(phase: dict[str, Any], domains: Sequence[str], name: str) -> str:

@@ -3,13 +3,12 @@
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from typing import Any
 
 from rich.filesize import decimal
 
 from s7jax.report.facts import KINDS
-from s7jax.report.figures import curves, overlay
+from s7jax.report.figures import css, curves, overlay
 from s7jax.terminal import tables
 
 Facts = dict[str, Any]
@@ -71,14 +70,13 @@ class _Page:
 
     def finished(self, title: str) -> tuple[str, str]:
         """HTML and Markdown."""
-        style = (files("s7jax.report") / "page.css").read_text(encoding="utf-8")
         head = (
             '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
             "style-src 'unsafe-inline'; img-src data:\">\n"
             '<link rel="icon" href="data:,">\n'
-            f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n"
+            f"<title>{escape(title)}</title>\n<style>\n{css()}</style>\n"
         )
         return f"{head}{chr(10).join(self.html)}\n</html>\n", "\n\n".join(self.text) + "\n"
 

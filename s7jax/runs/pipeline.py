@@ -7,6 +7,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,17 +133,27 @@ def seal(run: Run) -> s7l.Sealed:
 
 def run_all(run: Run) -> dict[str, Any]:
     """Run the chain to the sealed, proven model; returns the report, also in the run folder."""
+    return finish(run, train(run))
+
+
+def train(run: Run) -> dict[str, float]:
+    """Trunk, experts and router; returns the seconds that each took."""
     seconds: dict[str, float] = {}
+    _timed(seconds, "trunk", lambda: train_trunk(run))
+    _timed(seconds, "experts", lambda: train_experts(run))
+    _timed(seconds, "router", lambda: fit_router(run))
+    return seconds
 
-    def timed(name: str, work: Callable[[], Any]) -> Any:
-        began = time.monotonic()
-        result = work()
-        seconds[name] = time.monotonic() - began
-        return result
 
-    timed("trunk", lambda: train_trunk(run))
-    timed("experts", lambda: train_experts(run))
-    timed("router", lambda: fit_router(run))
+def finish(run: Run, trained: dict[str, float]) -> dict[str, Any]:
+    """From the trained run to the sealed, proven model and its report, which is returned.
+
+    Args:
+        run: the run.
+        trained: the seconds of :func:`train`.
+    """
+    seconds = dict(trained)
+    timed = partial(_timed, seconds)
     report = {"quality": timed("evaluate", lambda: quality(run))}
     timed("quantize", lambda: quantize(run, report["quality"]))
     sealed = timed("seal", lambda: seal(run))
@@ -156,6 +167,14 @@ def run_all(run: Run) -> dict[str, Any]:
     for path in write(run.folder, run.folder.page):
         print(f"report: {path}")
     return report
+
+
+def _timed(seconds: dict[str, float], name: str, work: Callable[[], Any]) -> Any:
+    """What the work gives; what it took is in ``seconds``."""
+    began = time.monotonic()
+    result = work()
+    seconds[name] = time.monotonic() - began
+    return result
 
 
 def _compared(run: Run, root: bytes) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class Seal(Field):
         return self.head.length
 
     def verify_component(self, name: str) -> None:
-        """Every tensor of a component; raises like :meth:`verify_tensor`."""
+        """Every tensor of a component; raises like :meth:`s7jax.s7l.field.Field.verify_tensor`."""
         for tensor in self.manifest.components[name]:
             self.verify_tensor(tensor.name)
 

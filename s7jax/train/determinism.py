@@ -3,6 +3,9 @@
 import os
 
 import jax
+from jax._src import xla_bridge
+
+from s7jax.errors import UsageError
 
 GPU_FLAGS = "--xla_gpu_deterministic_ops=true"
 CPU_THREADS = 16
@@ -16,7 +19,15 @@ def enforce() -> None:
     which a matrix product is summed depend on the size of XLA's thread pool, by default the
     number of cores or of virtual devices, whichever is larger: pinned, training gives the same
     bits on any number of cores and on up to :data:`CPU_THREADS` virtual devices per process.
+
+    Raises:
+        UsageError: this process has used JAX already, with settings of its own.
     """
+    if xla_bridge.backends_are_initialized() and os.environ.get("PJRT_NPROC") != str(CPU_THREADS):
+        raise UsageError(
+            "this process has used JAX before, so training would not give the bits it promises: "
+            "start a new one (in a notebook restart the kernel) and train first"
+        )
     os.environ["PJRT_NPROC"] = str(CPU_THREADS)
     flags = os.environ.get("XLA_FLAGS", "")
     if GPU_FLAGS not in flags:

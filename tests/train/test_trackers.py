@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from s7jax import commands
@@ -208,8 +209,10 @@ domains.*.tokens=1280 experts.batch=8 experts.microbatch=2
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """With a little text for every domain."""
+    rng = np.random.default_rng(0)
     for domain, words in WORDS.items():
-        (tmp_path / f"{domain}.txt").write_text("\n\n".join([" ".join(words * 20)] * 40))
+        texts = [json.dumps({"text": " ".join(rng.choice(words, 60))}) for _ in range(120)]
+        (tmp_path / f"{domain}.jsonl").write_text("\n".join(texts) + "\n")
     return tmp_path
 
 
@@ -234,7 +237,7 @@ def command(folder: Path, *words: object, stop: bool = False, **environment: str
 
 
 def begin(tracker: str, folder: Path) -> list[str]:
-    data = [f"{domain}={folder / domain}.txt" for domain in WORDS]
+    data = [f"{domain}={folder / domain}.jsonl" for domain in WORDS]
     how = ["--log-to", tracker, "tensorboard", "--save-every", "4steps"]
     return ["trunk", "--preset", "s7-nano", "--run", "r", "--data", *data, *how, "--set", *SIZE]
 
