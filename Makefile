@@ -25,7 +25,8 @@ test-long: $(INSTALLED)-long
 docs: $(INSTALLED)
 	rm -rf build/docs
 	$(PY) -W error::UserWarning -W error::RuntimeWarning -m pdoc --docformat google --no-show-source \
-		--output-directory build/docs s7jax '!s7jax.native.(_engine|library)' '!s7jax.__main__'
+		--output-directory build/docs s7jax \
+		'!s7jax.(commands|checkout|__main__)' '!s7jax.native.(_engine|library)'
 	$(PY) tests/links.py build/docs *.md docs benchmarks
 
 # Every phase and tool at the true size with a tiny budget, and a table of what each takes: an hour

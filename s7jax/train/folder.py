@@ -1,7 +1,5 @@
 """The run folder: where everything one run makes is kept, and what decided it.
 
-::
-
     runs/NAME/
       config.json          preset, model, recipes, seed, data sources (what decided the bytes)
       data/                tokenised shards, manifest, tokenizer (or elsewhere: --prepared)

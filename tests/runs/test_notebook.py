@@ -108,7 +108,6 @@ def test_a_process_that_has_used_jax_does_not_train(tmp_path):
 
 
 def test_importing_s7jax_imports_nothing_heavy(tmp_path):
-    code = (
-        "import sys, s7jax; s7jax.pretrain; print([m for m in ('jax', 'numpy') if m in sys.modules])"
-    )
+    heavy = "[m for m in ('jax', 'numpy') if m in sys.modules]"
+    code = f"import sys, s7jax; s7jax.pretrain; print({heavy})"
     assert python(code, tmp_path).stdout == "[]\n"
