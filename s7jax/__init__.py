@@ -1,12 +1,14 @@
 """s7jax: train small domain-expert language models reproducibly, seal them, verify them, run them.
 
-    import s7jax
+```python
+import s7jax
 
-    run = s7jax.pretrain("mine", preset="s7-nano", tokens="200k", expert_tokens="60k")
-    run.plot()
-    with s7jax.open(run.seal()) as model:
-        for piece in model.generate("def main():", max_new_tokens=64):
-            print(piece, end="")
+run = s7jax.pretrain("mine", preset="s7-nano", tokens="200k", expert_tokens="60k")
+run.plot()
+with s7jax.open(run.seal()) as model:
+    for piece in model.generate("def main():", max_new_tokens=64):
+        print(piece, end="")
+```
 
 Importing this package imports nothing heavy: every module is imported by name, and
 ``s7jax.s7l`` (the sealed file) works without JAX.

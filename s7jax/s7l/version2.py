@@ -1,7 +1,9 @@
 """The original layout, version 2: read it, check what it can prove, take its lanes out.
 
-    magic "S7LM" · version u16 = 2 · class u8 · flags u8 · root[32]
-    five lanes: id u8 · length u32 · payload · SHA-256(payload)[32]
+```text
+magic "S7LM" · version u16 = 2 · class u8 · flags u8 · root[32]
+five lanes: id u8 · length u32 · payload · SHA-256(payload)[32]
+```
 
 Integers are big-endian. The root is a hash tree over the five lane hashes without domain
 separation, an odd node paired with itself; it covers neither version, class, flags, ids nor

@@ -1,20 +1,22 @@
 """The run folder: where everything one run makes is kept, and what decided it.
 
-    runs/NAME/
-      config.json          preset, model, recipes, seed, data sources (what decided the bytes)
-      data/                tokenised shards, manifest, tokenizer (or elsewhere: --prepared)
-      metrics.jsonl        one line per training step
-      transcript/          trunk.s7t expert0.s7t …: what every step was fed and gave, chained
-      tensorboard/         the same as TensorBoard events, one folder per phase
-      trackers/            which run of W&B or MLflow each phase is; what W&B has not sent
-      profile/             traces made with --profile
-      checkpoints/         trunk/ expert0/ … (resumable), trunk_final/ expert0_final/ router_final/
-      model/               weights/ vocab.json moe.s7l sample.s7p
-      evaluation.json      quality on held-out text
-      sealed.json          the sealed model beside the float one
-      samples.json         what the sealed model answers, and every rule with its evidence
-      report.json          the final tables
-      report.html, .md     the report: curves, tables, samples, digests
+```text
+runs/NAME/
+  config.json          preset, model, recipes, seed, data sources (what decided the bytes)
+  data/                tokenised shards, manifest, tokenizer (or elsewhere: --prepared)
+  metrics.jsonl        one line per training step
+  transcript/          trunk.s7t expert0.s7t …: what every step was fed and gave, chained
+  tensorboard/         the same as TensorBoard events, one folder per phase
+  trackers/            which run of W&B or MLflow each phase is; what W&B has not sent
+  profile/             traces made with --profile
+  checkpoints/         trunk/ expert0/ … (resumable), trunk_final/ expert0_final/ router_final/
+  model/               weights/ vocab.json moe.s7l sample.s7p
+  evaluation.json      quality on held-out text
+  sealed.json          the sealed model beside the float one
+  samples.json         what the sealed model answers, and every rule with its evidence
+  report.json          the final tables
+  report.html, .md     the report: curves, tables, samples, digests
+```
 """
 
 import json
