@@ -22,7 +22,7 @@ test-long: $(INSTALLED)-long
 	$(PY) -m pytest -m long $(if $(BUDGET),--budget $(BUDGET))
 
 # The API reference, from the docstrings, in build/docs; every link of it and of the documents.
-docs: $(INSTALLED)
+docs: $(INSTALLED)-dev
 	rm -rf build/docs
 	$(PY) -W error::UserWarning -W error::RuntimeWarning -m pdoc --docformat google --no-show-source \
 		--output-directory build/docs s7jax \

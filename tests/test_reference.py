@@ -27,7 +27,7 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path: Path, capsys):
 def test_the_reference_is_made_without_a_warning(tmp_path: Path):
     """What ``make docs`` does, into another folder."""
     told = subprocess.check_output(
-        ["make", "-n", "-o", ".venv/installed", "docs", f"PY={sys.executable}"],
+        ["make", "-n", "-o", ".venv/installed-dev", "docs", f"PY={sys.executable}"],
         cwd=ROOT,
         text=True,
     )
