@@ -104,7 +104,7 @@ class Proof:
             found.append(growing.chain)
         return found
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the proof, whole or not at all.
 
         Raises:
@@ -116,7 +116,7 @@ class Proof:
                 f"{path}: the proof takes {len(data):,} bytes, more than {_MOST_BYTES:,}: "
                 "ask for fewer tokens, or without a trace"
             )
-        write_bytes(path, data)
+        write_bytes(Path(path), data)
 
 
 @dataclass

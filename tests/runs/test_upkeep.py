@@ -70,7 +70,8 @@ def test_what_is_needed_stays(run):
 
 
 def test_a_whole_run_goes_and_nothing_else(run):
-    make(run.final("trunk") / "params", run.path / "notes.txt")
+    made = [run.final("trunk") / "params", run.tensorboard / "trunk/x", run.trackers / "x.json"]
+    make(*made, run.path / "notes.txt")
     with pytest.raises(InputError, match=r"notes.txt is no part of a run"):
         whole(run)
     (run.path / "notes.txt").unlink()
