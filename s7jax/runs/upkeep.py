@@ -78,15 +78,8 @@ def whole(run: RunFolder) -> list[Path]:
     """
     run.read()
     made = [run.data, run.metrics, run.tensorboard, run.trackers, run.profile, run.checkpoints]
-    made += [
-        run.model,
-        run.evaluation,
-        run.comparison,
-        run.samples,
-        run.report,
-        run.page,
-        run.summary,
-    ]
+    made += [run.transcript("trunk").parent, run.model, run.evaluation, run.comparison]
+    made += [run.samples, run.report, run.page, run.summary]
     made = [path for path in [*made, run.config_file] if path.exists()]
     if others := set(run.path.iterdir()) - set(made):
         raise InputError(f"{min(others)} is no part of a run: {run.path} is not removed")

@@ -71,6 +71,7 @@ def test_what_is_needed_stays(run):
 
 def test_a_whole_run_goes_and_nothing_else(run):
     made = [run.final("trunk") / "params", run.tensorboard / "trunk/x", run.trackers / "x.json"]
+    made += [run.transcript("trunk"), run.profile / "trunk/x"]
     make(*made, run.path / "notes.txt")
     with pytest.raises(InputError, match=r"notes.txt is no part of a run"):
         whole(run)
