@@ -197,6 +197,7 @@ def test_the_same_run_elsewhere_gives_the_same_seal(work: Path, corpus, here, tm
     assert out.startswith("data verified: Receipt(sequences=(0, ")
 
 
+@pytest.mark.long(minutes=1)
 def test_from_python_it_is_the_same_seal(work: Path, corpus, tmp_path: Path, monkeypatch):
     """What a notebook does, with data prepared apart: the bytes of the command."""
     monkeypatch.chdir(tmp_path)
@@ -500,7 +501,7 @@ def test_a_run_of_another_configuration_is_refused(work: Path, here):
 
 
 def test_without_a_run_the_command_that_makes_one_is_named(here):
-    for name in ("experiments/experts.py", "tools/pack.py", "tools/verify.py"):
+    for name in ("experiments/experts.py", "tools/pack.py", "tools/quantize.py"):
         code, _, err = here(name)
         assert code == 2
         assert "experiments/pipeline.py" in err

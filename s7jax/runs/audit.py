@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from s7jax import s7l
 from s7jax.data.mixture import Receipt, prefetch
 from s7jax.errors import InputError
+from s7jax.model import parameters
 from s7jax.model.language_model import Params
 from s7jax.runs import pipeline
 from s7jax.terminal.progress import Progress
@@ -30,7 +30,8 @@ from s7jax.train.optimizer import learning_rate
 from s7jax.train.phase import Phase, phase_of, phases
 from s7jax.train.provenance import environment
 from s7jax.train.run import Run, batches, finished, inputs_record, load_trunk
-from s7jax.train.transcript import Transcript
+from s7jax.train.step import TrainState
+from s7jax.train.transcript import Step, Transcript
 
 FRACTIONS = (0.01, 0.1, 0.5)  # of a training that may be forged, for which the odds are told
 
@@ -114,13 +115,17 @@ def segments(run: Run, told: Mapping[str, Transcript]) -> list[Segment]:
     for phase in phases(run.config):
         if phase.name not in told:
             continue
-        saves = run.folder.checkpoints / phase.name
-        kept = [0, *(int(p.name) for p in saves.glob("*") if p.name.isdecimal())]
         ends = sorted(told[phase.name].states)
         for first, last in zip([0, *ends], ends, strict=False):
-            start = max(step for step in kept if step <= first)
-            found.append(Segment(phase, first, last, start))
+            found.append(Segment(phase, first, last, newest_save(run, phase, first)))
     return found
+
+
+def newest_save(run: Run, phase: Phase, done: int) -> int:
+    """Steps of the newest checkpoint of a phase up to ``done``; 0 without one."""
+    saves = (run.folder.checkpoints / phase.name).glob("*")
+    steps = (int(path.name) for path in saves if path.name.isdecimal())
+    return max((step for step in steps if step <= done), default=0)
 
 
 def draw(every: Sequence[Segment], count: int, seed: str, roots: Sequence[str]) -> list[Segment]:
@@ -138,6 +143,42 @@ def odds(total: int, count: int, fraction: float) -> float:
     return 1 - math.comb(honest, count) / math.comb(total, count)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A step that was trained again: what a transcript would say of it, and the state after it."""
+
+    step: int
+    told: Step
+    state: TrainState
+
+    def params_sha256(self) -> str:
+        """SHA-256 of the parameters, as a phase ends with them."""
+        return parameters.digest(self.state.params)
+
+
+def again(run: Run, phase: Phase, start: int, last: int, told: Transcript) -> Iterator[Trained]:
+    """Train steps ``start`` to ``last`` again, from the checkpoint there, or from the seed at 0.
+
+    Raises:
+        InputError: the checkpoint is damaged, or its state is not that of the transcript.
+    """
+    frozen: Params = {} if phase.expert is None else load_trunk(run)
+    receipt, data = Receipt.start(len(run.config.domains)), batches(run.prepared, phase)
+    with jax.set_mesh(run.mesh):
+        state = first_state(run, phase)
+        if start:
+            with checkpoint.manager(run.folder.checkpoints / phase.name, keep=1 << 30) as manager:
+                state, record = checkpoint.restore_step(manager, start, state)
+            receipt = Receipt.from_json(record["receipt"])
+            _require(phase, told, start, state, "the checkpoint")
+        stepper = stepper_of(run, phase, state, frozen)
+        for i, batch in enumerate(prefetch(data.batch, start, last), start):
+            rate = learning_rate(phase.recipe, i, phase.steps)
+            found = stepper.step(batch.tokens, rate, i not in phase.recipe.skip_steps)
+            receipt = receipt.extend(batch)
+            yield Trained(i, Step.of(receipt.chain, found), stepper.state)
+
+
 def train_again(run: Run, segment: Segment, told: Transcript, progress: Progress) -> None:
     """Train a segment again, from the checkpoint before it, and compare every bit.
 
@@ -145,36 +186,17 @@ def train_again(run: Run, segment: Segment, told: Transcript, progress: Progress
         InputError: naming the first step, or the training state, that is not as told.
     """
     phase = segment.phase
-    frozen: Params = {} if phase.expert is None else load_trunk(run)
-    with jax.set_mesh(run.mesh):
-        state = first_state(run, phase)
-        if segment.start:
-            saves = run.folder.checkpoints / phase.name
-            with checkpoint.manager(saves, keep=1 << 30) as manager:
-                state, _ = checkpoint.restore_step(manager, segment.start, state)
-            _require(phase, told, segment.start, state, "the checkpoint")
-        stepper = stepper_of(run, phase, state, frozen)
-        steps = prefetch(batches(run.prepared, phase).batch, segment.start, segment.last)
-        for i, batch in enumerate(steps, segment.start):
-            rate = learning_rate(phase.recipe, i, phase.steps)
-            found = stepper.step(batch.tokens, rate, i not in phase.recipe.skip_steps)
-            _compare(phase, i, told, jax.device_get(found))
-            if i + 1 in told.states:
-                _require(phase, told, i + 1, stepper.state, "the training state")
-            progress.advance(1)
-
-
-def _compare(phase: Phase, step: int, told: Transcript, found: Mapping[str, Any]) -> None:
-    wanted = told.steps[step]
-    for name in ("loss", "grad_norm"):
-        was = float(np.frombuffer(getattr(wanted, name), "<f4")[0])
-        now = np.asarray(found[name], "<f4")
-        if now.tobytes() != getattr(wanted, name):
-            raise InputError(
-                f"{phase.name}: step {step}: {name} is {float(now)!r}, the transcript says {was!r}"
-            )
-    if bool(found["skipped"]) != wanted.skipped:
-        raise InputError(f"{phase.name}: step {step}: skipped in one, not in the other")
+    for trained in again(run, phase, segment.start, segment.last, told):
+        wanted, i = told.steps[trained.step], trained.step
+        for name in ("receipt", "loss", "grad_norm", "skipped"):
+            if getattr(trained.told, name) != getattr(wanted, name):
+                values = trained.told.shown(name), wanted.shown(name)
+                raise InputError(
+                    f"{phase.name}: step {i}: {name} is {values[0]}, the transcript says "
+                    f"{values[1]}"
+                )
+        _require(phase, told, i + 1, trained.state, "the training state")
+        progress.advance(1)
 
 
 def _require(phase: Phase, told: Transcript, done: int, state: Any, what: str) -> None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import jax
 import msgpack
@@ -43,6 +43,20 @@ class Step:
     loss: bytes
     grad_norm: bytes
     skipped: bool
+
+    @classmethod
+    def of(cls, receipt: str, metrics: Mapping[str, jax.Array]) -> Self:
+        """A step that has been trained, by its receipt and the metrics on the device."""
+        found = jax.device_get({k: metrics[k] for k in ("loss", "grad_norm", "skipped")})
+        loss, norm = (np.asarray(found[k], "<f4").tobytes() for k in ("loss", "grad_norm"))
+        return cls(bytes.fromhex(receipt), loss, norm, bool(found["skipped"]))
+
+    def shown(self, what: str) -> str:
+        """One field, to be read: floats in the digits that tell them apart."""
+        value = getattr(self, what)
+        if what in ("loss", "grad_norm"):
+            return str(np.frombuffer(value, "<f4")[0])
+        return value.hex() if isinstance(value, bytes) else str(value)
 
 
 @dataclass(frozen=True)
@@ -211,9 +225,8 @@ class Recorder:
         """Write the step that was put last."""
         if self._pending and self._file:
             step, receipt, metrics = self._pending
-            found = jax.device_get({k: metrics[k] for k in ("loss", "grad_norm", "skipped")})
-            bits = (np.asarray(found[k], "<f4").tobytes() for k in ("loss", "grad_norm"))
-            self._write(["step", step, bytes.fromhex(receipt), *bits, bool(found["skipped"])])
+            told = Step.of(receipt, metrics)
+            self._write(["step", step, told.receipt, told.loss, told.grad_norm, told.skipped])
         self._pending = None
 
     def state(self, done: int, sha256: str) -> None:

@@ -95,7 +95,7 @@ def test_the_specification_needs_no_jax(sealed):
     "shape",
     [
         pytest.param("2x1", marks=pytest.mark.long(minutes=0.5)),
-        "1x2",
+        pytest.param("1x2", marks=pytest.mark.long(minutes=0.5)),
         pytest.param("4x2", marks=pytest.mark.long(minutes=0.5)),
         pytest.param("8x1", marks=pytest.mark.long(minutes=0.5)),
     ],

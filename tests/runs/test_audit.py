@@ -9,6 +9,7 @@ import pytest
 
 from s7jax.errors import InputError
 from s7jax.runs import audit as audits
+from s7jax.runs import dispute
 from s7jax.train import run as runs
 from s7jax.train import transcript
 from s7jax.train.options import Options
@@ -18,7 +19,6 @@ from tests.compiling import hardly_optimised
 from tests.train.conftest import new_run, open_run, prepared  # noqa: F401 fixtures
 from tests.train.training import train_expert, train_trunk
 
-pytestmark = pytest.mark.usefixtures("quick_compiling")
 AUDITABLE = Options(auditable=True)
 SPOILT = 6  # the step of ten at which a forger does something
 
@@ -27,13 +27,21 @@ def audit(run, count=10, seed="drawn later", names=("trunk",)):
     return audits.audit(run, count, seed, names)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_alike():
+    """All of this file's programs, and none of another's: their bits are compared."""
+    jax.clear_caches()
+    with hardly_optimised():
+        yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory, open_run):  # noqa: F811
     run = open_run(tmp_path_factory.mktemp("audit") / "honest")
     run = dataclasses.replace(run, options=AUDITABLE)
-    with hardly_optimised():
-        train_trunk(run)
-        train_expert(run, 1, load_trunk(run))
+    train_trunk(run)
+    train_expert(run, 1, load_trunk(run))
     return run
 
 
@@ -113,6 +121,33 @@ def test_a_forged_step_is_found_and_named(forger, name):
     with pytest.raises(InputError, match=rf"trunk: (step {SPOILT}|after {SPOILT + 1} steps)"):
         audit(run, 3, seeds[True][0])
     assert audit(run, 3, seeds[False][0])  # what was made of it afterwards is as it is told
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("weights swapped", "loss"), ("another batch", "loss"), ("learning rate nudged", "state")],
+)
+def test_a_dispute_ends_at_the_forged_step_with_who_is_right(honest, forger, name, what):
+    ours = transcript.read(honest.folder.transcript("trunk"))
+    theirs = transcript.read(forger(step_with(FORGERIES[name])).folder.transcript("trunk"))
+    for pair, right in (((theirs, ours), "b"), ((ours, theirs), "a")):
+        found, who, value = dispute.settle(honest, *pair)
+        assert (found.done, found.what, who) == (SPOILT, what, right)
+        assert value == found.values["ab".index(right)] != found.values["ba".index(right)]
+
+
+def test_where_there_is_no_dispute_it_is_said(honest, open_run):  # noqa: F811
+    trunk, expert = (
+        transcript.read(honest.folder.transcript(name)) for name in ("trunk", "expert1")
+    )
+    with pytest.raises(InputError, match="agree in every step"):
+        dispute.settle(honest, trunk, trunk)
+    with pytest.raises(InputError, match="not transcripts of one training: "):
+        dispute.settle(honest, trunk, expert)
+    both_wrong = dataclasses.replace(trunk, steps=(trunk.steps[1], *trunk.steps[1:]))
+    other = dataclasses.replace(trunk, steps=(trunk.steps[2], *trunk.steps[1:]))
+    _, who, value = dispute.settle(honest, both_wrong, other)
+    assert (who, value) == ("neither", trunk.steps[0].receipt.hex())
 
 
 def test_a_step_that_was_left_out_is_found(forger):

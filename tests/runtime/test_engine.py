@@ -108,6 +108,7 @@ def test_the_proof_is_bound_to_everything(compute, seal, alone):
 
 
 @pytest.mark.usefixtures("quick_compiling")
+@pytest.mark.long(minutes=0.5)
 def test_slots_that_xla_rounds_up_hold_no_row_that_is_parked(seal, alone):
     engine = Engine(open_compute(seal, "xla"), rows=2, slots=41)
     same(answers(engine, [1, 2]), alone)
@@ -170,6 +171,7 @@ def test_rows_must_divide_over_data_groups(seal):
         Engine(Compute(seal, pools(parse("2x1"))), rows=3)
 
 
+@pytest.mark.usefixtures("quick_compiling")
 def test_a_damaged_expert_is_named_when_entered_and_no_obstacle_before(sealed, tmp_path, alone):
     used = [set(completion.experts) for completion in alone.values()]
     e = next(e for e in range(4) if 0 < sum(e in experts for experts in used) < len(used))

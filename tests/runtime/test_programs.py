@@ -43,6 +43,7 @@ def folder(tmp_path):
     return tmp_path / "s7jax" / "xla"
 
 
+@pytest.mark.long(minutes=0.5)
 def test_what_one_process_compiled_the_next_one_loads(run, sealed, folder):
     def ask() -> tuple[list[int], str]:
         out, said = run(

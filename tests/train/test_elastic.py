@@ -178,7 +178,7 @@ def train_in_processes(
 @pytest.mark.parametrize(
     "shapes",
     [
-        ("1x1", "2x1", "one core"),
+        pytest.param(("1x1", "2x1", "one core"), marks=pytest.mark.long(minutes=1.5)),
         pytest.param(("1x1", "8x1"), marks=pytest.mark.long(minutes=2)),
         pytest.param(("1x2", "4x2"), marks=pytest.mark.long(minutes=2)),
     ],

@@ -176,6 +176,7 @@ def test_the_program_is_the_same_on_any_number_of_data_groups(finished, tiny: Co
     assert program("1x1", "compute.remat=true") != recorded
 
 
+@pytest.mark.long(minutes=0.5)
 def test_training_on_a_mesh_is_repeatable(new_run):
     assert len({train_trunk(new_run(name, on="4x2")) for name in ("m", "n")}) == 1
 
