@@ -8,7 +8,7 @@ INSTALLED := .venv/installed
 
 # The whole chain with s7-nano on the built-in corpus, in runs/demo, to a proven answer and a report.
 demo: $(INSTALLED)
-	$(PY) experiments/pipeline.py --preset s7-nano --run demo
+	$(PY) experiments/pipeline.py --preset s7-nano --run demo --evaluate-every 500k
 
 # Lint, types, tests.
 test: $(INSTALLED)-dev
@@ -45,7 +45,7 @@ fuzz: $(INSTALLED)-dev
 $(INSTALLED): pyproject.toml $(wildcard s7jax/native/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[sign,serve,data]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[sign,serve]'
 	touch $@
 
 $(INSTALLED)-dev: $(INSTALLED)
