@@ -19,6 +19,7 @@ import jax
 from s7jax import s7l
 from s7jax.data.mixture import Receipt, prefetch
 from s7jax.errors import InputError
+from s7jax.mesh import single
 from s7jax.model import parameters
 from s7jax.model.language_model import Params
 from s7jax.runs import pipeline
@@ -209,7 +210,7 @@ def _require(phase: Phase, told: Transcript, done: int, state: Any, what: str) -
 
 
 def seal_again(run: Run) -> bytes:
-    """Fit the router, evaluate, quantise and seal again, elsewhere; the root.
+    """Fit the router, evaluate, quantise and seal again, elsewhere and on one device; the root.
 
     Raises:
         InputError: it is not the root of the run's sealed model.
@@ -223,7 +224,8 @@ def seal_again(run: Run) -> bytes:
         again.model.mkdir()
         for earlier in run.folder.seals()[:-1]:
             (again.model / earlier.name).symlink_to(earlier.absolute())
-        copy = dataclasses.replace(run, folder=again)
+        # What follows training depends on the mesh in its last bits: it is made on one device.
+        copy = dataclasses.replace(run, folder=again, pools=(single(),))
         pipeline.fit_router(copy)
         pipeline.quantize(copy, pipeline.quality(copy))
         root = pipeline.seal(copy).root
