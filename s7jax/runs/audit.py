@@ -189,13 +189,9 @@ def train_again(run: Run, segment: Segment, told: Transcript, progress: Progress
     phase = segment.phase
     for trained in again(run, phase, segment.start, segment.last, told):
         wanted, i = told.steps[trained.step], trained.step
-        for name in ("receipt", "loss", "grad_norm", "skipped"):
-            if getattr(trained.told, name) != getattr(wanted, name):
-                values = trained.told.shown(name), wanted.shown(name)
-                raise InputError(
-                    f"{phase.name}: step {i}: {name} is {values[0]}, the transcript says "
-                    f"{values[1]}"
-                )
+        if name := trained.told.difference(wanted):
+            now, was = trained.told.shown(name), wanted.shown(name)
+            raise InputError(f"{phase.name}: step {i}: {name} is {now}, the transcript says {was}")
         _require(phase, told, i + 1, trained.state, "the training state")
         progress.advance(1)
 
@@ -251,7 +247,7 @@ def audit(
 
     Args:
         run: the run, on the mesh to train on.
-        count: segments to train again.
+        count: segments to train again; all, if there are no more.
         seed: what draws them; whoever trained must not have known it.
         names: phases, if not all.
         reseal: also do again what follows training.
@@ -283,7 +279,7 @@ def audit(
         "steps": steps,
         "of_steps": total,
         "mesh": dict(run.mesh.shape),
-        "caught": {str(f): odds(len(every), count, f) for f in FRACTIONS},
+        "caught": {str(f): odds(len(every), len(drawn), f) for f in FRACTIONS},
     }
     if reseal and not names and run.folder.sealed.exists():
         report["root"] = seal_again(run).hex()

@@ -39,10 +39,8 @@ def first_difference(a: Transcript, b: Transcript) -> Difference | None:
                 f"{b.head.get(name)} in the second"
             )
     for i, (one, other) in enumerate(zip(a.steps, b.steps, strict=False)):
-        for what in ("receipt", "loss", "grad_norm", "skipped"):
-            values = one.shown(what), other.shown(what)
-            if values[0] != values[1]:
-                return Difference(i, what, values)
+        if what := one.difference(other):
+            return Difference(i, what, (one.shown(what), other.shown(what)))
         states = a.states.get(i + 1, b""), b.states.get(i + 1, b"")
         if states[0] != states[1]:
             return Difference(i, "state", (states[0].hex(), states[1].hex()))

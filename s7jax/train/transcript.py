@@ -9,7 +9,7 @@ writes the same file. Byte by byte: ``docs/transcript.md``.
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -50,6 +50,11 @@ class Step:
         found = jax.device_get({k: metrics[k] for k in ("loss", "grad_norm", "skipped")})
         loss, norm = (np.asarray(found[k], "<f4").tobytes() for k in ("loss", "grad_norm"))
         return cls(bytes.fromhex(receipt), loss, norm, bool(found["skipped"]))
+
+    def difference(self, other: Self) -> str | None:
+        """The first field that is not the same in another telling of this step."""
+        names = (field.name for field in fields(self))
+        return next((n for n in names if getattr(self, n) != getattr(other, n)), None)
 
     def shown(self, what: str) -> str:
         """One field, to be read: floats in the digits that tell them apart."""

@@ -67,6 +67,11 @@ def test_an_honest_run_is_as_told_on_any_number_of_groups(honest, open_run, shap
     assert 0.35 < report["caught"]["0.1"] < 0.4  # two of 15 segments: 1 − (13·12·11)/(15·14·13)
 
 
+def test_more_segments_than_there_are_are_all(honest):
+    report = audit(honest, 11)
+    assert (len(report["segments"]), report["caught"]["0.01"]) == (10, 1.0)
+
+
 def test_the_seed_draws_and_nothing_else_does(honest):
     told = {"trunk": transcript.read(honest.folder.transcript("trunk"))}
     every, roots = audits.segments(honest, told), [told["trunk"].root.hex()]
