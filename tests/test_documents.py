@@ -222,7 +222,8 @@ def test_every_fenced_command_runs_in_a_fresh_clone(clone):
             if any(line.startswith(start) for start in ELSEWHERE):
                 continue
             if line == "make demo":
-                told = subprocess.check_output(["make", "-n", "demo"], cwd=clone, text=True)
+                plan = ["make", "--no-print-directory", "-n", "demo"]
+                told = subprocess.check_output(plan, cwd=clone, text=True)
                 line = told.strip()
             if "s7jax serve" in line:
                 here.serve(line)

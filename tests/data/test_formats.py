@@ -115,11 +115,11 @@ def test_the_table_is_tried_whole():
     assert set(COMPRESSIONS) == set(PACK)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # not the module's: within a budget its tests run apart
 def bucket():
     """An S3 server on this machine with every file, and the environment that finds it."""
     moto = pytest.importorskip("moto.server", reason="pip install 's7jax[long]'")
-    server = moto.ThreadedMotoServer(port=0)
+    server = moto.ThreadedMotoServer("127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
     settings = {
