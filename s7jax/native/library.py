@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import weakref
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_char_p, c_int, c_int32, c_void_p
 from functools import cache
@@ -226,12 +227,14 @@ class Engine:
         if self._pid != os.getpid():  # threads do not survive a fork
             self._handle = library().s7_engine_new(self._isa.encode(), self._threads) or 0
             self._pid = os.getpid()
+            weakref.finalize(self, _free, self._pid, self._handle).atexit = False
         if not self._handle or getattr(library(), name)(self._handle, *arguments):
             raise MemoryError("the native engine has no memory to work in")
 
-    def __del__(self) -> None:
-        if getattr(self, "_handle", 0) and self._pid == os.getpid():
-            library().s7_engine_free(self._handle)
+
+def _free(pid: int, handle: int) -> None:
+    if handle and pid == os.getpid():
+        library().s7_engine_free(handle)
 
 
 def processors() -> int:
