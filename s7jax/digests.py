@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,22 @@ def named_digest(tensors: Any) -> str:
         sha.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
+
+
+def tensor_digests(tensors: Iterable[tuple[str, Any]]) -> dict[str, bytes]:
+    """Of each of ``(name, array)`` pairs: SHA-256 of name, dtype, shape and bytes."""
+    named = list(tensors)
+    with ThreadPoolExecutor() as threads:  # hashing large arrays holds no lock
+        found = threads.map(lambda pair: bytes.fromhex(named_digest([pair])), named)
+        return dict(zip((name for name, _ in named), found, strict=True))
+
+
+def tree_digest(digests: Mapping[str, bytes]) -> bytes:
+    """Of a tree of tensors: SHA-256 of the digests of its tensors, in their order.
+
+    So one tensor can be shown to be part of the tree without the others.
+    """
+    return hashlib.sha256(b"".join(digests.values())).digest()
 
 
 def file_digest(path: Path) -> str:

@@ -17,6 +17,7 @@ import s7jax
 from s7jax import s7l
 from s7jax.config import PRESETS
 from s7jax.data.prepared import Prepared
+from s7jax.s7l import note
 from s7jax.train import transcript
 
 DOMAINS = PRESETS["s7-nano"].model.domains
@@ -134,15 +135,31 @@ def test_the_seal_chains_back_to_data_and_checkpoints(work: Path):
 
 
 def test_an_audit_seals_it_again_and_notices_another_seal(work: Path, tmp_path: Path):
-    report = json.loads(good("tools/audit.py", "--segments", "1", "--json", cwd=work))
-    assert report["root"] == s7l.open(work / "runs/tiny/model/moe.s7l").root.hex()
+    key, report = tmp_path / "me.pem", tmp_path / "a.s7a"
+    public = note.new_key(key)
+    signing = ("--report", str(report), "--sign", str(key))
+    found = json.loads(good("tools/audit.py", "--segments", "1", "--json", *signing, cwd=work))
+    assert found["root"] == s7l.open(work / "runs/tiny/model/moe.s7l").root.hex()
+    reading = ("tools/audit.py", "--read", str(report), "--trust", str(public))
+    assert json.loads(good(*reading, "--json", cwd=tmp_path)) == found
+    assert f"{report}: as told\n" in good(*reading, cwd=tmp_path)
+    report.write_text(report.read_text().replace('"seed":"', '"seed":"0'))
+    forged = script(*reading, cwd=tmp_path)
+    assert (forged.returncode, "does not verify" in forged.stderr) == (1, True)
+    for flags in (signing[:2], ("--read", str(report))):
+        assert "goes with" in script("tools/audit.py", *flags, cwd=tmp_path).stderr
     copy = tmp_path / "runs/tiny"
     shutil.copytree(work / "runs/tiny", copy)
     told = copy / "transcript/trunk.s7t"
     shutil.copy(copy / "transcript/expert0.s7t", told)
-    failed = script("tools/audit.py", "--run", str(copy), cwd=tmp_path)
-    assert failed.returncode == 1
-    assert "trunk.s7t: phase is expert0, the run's is trunk" in failed.stderr
+    report.unlink()
+    for failed in (
+        script("tools/audit.py", "--run", str(copy), *signing, cwd=tmp_path),
+        script(*reading, cwd=tmp_path),
+    ):
+        assert failed.returncode == 1
+        assert "not as told: " in failed.stderr
+        assert "trunk.s7t: phase is expert0, the run's is trunk" in failed.stderr
 
 
 def test_the_pipeline_again_skips_everything_and_changes_no_byte(work: Path):

@@ -12,15 +12,20 @@ Examples:
   s7jax pipeline --run mine --auditable
   s7jax audit --run mine
   s7jax audit --run mine --segments 10 --seed "drand round 4711: 8a3f…" --mesh 4x1
+  s7jax audit --run mine --report mine.s7a --sign me.pem      what was found, signed
+  s7jax audit --read mine.s7a --trust me.pem.pub              what somebody found
 """
 
 import json
 import secrets
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
 
-from s7jax.errors import UsageError
-from s7jax.runs.audit import audit
+from s7jax.errors import InputError, UsageError
+from s7jax.runs.audit import AS_TOLD, report, sign, signed
 from s7jax.runs.opening import add_run_flags, resume
+from s7jax.s7l import note
 from s7jax.terminal import cli
 
 
@@ -34,26 +39,59 @@ def add_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--phase", nargs="+", default=[], metavar="NAME", help="trunk, expert0 …")
     parser.add_argument("--no-seal", action="store_true", help="training alone, nothing after it")
     parser.add_argument("--json", action="store_true", help="print the report as JSON alone")
+    group = parser.add_argument_group("signed reports")
+    group.add_argument("--report", type=Path, metavar="FILE.s7a", help="write the report, signed")
+    group.add_argument("--sign", type=Path, nargs="+", default=[], metavar="KEY", help="by these")
+    group.add_argument("--read", type=Path, metavar="FILE.s7a", help="somebody's report; no audit")
+    group.add_argument(
+        "--trust",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PUBKEY",
+        help="one must have signed it",
+    )
 
 
 def main(args: Namespace) -> None:
     """Audit, tell."""
+    if (args.report is None) != (not args.sign) or (args.read is None) != (not args.trust):
+        raise UsageError("--report FILE goes with --sign KEY, --read FILE with --trust PUBKEY")
+    if args.read is not None:
+        found, signers = signed(args.read, args.trust)
+        _print(args, str(args.read), found)
+        if not args.json:
+            print(f"  signed by {', '.join(map(str, signers))}")
+        return
+    if args.report is not None:
+        note.require_keys(args.sign)
     if args.segments < 1:
         raise UsageError(f"--segments {args.segments}: expected at least 1")
     seed = secrets.token_hex(16) if args.seed is None else args.seed
     with cli.quiet(args.json):
         run = resume(args, lambda folder: folder.final("trunk"))
-        report = audit(run, args.segments, seed, args.phase, reseal=not args.no_seal)
+        found = report(run, args.segments, seed, args.phase, reseal=not args.no_seal)
+        if args.report is not None:
+            sign(found, args.report, args.sign)
+    _print(args, str(run.folder.path), found)
+
+
+def _print(args: Namespace, what: str, found: dict[str, Any]) -> None:
+    """A report, to be read or as JSON; what is not as told is an error."""
+    told = found["outcome"] == AS_TOLD
     if args.json:
-        print(json.dumps(report, indent=1))
+        print(json.dumps(found, indent=1))
+    if not told:
+        raise InputError(f"{what}: not as told: {found['outcome']}")
+    if args.json:
         return
-    print(f"{run.folder.path}: as told")
-    for name, root in report["transcripts"].items():
+    print(f"{what}: {AS_TOLD}")
+    for name, root in found["transcripts"].items():
         print(f"  {name:<9}{root}")
-    for segment in report["segments"]:
+    for segment in found["segments"]:
         print(f"  trained again, bit for bit: {segment}")
-    print(f"  drawn by {seed!r}, {len(report['segments'])} of {report['of']}")
-    for fraction, odds in report["caught"].items():
+    print(f"  drawn by {found['seed']!r}, {len(found['segments'])} of {found['of']}")
+    for fraction, odds in found["caught"].items():
         print(f"  were {float(fraction):.0%} of them forged, one would be found with {odds:.1%}")
-    if "root" in report:
-        print(f"  router, INT8 and seal made again: root {report['root']}")
+    if "root" in found:
+        print(f"  router, INT8 and seal made again: root {found['root']}")

@@ -4,9 +4,12 @@ Examples:
   s7jax dispute a.s7p b.s7p model.s7l
   s7jax dispute a.s7p b.s7p model.s7l --json
   s7jax dispute a.s7t b.s7t runs/mine     the step is trained again, from its newest checkpoint
+  s7jax dispute a.s7t b.s7t runs/mine --write-trace a.s7x
+  s7jax dispute a.s7t b.s7t runs/mine --traces a.s7x b.s7x
 
-Proofs made with `s7jax generate … --proof a.s7p --trace` are followed into the first
-operator whose output differs. Exit code 0 if the dispute is settled, 1 if there is none.
+Proofs made with `s7jax generate … --proof a.s7p --trace` are followed into the first operator whose
+output differs; transcripts, where each side has written a trace of the step as its run trains it,
+into the first microbatch and tensor. Exit code 0 if the dispute is settled, 1 if there is none.
 """
 
 import json
@@ -14,6 +17,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from s7jax import s7l
+from s7jax.errors import UsageError
 from s7jax.runtime import proof
 from s7jax.runtime.dispute import settle
 from s7jax.runtime.replay import by_specification
@@ -25,6 +29,12 @@ def add_flags(p: ArgumentParser) -> None:
     p.add_argument("b", type=Path, help="another of the same question, or the same phase")
     p.add_argument("model", type=Path, help="the sealed model, or the run's folder")
     p.add_argument("--json", action="store_true", help="one JSON object")
+    p.add_argument(
+        "--traces", nargs=2, type=Path, metavar="FILE", help="of the step, as A and B trained it"
+    )
+    p.add_argument(
+        "--write-trace", type=Path, metavar="FILE", help="of the step, as this run trains it"
+    )
 
 
 def main(args: Namespace) -> None:
@@ -32,6 +42,8 @@ def main(args: Namespace) -> None:
     if args.a.suffix == ".s7t":
         _transcripts(args)
         return
+    if args.traces or args.write_trace:
+        raise UsageError("--traces, --write-trace: of transcripts (.s7t) of a run alone")
     seal = s7l.open(args.model)
     found = settle(proof.load(args.a), proof.load(args.b), seal, by_specification(seal))
     if args.json:
@@ -54,13 +66,22 @@ def _transcripts(args: Namespace) -> None:
     a, b = transcript.read(args.a), transcript.read(args.b)
     with cli.quiet(args.json):
         folder = Namespace(run=f"{args.model}/", mesh=None)
-        found, right, value = dispute.settle(resume(folder, lambda run: run.config_file), a, b)
-    told = {"a": found.values[0], "b": found.values[1], "again": value}
+        run = resume(folder, lambda run: run.config_file)
+        if args.write_trace:
+            mine = transcript.read(run.folder.transcript(a.head["phase"]))
+            traced = dispute.trace_of(run, a, b, mine)
+            traced.write(args.write_trace)
+            print(f"{args.write_trace}: step {traced.step} as {args.model} trains it")
+            return
+        sides = zip((args.a, args.b), (a, b), args.traces or (None, None), strict=True)
+        verdict = dispute.settle(run, *(dispute.Side(*side) for side in sides))
+    where = verdict.difference
+    told = {"a": where.values[0], "b": where.values[1], "again": verdict.value}
     if args.json:
-        where = {"agree": found.done, "difference": found.what, "values": told, "right": right}
-        print(json.dumps(where, indent=1))
+        found = {"agree": where.done, "difference": where.what, "values": told}
+        print(json.dumps(found | {"right": verdict.right}, indent=1))
         return
-    print(f"first difference: after {found.done} steps: {found.what}")
+    print(f"first difference: after {where.done} steps: {where.what}")
     for name, text in told.items():
         print(f"  {name:<6} {text}")
-    print(f"right: {right}")
+    print(f"right: {verdict.right}")

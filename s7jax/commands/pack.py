@@ -23,7 +23,7 @@ from pathlib import Path
 from s7jax import s7l
 from s7jax.errors import UsageError
 from s7jax.runtime.sealing import reseal, seal_with_answers
-from s7jax.s7l import signature
+from s7jax.s7l import note, signature
 from s7jax.terminal.tables import show_table
 from s7jax.train.folder import named, newest
 
@@ -59,7 +59,7 @@ def main(args: Namespace) -> None:
     """Seal and sign, then show what was sealed."""
     complete(args)
     if args.new_key is not None:
-        print(f"keep secret: {args.new_key}\ngive away:   {signature.new_key(args.new_key)}")
+        print(f"keep secret: {args.new_key}\ngive away:   {note.new_key(args.new_key)}")
         return
     if args.reseal:
         done = reseal(args.reseal, args.out, known_answers=not args.no_answers)
@@ -70,8 +70,8 @@ def main(args: Namespace) -> None:
     print(f"{'sealed' if done.created else 'already sealed, identical'}: {args.out}")
     if args.sign:
         release = signature.Release(seal.root, seal.head.length, args.release)
-        note = signature.sign(signature.note_path(args.out), release, args.sign)
-        print(f"signed   release {args.release}, {len(note.signatures)} signatures")
+        signed = signature.sign(signature.note_path(args.out), release, args.sign)
+        print(f"signed   release {args.release}, {len(signed.signatures)} signatures")
     print(f"root     {seal.root.hex()}")
     print(f"bytes    {seal.head.length:,}")
     print(f"tensors  {len(seal.tensors)}")

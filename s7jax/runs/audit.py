@@ -18,11 +18,13 @@ import jax
 
 from s7jax import s7l
 from s7jax.data.mixture import Receipt, prefetch
+from s7jax.digests import tree_digest
 from s7jax.errors import InputError
 from s7jax.mesh import single
 from s7jax.model import parameters
 from s7jax.model.language_model import Params
 from s7jax.runs import pipeline
+from s7jax.s7l import note
 from s7jax.terminal.progress import Progress
 from s7jax.train import checkpoint, transcript
 from s7jax.train.folder import RunFolder
@@ -31,9 +33,12 @@ from s7jax.train.optimizer import learning_rate
 from s7jax.train.phase import Phase, phase_of, phases
 from s7jax.train.provenance import environment
 from s7jax.train.run import Run, batches, finished, inputs_record, load_trunk
-from s7jax.train.step import TrainState
-from s7jax.train.transcript import Step, Transcript
+from s7jax.train.step import Stepper
+from s7jax.train.trace import Trace, Tracer
+from s7jax.train.transcript import State, Step, Told, Transcript
 
+AS_TOLD = "as told"
+HEADING = "s7 audit"  # first line of a signed report
 FRACTIONS = (0.01, 0.1, 0.5)  # of a training that may be forged, for which the odds are told
 
 
@@ -150,15 +155,20 @@ class Trained:
 
     step: int
     told: Step
-    state: TrainState
+    stepper: Stepper  # as the step left it
+    trace: Trace | None
 
     def params_sha256(self) -> str:
         """SHA-256 of the parameters, as a phase ends with them."""
-        return parameters.digest(self.state.params)
+        return parameters.digest(self.stepper.state.params)
 
 
-def again(run: Run, phase: Phase, start: int, last: int, told: Transcript) -> Iterator[Trained]:
+def again(
+    run: Run, phase: Phase, start: int, last: int, told: Transcript, traced: int | None = None
+) -> Iterator[Trained]:
     """Train steps ``start`` to ``last`` again, from the checkpoint there, or from the seed at 0.
+
+    ``traced`` is a step whose trace is wanted.
 
     Raises:
         InputError: the checkpoint is damaged, or its state is not that of the transcript.
@@ -171,13 +181,21 @@ def again(run: Run, phase: Phase, start: int, last: int, told: Transcript) -> It
             with checkpoint.manager(run.folder.checkpoints / phase.name, keep=1 << 30) as manager:
                 state, record = checkpoint.restore_step(manager, start, state)
             receipt = Receipt.from_json(record["receipt"])
-            _require(phase, told, start, state, "the checkpoint")
+            found = tree_digest(checkpoint.tensor_sha256(state))
+            if (wanted := told.states.get(start)) and wanted.state != found:
+                raise InputError(
+                    f"{phase.name}: after {start} steps the checkpoint has SHA-256 {found.hex()}, "
+                    f"the transcript says {wanted.state.hex()}"
+                )
         stepper = stepper_of(run, phase, state, frozen)
         for i, batch in enumerate(prefetch(data.batch, start, last), start):
-            rate = learning_rate(phase.recipe, i, phase.steps)
-            found = stepper.step(batch.tokens, rate, i not in phase.recipe.skip_steps)
+            tracer = Tracer(stepper, batch.tokens) if i == traced else None
+            rate, keep = learning_rate(phase.recipe, i, phase.steps), i + 1 in told.states
+            apply = i not in phase.recipe.skip_steps
+            metrics = stepper.step(batch.tokens, rate, apply, keep or tracer is not None)
             receipt = receipt.extend(batch)
-            yield Trained(i, Step.of(receipt.chain, found), stepper.state)
+            step = Step.of(receipt.chain, metrics)
+            yield Trained(i, step, stepper, tracer.trace(told.head, i, step) if tracer else None)
 
 
 def train_again(run: Run, segment: Segment, told: Transcript, progress: Progress) -> None:
@@ -188,21 +206,17 @@ def train_again(run: Run, segment: Segment, told: Transcript, progress: Progress
     """
     phase = segment.phase
     for trained in again(run, phase, segment.start, segment.last, told):
-        wanted, i = told.steps[trained.step], trained.step
-        if name := trained.told.difference(wanted):
-            now, was = trained.told.shown(name), wanted.shown(name)
-            raise InputError(f"{phase.name}: step {i}: {name} is {now}, the transcript says {was}")
-        _require(phase, told, i + 1, trained.state, "the training state")
+        i = trained.step
+        pairs: list[tuple[Told, Told]] = [(trained.told, told.steps[i])]
+        if left := told.states.get(i + 1):
+            pairs.append((State.of(trained.stepper), left))
+        for now, was in pairs:
+            if name := now.difference(was):
+                raise InputError(
+                    f"{phase.name}: step {i}: {name} is {now.shown(name)}, the transcript says "
+                    f"{was.shown(name)}"
+                )
         progress.advance(1)
-
-
-def _require(phase: Phase, told: Transcript, done: int, state: Any, what: str) -> None:
-    wanted = told.states.get(done)
-    if wanted is not None and (found := checkpoint.state_sha256(state)) != wanted.hex():
-        raise InputError(
-            f"{phase.name}: after {done} steps {what} has SHA-256 {found}, the transcript says "
-            f"{wanted.hex()}"
-        )
 
 
 def seal_again(run: Run) -> bytes:
@@ -240,10 +254,57 @@ def environments(run: Run, told: Mapping[str, Transcript]) -> Iterator[str]:
                     yield f"{name} was trained with {key} {found.get(key)}; here it is {value}"
 
 
+def report(
+    run: Run, count: int, seed: str, names: Sequence[str] = (), *, reseal: bool = True
+) -> dict[str, Any]:
+    """Audit a finished run, arguments as of :func:`audit`; all that was found, as JSON types.
+
+    ``outcome`` is ``as told``, or the first thing that is not.
+    """
+    head = {
+        "format": "s7-audit",
+        "version": 1,
+        "config_sha256": run.config.digest(),
+        "phases": list(names) or [phase.name for phase in phases(run.config)],
+        "seed": seed,
+        "wanted": count,
+        "mesh": dict(run.mesh.shape),
+        "environment": environment(run.mesh, ""),
+    }
+    try:
+        return head | {"outcome": AS_TOLD} | audit(run, count, seed, names, reseal=reseal)
+    except InputError as e:
+        return head | {"outcome": str(e)}
+
+
+def sign(found: Mapping[str, Any], path: Path, keys: Sequence[Path]) -> None:
+    """Write a report as a signed note, or add signatures to it.
+
+    Raises:
+        SealError: a key is unreadable, or ``path`` is another note.
+    """
+    text = json.dumps(found, sort_keys=True, separators=(",", ":"))
+    note.sign(path, f"{HEADING}\n{text}\n", keys)
+
+
+def signed(path: Path, trusted: Sequence[Path]) -> tuple[dict[str, Any], list[Path]]:
+    """A report that one of some keys has signed, and those that have.
+
+    Raises:
+        SealError: not one, or not signed by any of them.
+    """
+    found = note.read(path)
+    signers = found.signed_by(trusted, path)
+    heading, _, text = found.text.partition("\n")
+    if heading != HEADING:
+        raise s7l.SealError(str(path), "not the report of an audit")
+    return json.loads(text), signers
+
+
 def audit(
     run: Run, count: int, seed: str, names: Sequence[str] = (), *, reseal: bool = True
 ) -> dict[str, Any]:
-    """Audit a finished run; the report, as JSON types.
+    """Audit a finished run; what was done, as JSON types.
 
     Args:
         run: the run, on the mesh to train on.
@@ -269,18 +330,14 @@ def audit(
     with Progress("train again", steps, "steps", None, 0, "compiling") as progress:
         for segment in drawn:
             train_again(run, segment, told[segment.phase.name], progress)
-    report = {
-        "format": "s7-audit",
-        "version": 1,
+    done = {
         "transcripts": dict(zip(told, roots, strict=True)),
-        "seed": seed,
         "segments": [str(segment) for segment in drawn],
         "of": len(every),
         "steps": steps,
         "of_steps": total,
-        "mesh": dict(run.mesh.shape),
         "caught": {str(f): odds(len(every), len(drawn), f) for f in FRACTIONS},
     }
     if reseal and not names and run.folder.sealed.exists():
-        report["root"] = seal_again(run).hex()
-    return report
+        done["root"] = seal_again(run).hex()
+    return done

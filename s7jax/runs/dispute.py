@@ -1,23 +1,25 @@
-"""Two transcripts of one phase that disagree: the first step they differ in, and who is right."""
+"""Two transcripts of one phase that disagree: where they first differ, and who is right there."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from s7jax.errors import InputError
-from s7jax.runs.audit import again, newest_save
-from s7jax.train import transcript
-from s7jax.train.checkpoint import state_sha256
-from s7jax.train.phase import phase_of
+from s7jax.runs.audit import Trained, again, newest_save
+from s7jax.train import trace, transcript
+from s7jax.train.phase import Phase, phase_of
 from s7jax.train.run import Run, inputs_record, load_trunk
-from s7jax.train.transcript import Transcript
+from s7jax.train.trace import Trace
+from s7jax.train.transcript import State, Told, Transcript
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What two transcripts say first that is not the same.
+    """What two transcripts, or two traces of a step, say first that is not the same.
 
     Attributes:
         done: steps on which both agree.
-        what: receipt, loss, grad_norm or skipped of the next step; the state after it; or end.
+        what: a field of the next step (receipt, loss, grad_norm, skipped), the gradient or state
+            that it left, or end; of traces a part and a tensor.
         values: what each says.
     """
 
@@ -26,11 +28,45 @@ class Difference:
     values: tuple[str, str]
 
 
-def first_difference(a: Transcript, b: Transcript) -> Difference | None:
-    """The first place in the order of training; None if what was trained is the same.
+@dataclass(frozen=True)
+class Verdict:
+    """A difference, who is right (``a``, ``b`` or ``neither``), and what training gives there."""
+
+    difference: Difference
+    right: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Side:
+    """One who tells: a transcript, perhaps a trace of the step in dispute, and their files."""
+
+    path: Path
+    told: Transcript
+    trace_path: Path | None = None
+
+    def trace(self, step: int) -> Trace:
+        """The trace, which must be of that step.
+
+        Raises:
+            InputError: it is not, or not as the transcript tells of it.
+        """
+        assert self.trace_path is not None
+        found = trace.read(self.trace_path)
+        if found.step != step:
+            raise InputError(
+                f"{self.trace_path}: of step {found.step}; the transcripts differ in step {step}"
+            )
+        found.require(self.trace_path, self.told, self.path)
+        return found
+
+
+def first_difference(a: Transcript, b: Transcript) -> Difference:
+    """The first place in the order of training.
 
     Raises:
-        InputError: they are not of one training: its phase, configuration, data or length.
+        InputError: what was trained is the same, or they are not of one training: its phase,
+            configuration, data or length.
     """
     for name in a.head.keys() | b.head.keys():
         if a.head.get(name) != b.head.get(name):
@@ -38,52 +74,92 @@ def first_difference(a: Transcript, b: Transcript) -> Difference | None:
                 f"not transcripts of one training: {name} is {a.head.get(name)} in the first, "
                 f"{b.head.get(name)} in the second"
             )
-    for i, (one, other) in enumerate(zip(a.steps, b.steps, strict=False)):
-        if what := one.difference(other):
-            return Difference(i, what, (one.shown(what), other.shown(what)))
-        states = a.states.get(i + 1, b""), b.states.get(i + 1, b"")
-        if states[0] != states[1]:
-            return Difference(i, "state", (states[0].hex(), states[1].hex()))
-    if len(a.steps) != len(b.steps) or a.end != b.end:
-        told = tuple(one.end.hex() if one.end else f"{len(one.steps)} steps" for one in (a, b))
-        return Difference(min(len(a.steps), len(b.steps)), "end", (told[0], told[1]))
-    return None
+    for i, pair in enumerate(zip(a.steps, b.steps, strict=False)):
+        pairs: list[tuple[Told, Told]] = [pair]
+        if i + 1 in a.states and i + 1 in b.states:
+            pairs.append((a.states[i + 1], b.states[i + 1]))
+        for one, other in pairs:
+            if what := one.difference(other):
+                return Difference(i, what, (one.shown(what), other.shown(what)))
+    done = min(len(a.steps), len(b.steps))
+    if len(a.steps) != len(b.steps) or (a.end is None) != (b.end is None):
+        raise InputError(f"one ends after {done} steps, and agrees with the other until there")
+    if a.end is None or b.end is None or a.end == b.end:
+        raise InputError("the transcripts agree in every step")
+    return Difference(done, "end", (a.end.hex(), b.end.hex()))
 
 
-def settle(run: Run, a: Transcript, b: Transcript) -> tuple[Difference, str, str]:
-    """Train the first step that differs again: the difference, who is right, what is right.
+def trace_of(run: Run, a: Transcript, b: Transcript, mine: Transcript) -> Trace:
+    """The trace of the first step in which two transcripts differ, as this run trains it.
+
+    Args:
+        run: the folder of whoever is asked for it.
+        a: one transcript.
+        b: the other.
+        mine: the run's own, which its checkpoints must be of.
+
+    Raises:
+        InputError: as of :func:`settle`; or the step that was trained is not as ``mine`` tells.
+    """
+    phase, found = _phase(run, a), first_difference(a, b)
+    traced = _train(run, phase, found, mine, True).trace
+    assert traced is not None
+    path = run.folder.transcript(phase.name)
+    traced.require(run.folder.path, mine, path)
+    return traced
+
+
+def settle(run: Run, a: Side, b: Side) -> Verdict:
+    """Train the first step that differs again, and see who is right.
 
     Args:
         run: a folder with the configuration, the data and, if they are to be spared, checkpoints.
-        a: one transcript.
-        b: the other.
-
-    Returns:
-        The difference; ``a``, ``b`` or ``neither``; and what training gives there.
+        a: one side.
+        b: the other; if both have traces they are led on to microbatch and tensor.
 
     Raises:
         InputError: they do not differ, are not of this run, or one of them has not ended.
     """
-    phase = phase_of(run.config, a.head["phase"])
-    inputs = inputs_record(run, phase.name, None if phase.expert is None else load_trunk(run))
-    if (found := first_difference(a, b)) is None:
-        raise InputError("the transcripts agree in every step")
-    if dict(a.head) != transcript.head(phase, inputs):
-        raise InputError(f"{run.folder.path}: another training than the transcripts tell of")
-    if found.what == "end" and found.done < phase.steps:
-        raise InputError(
-            f"one ends after {found.done} steps, and agrees with the other until there"
-        )
-    done = min(found.done, phase.steps - 1)
-    start = newest_save(run, phase, done)
-    right = ""
-    for trained in again(run, phase, start, done + 1, a):
-        if trained.step == done:
-            if found.what == "state":
-                right = state_sha256(trained.state)
-            elif found.what == "end":
-                right = trained.params_sha256()
-            else:
-                right = trained.told.shown(found.what)
+    phase, found = _phase(run, a.told), first_difference(a.told, b.told)
+    traces = a.trace_path is not None and b.trace_path is not None and found.what != "end"
+    sides = (a.trace(found.done), b.trace(found.done)) if traces else None
+    trained = _train(run, phase, found, a.told, traces)
+    if sides is None:
+        right = trained.params_sha256() if found.what == "end" else _right(trained, found.what)
+        return _verdict(found, right)
+    where = sides[0].difference(sides[1])
+    if where is None:
+        raise InputError("the traces agree in every tensor, and the transcripts do not")
+    part, name = where
+    one, other = (side.parts.get(part, {}).get(name, b"").hex() for side in sides)
+    assert trained.trace is not None
+    right = trained.trace.parts.get(part, {}).get(name, b"").hex()
+    return _verdict(Difference(found.done, f"{part}: {name}", (one, other)), right)
+
+
+def _verdict(found: Difference, right: str) -> Verdict:
     who = [name for name, value in zip("ab", found.values, strict=True) if value == right]
-    return found, (who or ["neither"])[0], right
+    return Verdict(found, (who or ["neither"])[0], right)
+
+
+def _right(trained: Trained, what: str) -> str:
+    if what in ("gradient", "state"):
+        return State.of(trained.stepper).shown(what)
+    return trained.told.shown(what)
+
+
+def _phase(run: Run, told: Transcript) -> Phase:
+    """The phase that a transcript is of, which must be one of this very run."""
+    phase = phase_of(run.config, told.head["phase"])
+    inputs = inputs_record(run, phase.name, None if phase.expert is None else load_trunk(run))
+    if dict(told.head) != transcript.head(phase, inputs):
+        raise InputError(f"{run.folder.path}: another training than the transcripts tell of")
+    return phase
+
+
+def _train(run: Run, phase: Phase, found: Difference, told: Transcript, traced: bool) -> Trained:
+    """Train up to and with the step in dispute, or the last if they differ in the end."""
+    step = min(found.done, phase.steps - 1)
+    start = newest_save(run, phase, step)
+    *_, last = again(run, phase, start, step + 1, told, step if traced else None)
+    return last

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from s7jax.digests import named_digest
+from s7jax.digests import named_digest, tensor_digests
 from s7jax.errors import InputError
 from s7jax.model import parameters
 from s7jax.model.language_model import Params
@@ -140,6 +140,13 @@ def state_sha256(state: Any) -> str:
     """SHA-256 of a training state: names, types, shapes and bytes of all that is in it."""
     leaves = jax.tree_util.tree_leaves_with_path(parameters.host(state))
     return named_digest((jax.tree_util.keystr(path), leaf) for path, leaf in leaves)
+
+
+def tensor_sha256(tree: Any) -> dict[str, bytes]:
+    """SHA-256 of each array of a training state, or of a gradient, by its path in the tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(parameters.host(tree))
+    names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
+    return tensor_digests(zip(names, (leaf for _, leaf in leaves), strict=True))
 
 
 def save_final(folder: Path, params: Params, record: dict[str, Any]) -> str:

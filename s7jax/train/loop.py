@@ -26,7 +26,7 @@ from s7jax.terminal.progress import Progress
 from s7jax.train import checkpoint, transcript
 from s7jax.train.evaluate import bits_per_byte
 from s7jax.train.optimizer import learning_rate
-from s7jax.train.phase import Phase, states_every
+from s7jax.train.phase import Phase
 from s7jax.train.provenance import environment, warn_of_changes
 from s7jax.train.run import Run, batches, finished, inputs_record, load_trunk, same_inputs
 from s7jax.train.step import Stepper, TrainState, initial_state, loss_of
@@ -163,8 +163,8 @@ class Training:
         speed = throughput(run, phase)
         self.log = Metrics(run.folder.metrics, subject, run.options.log_to, speed, clock)
         self._clock = clock
-        path, head = run.folder.transcript(phase.name), transcript.head(phase, inputs)
-        self._transcript = transcript.Recorder(path, head, done, self.environment)
+        path, self._head = run.folder.transcript(phase.name), transcript.head(phase, inputs)
+        self._transcript = transcript.Recorder(path, self._head, done, self.environment)
         clock.mark("compile")
 
     @classmethod
@@ -207,7 +207,9 @@ class Training:
         self._clock.mark("stall")  # the batch was waited for
         recipe, step = self.phase.recipe, self.done
         rate = learning_rate(recipe, step, self.phase.steps)
-        metrics = self._stepper.step(batch.tokens, rate, step not in recipe.skip_steps)
+        metrics = self._stepper.step(
+            batch.tokens, rate, step not in recipe.skip_steps, transcript.due(self._head, step + 1)
+        )
         self._receipt, self.done = self._receipt.extend(batch), step + 1
         self._transcript.put(step, self._receipt.chain, metrics)
         tokens = self.done * self.phase.tokens_per_step
@@ -217,12 +219,11 @@ class Training:
         self._clock.mark("compile" if step == self._first else "step")
 
     def transcribe(self) -> None:
-        """The digest of the training state, where one is due."""
-        last = self.done == self.phase.steps
-        if self.done % states_every(self.phase.steps) == 0 or last:
-            state = jax.block_until_ready(self._stepper.state)
+        """The digests of gradient and training state, where they are due."""
+        if transcript.due(self._head, self.done):
+            jax.block_until_ready(self._stepper.state)
             self._clock.mark("step")
-            self._transcript.state(self.done, checkpoint.state_sha256(state))
+            self._transcript.state(self.done, transcript.State.of(self._stepper))
             self._clock.mark("save")
 
     def measure(self) -> None:

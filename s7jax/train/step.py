@@ -12,7 +12,7 @@ Shape suffixes: B sequences, T time, D hidden, V vocabulary.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -96,6 +96,7 @@ class Stepper:
         self._groups = submeshes(mesh) if reduction == "tree" else (mesh,)
         self._tree = reduction == "tree"
         self._states = split(state, self._groups)
+        self._gradient_sum: list[Any] | None = None
         self._frozen = split(frozen, self._groups)
         self._gradient = gradient_program(cfg, loss, compute)
         self._update = update_program(recipe)
@@ -104,6 +105,12 @@ class Stepper:
     def state(self) -> TrainState:
         """The training state on the whole mesh."""
         return join(self._states, self._mesh)
+
+    @property
+    def gradient_sum(self) -> Params:
+        """Sum of the gradients of all microbatches of the last step, which must have kept it."""
+        assert self._gradient_sum is not None
+        return join(self._gradient_sum, self._mesh)
 
     def program_digest(self, context: int) -> str:
         """SHA-256 of the StableHLO of both programs, as one group runs them.
@@ -125,13 +132,26 @@ class Stepper:
                 sha.update(program.lower(*args).as_text().encode())
         return sha.hexdigest()
 
+    def microbatches(self, tokens: np.ndarray) -> Iterator[tuple[jax.Array, Params]]:
+        """Loss and gradient of every microbatch of a step, in order; in one process."""
+        for group, state, frozen, leaves in zip(
+            self._groups, self._states, self._frozen, self._rows(tokens), strict=True
+        ):
+            for rows in leaves:
+                yield _under(group, self._gradient, state.params, frozen, place(rows, group))
+
     def step(
-        self, tokens: np.ndarray, learning_rate: float, apply: bool = True
+        self,
+        tokens: np.ndarray,
+        learning_rate: float,
+        apply: bool = True,
+        keep_gradient: bool = False,
     ) -> dict[str, jax.Array]:
         """One optimizer step on the global batch, int32 [batch, T + 1].
 
         A step whose loss or gradient is not finite, or whose loss is a spike, leaves the state
-        as it was; so does any step with ``apply`` false.
+        as it was; so does any step with ``apply`` false. With ``keep_gradient`` there is
+        :attr:`gradient_sum` until the next step.
 
         Returns:
             float32 scalars: ``loss`` in nats per token, ``grad_norm`` before clipping,
@@ -150,6 +170,7 @@ class Stepper:
         totals = tree_sum(gradient, leaves[0].shape[0], self._groups)
         if self._tree:
             totals = across_groups(totals, self._mesh)
+        self._gradient_sum = [gradient for _, gradient in totals] if keep_gradient else None
         count = self._recipe.batch // self._recipe.microbatch
         if not self._tree:
             count //= self._mesh.shape[DATA]  # each leaf is already a mean over the groups

@@ -11,16 +11,19 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Self, cast
 
 import jax
 import msgpack
 import numpy as np
 
+from s7jax.digests import tree_digest
 from s7jax.errors import InputError
 from s7jax.storage import write_bytes
 from s7jax.terminal.processes import say
+from s7jax.train.checkpoint import tensor_sha256
 from s7jax.train.phase import Phase, states_every
+from s7jax.train.step import Stepper
 
 FORMAT, VERSION = "s7-transcript", 1
 
@@ -35,8 +38,24 @@ def head(phase: Phase, inputs: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+class Told:
+    """What is told field by field, and compared so."""
+
+    def difference(self, other: Self) -> str | None:
+        """The first field that is not the same in another telling."""
+        names = (field.name for field in fields(cast(Any, self)))
+        return next((n for n in names if getattr(self, n) != getattr(other, n)), None)
+
+    def shown(self, what: str) -> str:
+        """One field, to be read: floats in the digits that tell them apart."""
+        value = getattr(self, what)
+        if what in ("loss", "grad_norm"):
+            return str(np.frombuffer(value, "<f4")[0])
+        return value.hex() if isinstance(value, bytes) else str(value)
+
+
 @dataclass(frozen=True)
-class Step:
+class Step(Told):
     """One step: the receipt of all batches up to it, and what it gave, as float32 bits."""
 
     receipt: bytes  # SHA-256
@@ -51,17 +70,23 @@ class Step:
         loss, norm = (np.asarray(found[k], "<f4").tobytes() for k in ("loss", "grad_norm"))
         return cls(bytes.fromhex(receipt), loss, norm, bool(found["skipped"]))
 
-    def difference(self, other: Self) -> str | None:
-        """The first field that is not the same in another telling of this step."""
-        names = (field.name for field in fields(self))
-        return next((n for n in names if getattr(self, n) != getattr(other, n)), None)
 
-    def shown(self, what: str) -> str:
-        """One field, to be read: floats in the digits that tell them apart."""
-        value = getattr(self, what)
-        if what in ("loss", "grad_norm"):
-            return str(np.frombuffer(value, "<f4")[0])
-        return value.hex() if isinstance(value, bytes) else str(value)
+@dataclass(frozen=True)
+class State(Told):
+    """What a step left: two trees of tensors, each by its digest (:func:`tree_digest`).
+
+    Attributes:
+        gradient: the sum of the gradients of all microbatches of the step.
+        state: the training state after it: parameters, moments and running loss.
+    """
+
+    gradient: bytes
+    state: bytes
+
+    @classmethod
+    def of(cls, stepper: Stepper) -> Self:
+        """Of a step that was told to keep its gradient."""
+        return cls(*(tree_digest(tensor_sha256(t)) for t in (stepper.gradient_sum, stepper.state)))
 
 
 @dataclass(frozen=True)
@@ -72,7 +97,7 @@ class Transcript:
         head: what it is of (:func:`head`).
         environments: what it was trained on, by the steps done before.
         steps: every step from the first.
-        states: SHA-256 of the training state, by the steps done.
+        states: gradient and training state, by the steps done.
         end: SHA-256 of the parameters that the phase ended with; None if it has not.
         root: the last hash of the chain.
     """
@@ -80,7 +105,7 @@ class Transcript:
     head: Mapping[str, Any]
     environments: Mapping[int, Mapping[str, Any]]
     steps: tuple[Step, ...]
-    states: Mapping[int, bytes]
+    states: Mapping[int, State]
     end: bytes | None
     root: bytes
 
@@ -101,9 +126,8 @@ def read(path: Path) -> Transcript:
     if not entries:
         raise InputError(f"{path}: empty, not a transcript")
     first = _head_of(path, entries[0][1])
-    every = first["states_every"]
     steps: list[Step] = []
-    states: dict[int, bytes] = {}
+    states: dict[int, State] = {}
     environments: dict[int, Mapping[str, Any]] = {}
     end: bytes | None = None
     for _, entry in entries[1:]:
@@ -118,14 +142,21 @@ def read(path: Path) -> Transcript:
                 bytes(loss),
                 bytes(norm),
                 bool(skipped),
-            ] if at == done < first["steps"] and end is None and _due(states, done, every):
+            ] if (
+                at == done < first["steps"]
+                and end is None
+                and (done in states or not due(first, done))
+            ):
                 if (len(receipt), len(loss), len(norm)) != (32, 4, 4):
                     raise InputError(f"{path}: step {at}: hashes or floats of another length")
                 steps.append(Step(receipt, loss, norm, skipped))
-            case ["state", int(at), bytes(state)] if (
-                at == done and at not in states and len(state) == 32 and _falls(at, first)
+            case ["state", int(at), bytes(gradient), bytes(state)] if (
+                at == done
+                and at not in states
+                and len(gradient) == len(state) == 32
+                and due(first, at)
             ):
-                states[at] = state
+                states[at] = State(gradient, state)
             case ["end", int(at), bytes(sha256)] if (
                 at == done == first["steps"] and at in states and len(sha256) == 32 and not end
             ):
@@ -137,13 +168,9 @@ def read(path: Path) -> Transcript:
     return Transcript(first, environments, tuple(steps), states, end, chain.value)
 
 
-def _falls(done: int, first: Mapping[str, Any]) -> bool:
-    return done > 0 and (done % first["states_every"] == 0 or done == first["steps"])
-
-
-def _due(states: Mapping[int, bytes], done: int, every: int) -> bool:
-    """No digest of the state before this step is missing."""
-    return done == 0 or done % every != 0 or done in states
+def due(head: Mapping[str, Any], done: int) -> bool:
+    """Whether gradient and state are told after so many steps."""
+    return done > 0 and (done % head["states_every"] == 0 or done == head["steps"])
 
 
 def _head_of(path: Path, entry: Any) -> dict[str, Any]:
@@ -234,10 +261,10 @@ class Recorder:
             self._write(["step", step, told.receipt, told.loss, told.grad_norm, told.skipped])
         self._pending = None
 
-    def state(self, done: int, sha256: str) -> None:
-        """The training state after so many steps."""
+    def state(self, done: int, found: State) -> None:
+        """What so many steps have left."""
         self.flush()
-        self._write(["state", done, bytes.fromhex(sha256)])
+        self._write(["state", done, found.gradient, found.state])
 
     def end(self, done: int, params_sha256: str) -> str | None:
         """The parameters the phase ends with; the root of the transcript, if there is one."""

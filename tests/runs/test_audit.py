@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+from contextlib import nullcontext
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,10 +12,13 @@ import pytest
 from s7jax.errors import InputError
 from s7jax.runs import audit as audits
 from s7jax.runs import dispute
+from s7jax.terminal.progress import Progress
 from s7jax.train import run as runs
-from s7jax.train import transcript
+from s7jax.train import step as steps
+from s7jax.train import trace, transcript
 from s7jax.train.options import Options
-from s7jax.train.run import load_trunk
+from s7jax.train.phase import Phase
+from s7jax.train.run import batches, load_trunk
 from s7jax.train.step import Stepper
 from tests.compiling import hardly_optimised
 from tests.train.conftest import new_run, open_run, prepared  # noqa: F401 fixtures
@@ -82,17 +87,22 @@ def test_the_seed_draws_and_nothing_else_does(honest):
     assert audits.draw(every, 3, "7", ["0"]) != drawn["7"]
 
 
-def step_with(change):
-    """A patch of the training step: ``change(self, step, tokens, rate)`` before one of them."""
+@pytest.fixture(scope="module")
+def spoilt(honest):
+    """The batch of the step."""
+    return batches(honest.prepared, Phase(honest.config)).batch(SPOILT).tokens
+
+
+def step_with(change, batch):
+    """A patch of the training step: ``change(self, tokens, rate)`` before that of the batch."""
 
     def patched(patch):
-        right, at = Stepper.step, [0]
+        right = Stepper.step
 
-        def step(self, tokens, rate, apply=True):
-            if at[0] == SPOILT:
+        def step(self, tokens, rate, apply=True, keep_gradient=False):
+            if np.array_equal(tokens, batch):
                 tokens, rate, apply = change(self, tokens, rate)
-            at[0] += 1
-            return right(self, tokens, rate, apply)
+            return right(self, tokens, rate, apply, keep_gradient)
 
         patch.setattr(Stepper, "step", step)
 
@@ -114,8 +124,8 @@ FORGERIES = {
 
 
 @pytest.mark.parametrize("name", FORGERIES)
-def test_a_forged_step_is_found_and_named(forger, name):
-    run = forger(step_with(FORGERIES[name]))
+def test_a_forged_step_is_found_and_named(forger, spoilt, name):
+    run = forger(step_with(FORGERIES[name], spoilt))
     told = {"trunk": transcript.read(run.folder.transcript("trunk"))}
     every, roots = audits.segments(run, told), [told["trunk"].root.hex()]
     seeds: dict[bool, list[str]] = {True: [], False: []}
@@ -123,22 +133,128 @@ def test_a_forged_step_is_found_and_named(forger, name):
         hit = SPOILT in {segment.first for segment in audits.draw(every, 3, seed, roots)}
         seeds[hit].append(seed)
     assert 0.2 < len(seeds[True]) / 400 < 0.4  # three of ten segments
-    with pytest.raises(InputError, match=rf"trunk: (step {SPOILT}|after {SPOILT + 1} steps)"):
+    with pytest.raises(InputError, match=rf"trunk: step {SPOILT}: "):
         audit(run, 3, seeds[True][0])
     assert audit(run, 3, seeds[False][0])  # what was made of it afterwards is as it is told
+
+
+def settled(run, a, b):
+    return dispute.settle(run, dispute.Side(Path("a.s7t"), a), dispute.Side(Path("b.s7t"), b))
 
 
 @pytest.mark.parametrize(
     ("name", "what"),
     [("weights swapped", "loss"), ("another batch", "loss"), ("learning rate nudged", "state")],
 )
-def test_a_dispute_ends_at_the_forged_step_with_who_is_right(honest, forger, name, what):
+def test_a_dispute_ends_at_the_forged_step_with_who_is_right(honest, forger, spoilt, name, what):
     ours = transcript.read(honest.folder.transcript("trunk"))
-    theirs = transcript.read(forger(step_with(FORGERIES[name])).folder.transcript("trunk"))
+    run = forger(step_with(FORGERIES[name], spoilt))
+    theirs = transcript.read(run.folder.transcript("trunk"))
     for pair, right in (((theirs, ours), "b"), ((ours, theirs), "a")):
-        found, who, value = dispute.settle(honest, *pair)
-        assert (found.done, found.what, who) == (SPOILT, what, right)
-        assert value == found.values["ab".index(right)] != found.values["ba".index(right)]
+        verdict = settled(honest, *pair)
+        found = verdict.difference
+        assert (found.done, found.what, verdict.right) == (SPOILT, what, right)
+        assert verdict.value == found.values["ab".index(right)] != found.values["ba".index(right)]
+
+
+def faulty(rows):
+    """A machine that computes one tensor of the gradient of one microbatch wrong, every time."""
+
+    def patched(patch):
+        right = steps.gradient_program
+
+        def gradient_program(*args):
+            program = right(*args)
+
+            def gradient(params, frozen, tokens):
+                loss, found = program(params, frozen, tokens)
+                if np.array_equal(tokens, rows):
+                    right_one = found["trunk"]["final_norm"]["gain"]
+                    found["trunk"]["final_norm"]["gain"] = right_one + right_one
+                return loss, found
+
+            gradient.lower = program.lower
+            return gradient
+
+        patch.setattr(steps, "gradient_program", gradient_program)
+
+    return patched
+
+
+def traced(run, a, b, path):
+    mine = transcript.read(run.folder.transcript("trunk"))
+    dispute.trace_of(run, a, b, mine).write(path)
+    return path
+
+
+def test_traces_lead_to_the_microbatch_and_the_tensor(
+    honest, forger, spoilt, tmp_path, monkeypatch
+):
+    rows = spoilt[5:6]
+    run = forger(faulty(rows))
+    ours, theirs = (transcript.read(x.folder.transcript("trunk")) for x in (honest, run))
+    assert dispute.first_difference(ours, theirs).what == "grad_norm"
+    mine = traced(honest, ours, theirs, tmp_path / "a.s7x")
+    with monkeypatch.context() as patch:
+        faulty(rows)(patch)
+        other = traced(run, ours, theirs, tmp_path / "b.s7x")
+    a, b = dispute.Side(Path("a.s7t"), ours, mine), dispute.Side(Path("b.s7t"), theirs, other)
+    for pair, right in (((a, b), "a"), ((b, a), "b")):
+        verdict = dispute.settle(honest, *pair)
+        found = verdict.difference
+        assert (found.done, verdict.right) == (SPOILT, right)
+        assert found.what == "microbatch 5: gradient/trunk/final_norm/gain"
+        assert verdict.value == found.values["ab".index(right)] != found.values["ba".index(right)]
+    with pytest.raises(InputError, match=r"a\.s7x: not a trace of step 6 as b\.s7t tells of it"):
+        dispute.settle(honest, a, dataclasses.replace(b, trace_path=mine))
+    with pytest.raises(InputError, match="not a trace of step 6 as"):
+        traced(run, ours, theirs, tmp_path / "c.s7x")  # the fault is mended, the transcript is not
+
+
+def test_where_gradients_agree_the_update_is_named(honest, forger, spoilt, tmp_path, monkeypatch):
+    nudged = step_with(FORGERIES["learning rate nudged"], spoilt)
+    run = forger(nudged)
+    ours, theirs = (transcript.read(x.folder.transcript("trunk")) for x in (honest, run))
+    path = traced(honest, ours, theirs, tmp_path / "a.s7x")
+    with monkeypatch.context() as patch:
+        nudged(patch)
+        mine, other = trace.read(path), trace.read(traced(run, ours, theirs, tmp_path / "b.s7x"))
+    assert mine.difference(other) == ("after", "params/embedding/weight")
+    assert mine.difference(mine) is None
+    for damaged in (b"", b"x", path.read_bytes()[:-1], path.read_bytes() + b"x"):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"a\.s7x: not a trace of version 1"):
+            trace.read(path)
+
+
+def test_other_data_annealed_back_is_caught_in_its_segments_and_only_there(forger):
+    """Four of ten segments were trained on one easy sequence, then honestly to a fair loss."""
+    others = range(3, 7)
+
+    def easy(patch):
+        right, at = Stepper.step, [0]
+
+        def step(self, tokens, *args):
+            tokens = tokens * 0 + tokens[0] if at[0] in others else tokens
+            at[0] += 1
+            return right(self, tokens, *args)
+
+        patch.setattr(Stepper, "step", step)
+
+    run = forger(easy)
+    told = transcript.read(run.folder.transcript("trunk"))
+    every = audits.segments(run, {"trunk": told})
+    with Progress("segments", len(every), "segments") as progress:
+        for segment in every:
+            forged = pytest.raises(InputError, match=f"trunk: step {segment.first}: loss is ")
+            with forged if segment.first in others else nullcontext():
+                audits.train_again(run, segment, told, progress)
+    roots = [told.root.hex()]
+    hits = sum(
+        any(segment.first in others for segment in audits.draw(every, 3, seed, roots))
+        for seed in map(str, range(1000))
+    )
+    assert abs(hits / 1000 - audits.odds(10, 3, 0.4)) < 0.04  # 5/6; three standard deviations
 
 
 def test_where_there_is_no_dispute_it_is_said(honest, open_run):  # noqa: F811
@@ -146,18 +262,18 @@ def test_where_there_is_no_dispute_it_is_said(honest, open_run):  # noqa: F811
         transcript.read(honest.folder.transcript(name)) for name in ("trunk", "expert1")
     )
     with pytest.raises(InputError, match="agree in every step"):
-        dispute.settle(honest, trunk, trunk)
+        settled(honest, trunk, trunk)
     with pytest.raises(InputError, match="not transcripts of one training: "):
-        dispute.settle(honest, trunk, expert)
+        settled(honest, trunk, expert)
     both_wrong = dataclasses.replace(trunk, steps=(trunk.steps[1], *trunk.steps[1:]))
     other = dataclasses.replace(trunk, steps=(trunk.steps[2], *trunk.steps[1:]))
-    _, who, value = dispute.settle(honest, both_wrong, other)
-    assert (who, value) == ("neither", trunk.steps[0].receipt.hex())
+    verdict = settled(honest, both_wrong, other)
+    assert (verdict.right, verdict.value) == ("neither", trunk.steps[0].receipt.hex())
 
 
-def test_a_step_that_was_left_out_is_found(forger):
+def test_a_step_that_was_left_out_is_found(forger, spoilt):
     def silently(patch):
-        step_with(lambda _, tokens, rate: (tokens, rate, False))(patch)
+        step_with(lambda _, tokens, rate: (tokens, rate, False), spoilt)(patch)
         told = transcript.Recorder._write
 
         def lying(self, entry):
@@ -165,7 +281,7 @@ def test_a_step_that_was_left_out_is_found(forger):
 
         patch.setattr(transcript.Recorder, "_write", lying)
 
-    with pytest.raises(InputError, match=f"after {SPOILT + 1} steps the training state"):
+    with pytest.raises(InputError, match=f"step {SPOILT}: state is "):
         audit(forger(silently))
 
 

@@ -19,7 +19,7 @@ from s7jax.runtime.compute import Compute, Reference
 from s7jax.runtime.model import Model
 from s7jax.runtime.replay import by_specification
 from s7jax.runtime.sealing import seal_with_answers
-from s7jax.s7l import signature
+from s7jax.s7l import note as notes
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["def f(x):", "2 + 2 =", "The moon", "Zwölf", "{", "caf\xff"]
@@ -149,7 +149,7 @@ def test_what_was_verified_is_what_runs(sealed, tmp_path, tool):
     assert done.returncode == 1
     assert done.stdout == ""
     assert "root" in done.stderr
-    signature.new_key(tmp_path / "key.pem")
+    notes.new_key(tmp_path / "key.pem")
     done = run(tool, sealed, *ask, "--trust", tmp_path / "key.pem.pub")
     assert done.returncode == 1
     assert done.stdout == ""

@@ -8,6 +8,7 @@ import pytest
 from test_pack_verify import pack_args, tool
 
 from s7jax import s7l
+from s7jax.s7l import note as notes
 from s7jax.s7l import signature
 
 
@@ -15,7 +16,7 @@ from s7jax.s7l import signature
 def keys(tmp_path_factory):
     folder = tmp_path_factory.mktemp("keys")
     for name in ("alice", "bob", "eve"):
-        signature.new_key(folder / name)
+        notes.new_key(folder / name)
     return folder
 
 
@@ -65,7 +66,7 @@ def line(text):
 
 
 def garbage_by(keys, name):
-    number = signature._key_id(signature._public_key(keys / name).public_bytes_raw())
+    number = notes._key_id(notes._public_key(keys / name).public_bytes_raw())
     return line(base64.b64encode(number + bytes(64)).decode())
 
 
@@ -173,13 +174,13 @@ def test_openssl_makes_keys_and_verifies_signatures(tmp_path, release):
 
 
 def test_keys_are_private_and_never_overwritten(tmp_path):
-    public = signature.new_key(tmp_path / "k")
+    public = notes.new_key(tmp_path / "k")
     assert (tmp_path / "k").stat().st_mode & 0o777 == 0o600
     with pytest.raises(s7l.SealError, match="never overwritten"):
-        signature.new_key(tmp_path / "k")
+        notes.new_key(tmp_path / "k")
     (tmp_path / "k").unlink()
     with pytest.raises(s7l.SealError, match="never overwritten"):
-        signature.new_key(tmp_path / "k")
+        notes.new_key(tmp_path / "k")
     assert public.exists()
 
 

@@ -22,7 +22,8 @@ def read(data: bytes) -> dict[str, Any]:
             losses += struct.unpack("<f", rest[1])
         elif kind == "state":
             require(due and done not in states, "a state that is not due")
-            states[done] = rest[0].hex()
+            gradient, state = rest
+            states[done] = gradient.hex(), state.hex()
         else:
             require(kind == "environment", "an entry of another kind")
     require(entries[-1][:2] == ["end", head["steps"]] and head["steps"] in states, "no end")

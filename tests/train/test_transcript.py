@@ -55,7 +55,9 @@ def test_a_reader_written_from_the_document_reads_it(trunk):
     path = trunk.folder.transcript("trunk")
     found, told = reader.read(path.read_bytes()), transcript.read(path)
     assert (found["head"], found["end"], found["root"]) == (told.head, told.end, told.root)
-    assert found["states"] == {done: state.hex() for done, state in told.states.items()}
+    assert found["states"] == {
+        done: (left.gradient.hex(), left.state.hex()) for done, left in told.states.items()
+    }
     lines = [json.loads(line) for line in trunk.folder.metrics.read_text().splitlines()]
     assert found["losses"] == [line["loss"] for line in lines]
 
