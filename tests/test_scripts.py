@@ -305,6 +305,15 @@ def test_every_rule_is_shown_by_a_run(work: Path):
     assert {"s8", "s32"} <= set(types) <= INTEGERS  # of XLA or of a processor's instructions
 
 
+def test_every_link_from_the_data_to_a_proof_is_equal_beside_the_run(work: Path, here):
+    proof = work / "runs/tiny/model/sample.s7p"
+    words = ("--provenance", "--run", "tiny", "--proof", proof, "--json")
+    code, out, _ = here("tools/verify.py", *words, cwd=work)
+    links = {one["link"]: one["verdict"] for one in json.loads(out)["provenance"]}
+    assert (code, set(links.values())) == (0, {"equal"})
+    assert {"trunk transcript", "expert3 data", "router parameters", "proof"} <= set(links)
+
+
 def test_selftest_notices_any_changed_bit(work: Path, tmp_path: Path):
     sealed = work / "runs/tiny/model/moe.s7l"
     assert "16 tokens in 4 domains" in good("tools/selftest.py", sealed, cwd=work)

@@ -34,7 +34,7 @@ SCRIPTS = {
     "convert": "tools/convert.py",
     "plan": "tools/plan.py",
 }
-COMMANDS = (*SCRIPTS, "report", "runs", "clean", "config", "completion")
+COMMANDS = (*SCRIPTS, "provenance", "report", "runs", "clean", "config", "completion")
 
 
 def main() -> None:

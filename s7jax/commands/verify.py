@@ -8,6 +8,7 @@ Examples:
   s7jax verify model/moe.s7l --trust release.pem.pub --min-version 3
   s7jax verify expert2.s7b --trust release.pem.pub --signature model/moe.s7l.sig
   s7jax verify model/moe.s7l --replay out.s7p [--engine native]    compute it again
+  s7jax verify --provenance --run demo    data, trunk, experts, seal, proof: every link
 
 A seal proves that the file is whole; --root or --trust, with keys you know, whose it is.
 """
@@ -19,13 +20,14 @@ from typing import Any
 
 from s7jax import s7l
 from s7jax.errors import InputError, UsageError
+from s7jax.runs import lineage
 from s7jax.runtime import evidence, proof
 from s7jax.runtime.model import REPLAYERS, by_engine
 from s7jax.runtime.replay import replay
 from s7jax.s7l import signature
 from s7jax.terminal import compiling
 from s7jax.terminal.tables import show_findings, show_replay
-from s7jax.train.folder import newest_seal
+from s7jax.train.folder import named, newest, newest_seal
 
 
 def add_flags(p: ArgumentParser) -> None:
@@ -35,7 +37,10 @@ def add_flags(p: ArgumentParser) -> None:
     p.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
     p.add_argument("--trust", type=Path, nargs="+", metavar="PUBKEY", help="one must have signed")
     p.add_argument("--min-version", type=int, default=0, help="oldest release accepted")
-    p.add_argument("--run", action="store_true", help="also check what a running model shows")
+    told = "also check what a running model shows; with --provenance: the run to compare with"
+    p.add_argument("--run", nargs="?", const=True, metavar="RUN", help=told)
+    p.add_argument("--provenance", action="store_true", help="every link from data to proof")
+    p.add_argument("--proof", type=Path, help="a .s7p at the end of --provenance")
     p.add_argument("--replay", type=Path, metavar="PROOF", help="a .s7p to compute again")
     p.add_argument("--engine", choices=REPLAYERS, default="numpy", help="of a replay")
     p.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="XLA devices")
@@ -43,10 +48,16 @@ def add_flags(p: ArgumentParser) -> None:
 
 
 def complete(args: Namespace) -> None:
-    """Refuse what does not go together; a file not given is the newest run's."""
+    """Refuse what does not go together; a file not given is the run's, or the newest run's."""
     if not args.trust and (args.min_version or args.signature):
         raise UsageError("--min-version and --signature mean nothing without --trust PUBKEY")
-    args.file = args.file or newest_seal()
+    if not args.provenance and (args.proof or (args.file and isinstance(args.run, str))):
+        raise UsageError("--proof PROOF and --run RUN go with --provenance")
+    if args.provenance and args.run:
+        args.run = newest(lambda run: run.sealed) if args.run is True else named(args.run)
+    elif isinstance(args.run, str):  # --run FILE
+        args.file, args.run = Path(args.run), True
+    args.file = args.file or (args.run.sealed if args.provenance and args.run else newest_seal())
 
 
 def main(args: Namespace) -> int:
@@ -56,30 +67,38 @@ def main(args: Namespace) -> int:
     try:
         opening = s7l.open_bundle if s7l.is_bundle(args.file) else s7l.open
         opened = opening(args.file, root=args.root)
-        note = args.signature or signature.note_path(args.file)
-        signed = signers(note, opened, args) if args.trust else None
+        note, of = args.signature or signature.note_path(args.file), (opened.root, opened.length)
+        signed = args.trust and signature.verify(note, *of, args.trust, args.min_version)
         replayed = again(args, opened) if args.replay else None
+        last = args.proof or args.replay
+        links = lineage.walk(opened, args.file, args.run, last) if args.provenance else []
     except InputError as e:
-        if args.json:
-            print(json.dumps({**result, "passed": False, "error": str(e)}))
-            return 1
-        raise
+        if not args.json:
+            raise
+        print(json.dumps({**result, "passed": False, "error": str(e)}))
+        return 1
     report = s7l.check(opened)
-    if args.run and isinstance(opened, s7l.Seal):
+    if args.run is True and isinstance(opened, s7l.Seal):
         report = evidence.check(opened, report)
+    passed = report.passed and not lineage.broken(links)
     if args.json:  # the same file gives the same object
-        result |= {"passed": report.passed, "root": opened.root.hex(), "bytes": opened.length}
-        result |= {"signature": signed, "replay": replayed, "rules": [*map(vars, report.findings)]}
+        result |= {"passed": passed, "root": opened.root.hex(), "bytes": opened.length}
+        by = signed and {"version": signed[0].version, "keys": [*map(str, signed[1])]}
+        result |= {"signature": by, "replay": replayed, "rules": [*map(vars, report.findings)]}
+        result |= {"provenance": [link.to_json() for link in links]} if links else {}
         print(json.dumps(result, indent=2))
     else:
         print(f"{args.file}: {opened.length:,} bytes sealed, root {opened.root.hex()}")
         if signed:
-            print(f"release {signed['version']}, signed by {', '.join(signed['keys'])}")
+            print(f"release {signed[0].version}, signed by {', '.join(map(str, signed[1]))}")
         if replayed:
             show_replay(replayed)
-        show_findings(report.findings)
-        print(f"hashed at {report.bytes_per_second / 1e6:,.0f} MB/s")
-    return 0 if report.passed else 1
+        if links:
+            print("\n".join(lineage.shown(links, args.run)))
+        if not (links and report.passed):
+            show_findings(report.findings)
+            print(f"hashed at {report.bytes_per_second / 1e6:,.0f} MB/s")
+    return 0 if passed else 1
 
 
 def again(args: Namespace, opened: s7l.Seal | s7l.Bundle) -> dict[str, Any]:
@@ -89,9 +108,3 @@ def again(args: Namespace, opened: s7l.Seal | s7l.Bundle) -> dict[str, Any]:
     forward = by_engine(opened, args.engine, args.mesh)
     compiling.announce()
     return replay(proof.load(args.replay), opened, forward)
-
-
-def signers(note: Path, opened: s7l.Seal | s7l.Bundle, args: Namespace) -> dict[str, Any]:
-    """Release and trusted signers of an open file."""
-    release, keys = signature.verify(note, opened.root, opened.length, args.trust, args.min_version)
-    return {"version": release.version, "keys": [str(key) for key in keys]}

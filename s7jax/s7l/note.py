@@ -102,6 +102,16 @@ def sign(path: Path, text: str, keys: Sequence[Path]) -> Note:
     return note
 
 
+def raw_signatures(data: bytes, keys: Iterable[Path]) -> list[bytes]:
+    """Ed25519 signatures of bytes that are no note, one by each private key.
+
+    Raises:
+        SealError: a key is unreadable.
+        UsageError: the package ``cryptography`` is missing.
+    """
+    return [_private_key(key).sign(data) for key in keys]
+
+
 # y coordinates of the eight points of small order and their other encodings, sign bit cleared.
 _P = 2**255 - 19
 _SMALL_ORDER = frozenset(
