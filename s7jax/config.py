@@ -312,10 +312,12 @@ def override(config: Config, assignments: list[str]) -> Config:
     """
     tree = config.to_json()
     for assignment in assignments:
-        path, _, text = assignment.partition("=")
+        path, given, text = assignment.partition("=")
+        if not (path and given):
+            raise UsageError(f"--set {assignment!r}: expected FIELD=VALUE, such as seed=1")
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UsageError(f"--set {assignment}: {text!r} is not a JSON value") from None
         *parents, last = path.split(".")
         for node in _nodes(tree, parents, path):
@@ -348,6 +350,6 @@ def preset(label: str) -> Config:
     Raises:
         UsageError: no such preset.
     """
-    if label not in PRESETS:
+    if label not in list(PRESETS):  # any value of a file, also what cannot be a key
         raise UsageError(f"unknown preset {label!r}; expected one of {', '.join(PRESETS)}")
     return PRESETS[label]

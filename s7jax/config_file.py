@@ -30,8 +30,8 @@ def load(path: Path, base: Callable[[str | None], Config]) -> Config:
     """
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise UsageError(f"--config {path}: {e}") from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise UsageError(f"--config {path}: {getattr(e, 'strerror', None) or e}") from None
     try:
         model = tree.get("model", {})
         if isinstance(model, dict) and "domains" in model:
@@ -57,7 +57,7 @@ def _over(base: Any, given: dict[str, Any]) -> dict[str, Any]:
         if key == "domains" and isinstance(value, list):
             records = {record["name"]: record for record in base["domains"]}
             merged[key] = [
-                _over(records.get(r.get("name"), {}), r) if isinstance(r, dict) else r
+                _over(records.get(str(r.get("name")), {}), r) if isinstance(r, dict) else r
                 for r in value
             ]
         elif isinstance(value, dict) and isinstance(base.get(key), dict):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import s7jax
+from s7jax import sample
 from s7jax.commands import COMMANDS, SCRIPTS
 
 ROOT = Path(__file__).parent.parent
@@ -41,12 +43,13 @@ def test_version_and_help_name_everything_and_import_nothing_heavy():
 
 
 def test_what_is_no_command_is_said_with_those_that_are():
-    nothing, wrong = s7(), s7("pak")
+    nothing, wrong, flag = s7(), s7("pak"), s7("--verson")
     assert (nothing.returncode, wrong.returncode) == (2, 2)
     assert nothing.stdout == wrong.stdout == ""
     assert "generate" in nothing.stderr
-    assert "'pak'" in wrong.stderr
-    assert "pack" in wrong.stderr
+    assert wrong.stderr == "error: no command 'pak'; did you mean 'pack'?\n"
+    assert flag.stderr == "error: no command '--verson'; did you mean '--version'?\n"
+    assert "inspect" in s7("xyz").stderr
 
 
 def test_commands_are_named_the_way_that_was_taken(tmp_path):
@@ -112,19 +115,35 @@ def test_a_script_without_packages_takes_the_environment_beside_it(checkout: Pat
     assert "usage: python tools/verify.py" in helped.stdout
 
 
-def test_a_reader_that_has_enough_ends_the_command_quietly():
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, "wb") as gone:
-        done = subprocess.run(
-            [sys.executable, "-m", "s7jax", "completion", "bash"],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=gone,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert (done.returncode, done.stderr) == (141, "")
+@pytest.mark.parametrize("words", [("completion", "bash"), ("inspect", str(sample.SEALED))])
+def test_a_reader_that_has_enough_ends_the_command_quietly(words):
+    """Plain text, and tables; as by `| head -1`."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "s7jax", *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        pipesize=4096,  # not all of it fits
+    ) as command:
+        command.stdout.readline()
+        command.stdout.close()
+        assert (command.stderr.read(), command.wait()) == ("", 141)
+
+
+def test_who_has_closed_the_output_wants_none(tmp_path):
+    done = run("sh", "-c", f"'{sys.executable}' -m s7jax runs >&-", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_interrupt_while_modules_are_imported_leaves_no_trace(tmp_path):
+    (tmp_path / "s7jax").symlink_to(ROOT / "s7jax")
+    (tmp_path / "shtab.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n"
+        "    pass\nprint('swallowed')\n"
+    )
+    done = run(sys.executable, "-m", "s7jax", "completion", "bash", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])

@@ -50,7 +50,7 @@ def test_override_sets_nested_fields_and_spreads_one_value_over_all_experts():
     [
         ("trunk.token=5", "no field 'trunk.token' .*did you mean 'tokens'"),
         ("model=5", "a field 'model'"),
-        ("nothing", "not a JSON value"),
+        ("nothing", "expected FIELD=VALUE"),
         ("domains.law.tokens=5", "no domain 'law'"),
         ("seed=abc", "not a JSON value"),
         ("seed=true", "seed is True; expected a whole number"),

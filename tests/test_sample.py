@@ -44,9 +44,17 @@ def test_it_is_small_and_signed():
         (["a", "b", "c"], "'b' is a word too many"),
         (["a.s7l", "b", "--prompt", "c"], "'b' is a word too many"),
         (["--prompt", "a", "--file", "b"], "give a text"),
+        (["a", "--proof", ""], "--proof .: expected a file"),
+        (["a", "--proof", "/"], "--proof /: expected a file"),
+        (["a", "--temperature", "-1"], "temperature is -1.0; expected a number from 0 to 256"),
+        (["a", "--temperature", "nan"], "temperature is nan"),
+        (["a", "--top-p", "0"], "top_p is 0.0; expected a number from 1/65,536 to 1"),
+        (["a", "--top-p", "2"], "top_p is 2.0"),
+        (["a", "--threads", "100000"], "100000 threads; expected 1 to 1,024"),
+        (["a", "--root", ""], "--root: '': expected 64 hexadecimal digits"),
     ],
 )
-def test_what_is_not_one_text_is_refused(words, problem, capsys):
+def test_what_is_not_one_text_or_out_of_range_is_refused(words, problem, capsys):
     with pytest.raises(SystemExit) as end:
         run("generate", words)
     assert end.value.code == 2

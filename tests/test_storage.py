@@ -23,6 +23,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_folder_that_is_not_there_is_said_of_the_file_that_was_asked_for(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"'.*/nowhere/a'$"):
+        storage.write_bytes(tmp_path / "nowhere/a", b"new")
+
+
 @pytest.mark.parametrize("kind", ["link", "dangling link", "file"])
 def test_a_temporary_name_that_exists_is_not_written_through(tmp_path: Path, monkeypatch, kind):
     victim, trap = tmp_path / "victim", tmp_path / ".a.00"

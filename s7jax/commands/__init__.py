@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 import s7jax
+from s7jax.errors import UsageError
+from s7jax.fields import nearest
 from s7jax.terminal import cli
 
 # In the order of the chain; beside each its script in a checkout.
@@ -48,7 +50,8 @@ def main() -> None:
 
 def run(name: str, words: Sequence[str], *, script: bool = False) -> None:
     """Run one command and exit; as a script it calls itself and the others by their scripts."""
-    module = load(name)
+    with cli.importing():
+        module = load(name)
     say = _as_scripts if script else str
     parser = cli.parser(say(module.__doc__ or ""), say(f"s7jax {name}"))
     module.add_flags(parser)
@@ -81,8 +84,12 @@ def _no_command(words: Sequence[str]) -> int:
     if not words:
         front().print_help(sys.stderr)
         return 2
-    front().parse_args(words)
-    raise AssertionError("a command is required, and none of them came here")
+    known = (*COMMANDS, "--help", "--version")
+    if words[0] not in (*known, "-h"):
+        hint = nearest(words[0], known) or f"; expected one of {', '.join(COMMANDS)}"
+        raise UsageError(f"no command {words[0]!r}{hint}")
+    front().parse_args(words)  # says it, and exits
+    return 0
 
 
 def _summary(name: str) -> str:

@@ -23,7 +23,7 @@ from s7jax.errors import UsageError
 from s7jax.runtime.compute import ENGINES
 from s7jax.runtime.engine import DRAFTERS
 from s7jax.runtime.replay import traced
-from s7jax.terminal import compiling
+from s7jax.terminal import cli, compiling
 from s7jax.train.folder import newest_seal
 
 
@@ -49,7 +49,7 @@ def add_flags(p: ArgumentParser) -> None:
     p.add_argument("--drafter", choices=DRAFTERS, default="lookup", help="who proposes them")
     p.add_argument("--proof", type=Path, metavar="FILE", help="write the proof, a .s7p")
     p.add_argument("--trace", action="store_true", help="with every operator's digest, to dispute")
-    p.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
+    p.add_argument("--root", type=cli.root, metavar="HEX", help="the root it must have")
     p.add_argument("--trust", type=Path, nargs="+", default=[], metavar="PUBKEY", help="signers")
     p.add_argument("--json", action="store_true", help="one JSON object, nothing streamed")
 
@@ -66,8 +66,8 @@ def check(args: Namespace) -> None:
         raise UsageError("give a text in quotes, --prompt TEXT or --file FILE")
     if args.trace and not args.proof:
         raise UsageError("--trace goes into the proof: give --proof FILE")
-    if args.proof and not args.proof.parent.is_dir():
-        raise UsageError(f"--proof {args.proof}: there is no such folder")
+    if args.proof and (args.proof.is_dir() or not args.proof.parent.is_dir()):
+        raise UsageError(f"--proof {args.proof}: expected a file in a folder that is there")
 
 
 def main(args: Namespace) -> None:

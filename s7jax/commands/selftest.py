@@ -20,7 +20,7 @@ from s7jax.errors import InputError
 from s7jax.runtime import answers
 from s7jax.runtime.compute import open_compute
 from s7jax.runtime.model import REPLAYERS, by_engine
-from s7jax.terminal import compiling
+from s7jax.terminal import cli, compiling
 from s7jax.train.folder import newest_seal
 
 
@@ -29,7 +29,7 @@ def add_flags(parser: ArgumentParser) -> None:
     parser.add_argument("file", type=Path, nargs="?", help="sealed model (default: newest run's)")
     parser.add_argument("--engine", choices=REPLAYERS, default="numpy")
     parser.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="XLA devices")
-    parser.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
+    parser.add_argument("--root", type=cli.root, metavar="HEX", help="the root it must have")
     parser.add_argument("--trust", type=Path, nargs="+", default=[], metavar="PUBKEY")
     parser.add_argument("--machine", action="store_true", help="say what the engine chose here")
 

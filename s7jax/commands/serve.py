@@ -19,7 +19,7 @@ from pathlib import Path
 from s7jax import extras, runtime
 from s7jax.errors import UsageError
 from s7jax.runtime.compute import ENGINES
-from s7jax.terminal import compiling
+from s7jax.terminal import cli, compiling
 from s7jax.train.folder import newest_seal
 
 
@@ -38,7 +38,7 @@ def add_flags(p: ArgumentParser) -> None:
     p.add_argument("--token-file", type=Path, help="file with bearer tokens, one in a line")
     p.add_argument("--allow-host", nargs="+", metavar="NAME", help="names it may be asked under")
     p.add_argument("--allow-origin", nargs="+", default=[], metavar="URL", help="pages that may")
-    p.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
+    p.add_argument("--root", type=cli.root, metavar="HEX", help="the root it must have")
     p.add_argument("--trust", type=Path, nargs="+", default=[], metavar="PUBKEY", help="signers")
 
 

@@ -25,7 +25,7 @@ from s7jax.runtime import evidence, proof
 from s7jax.runtime.model import REPLAYERS, by_engine
 from s7jax.runtime.replay import replay
 from s7jax.s7l import signature
-from s7jax.terminal import compiling
+from s7jax.terminal import cli, compiling
 from s7jax.terminal.tables import show_findings, show_replay
 from s7jax.train.folder import named, newest, newest_seal
 
@@ -34,7 +34,7 @@ def add_flags(p: ArgumentParser) -> None:
     """The command line."""
     p.add_argument("file", type=Path, nargs="?", help="sealed model (default: the newest run's)")
     p.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    p.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
+    p.add_argument("--root", type=cli.root, metavar="HEX", help="the root it must have")
     p.add_argument("--trust", type=Path, nargs="+", metavar="PUBKEY", help="one must have signed")
     p.add_argument("--min-version", type=int, default=0, help="oldest release accepted")
     told = "also check what a running model shows; with --provenance: the run to compare with"

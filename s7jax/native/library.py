@@ -16,6 +16,7 @@ import numpy as np
 from s7jax.errors import InputError, UsageError
 
 _HERE = Path(__file__).parent
+MOST_THREADS = 1024  # of one engine
 
 
 class Scale(Structure):
@@ -202,8 +203,8 @@ class Engine:
     def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
         self._threads = processors() if threads is None else threads
         self._isa = isa or instructions()[0]
-        if self._threads < 1:
-            raise UsageError(f"{self._threads} threads; expected at least 1")
+        if not 1 <= self._threads <= MOST_THREADS:
+            raise UsageError(f"{self._threads} threads; expected 1 to {MOST_THREADS:,}")
         if self._isa not in instructions():
             raise UsageError(f"instructions {self._isa!r}; expected {', '.join(instructions())}")
         self._pid, self._handle = -1, 0

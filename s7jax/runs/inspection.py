@@ -122,6 +122,8 @@ def _difference(a: Entry | None, b: Entry | None) -> str | None:
 def _checkpoint(path: Path) -> Iterator[Entry]:
     item = next((name for name in ("params", "state") if (path / name).is_dir()), None)
     if item is None:
+        if not path.exists():
+            raise InputError(f"{path}: does not exist")
         raise InputError(
             f"{path}: neither a sealed file nor a checkpoint folder (no params/ or state/ in it)"
         )

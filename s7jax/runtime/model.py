@@ -2,7 +2,6 @@
 
 import codecs
 import itertools
-import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -134,9 +133,10 @@ class Model:
             UsageError: a value is out of range.
         """
         sealed = self.seal.stream["defaults"]
-        for name, value in (("temperature", temperature), ("top_p", top_p)):
-            if not math.isfinite(value):
-                raise UsageError(f"{name} is {value}; expected a finite number")
+        if not 0 <= temperature <= 256:
+            raise UsageError(f"temperature is {temperature}; expected a number from 0 to 256")
+        if not 1 / ONE <= top_p <= 1:
+            raise UsageError(f"top_p is {top_p}; expected a number from 1/65,536 to 1")
         if temperature and not round(temperature * ONE):  # else greedy without a word
             raise UsageError(f"temperature is {temperature:.2g}; expected 0 or at least 1/64")
         sampling = Sampling(

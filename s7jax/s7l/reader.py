@@ -77,7 +77,7 @@ def opened(path: Path | str) -> Iterator[int]:
     except SealError as e:
         raise SealError(f"{path}: {e.place}", e.problem) from e
     except (OSError, ValueError) as e:  # ValueError: a path with a NUL
-        raise SealError(str(path), f"cannot be opened: {e}") from e
+        raise SealError(str(path), f"cannot be opened: {getattr(e, 'strerror', None) or e}") from e
 
 
 class Seal(Field):

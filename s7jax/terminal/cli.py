@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 
 from s7jax.errors import InputError, Stopped, UsageError
 
@@ -31,12 +32,41 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r}: expected such as 2GB") from None
 
 
+def root(text: str) -> bytes:
+    """The root of a sealed file, in hex; for ``type=``."""
+    try:
+        found = bytes.fromhex(text)
+    except ValueError:
+        found = b""
+    if len(found) != 32:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 64 hexadecimal digits")
+    return found
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """While modules are imported an interrupt ends the process at once.
+
+    Python's own handler would raise inside of somebody's import: a trace that says nothing, or
+    an interrupt that is swallowed there.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def main(run: Callable[[], int | None], say: Callable[[str], str] = str) -> None:
     """Run a program and exit: 0 done, 1 failure, 2 usage, 128 + n stopped by signal n.
 
     A user's mistake is printed as one message on standard error, in the words that ``say`` makes
     of it, without a traceback; an error of the program keeps its traceback.
     """
+    if sys.stdout is None:  # closed, as by `>&-`
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends)
     if isinstance(sys.stdout, io.TextIOWrapper):  # what the encoding lacks is no failure
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

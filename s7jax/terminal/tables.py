@@ -17,6 +17,11 @@ TEXTS = ("why", "evidence")  # columns that may be broken between words
 WIDE = 10_000  # columns of what is no terminal: nothing has to be folded
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:  # Rich would end the process; how is s7jax.terminal.cli's
+        raise BrokenPipeError
+
+
 def show(report: dict[str, Any]) -> None:
     """Print whichever parts of a report are there: quality, proof, artifacts, times."""
     if quality := report.get("quality"):
@@ -36,31 +41,38 @@ def show(report: dict[str, Any]) -> None:
 
 
 def show_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table; in a terminal that is too narrow for it one line for each cell."""
-    console = Console()
+    """Print a table; in a narrow terminal its headings broken, or one line for each cell."""
+    console = _Console()
     if not console.is_terminal:
-        console = Console(width=WIDE)
-    table = Table()
+        console = _Console(width=WIDE)
     cells = [[f"{c:,}" if isinstance(c, int) else str(c) for c in row] for row in rows]
-    for i, heading in enumerate(headings):
-        if heading in TEXTS:
-            table.add_column(heading)
-        else:
-            width = max(map(cell_len, [heading, *(row[i] for row in cells)]))
-            justify: Literal["left", "right"] = "right" if i else "left"
-            table.add_column(heading, justify=justify, no_wrap=True, min_width=width)
-    for row in cells:
-        table.add_row(*map(escape, row))
     print(title)
     natural = console.options.update(width=WIDE, max_width=WIDE)
-    if console.measure(table, options=natural).minimum <= console.width:
-        console.print(table)
-        return
+    for shown in (headings, [heading.replace(" ", "\n") for heading in headings]):
+        table = _table(shown, cells)
+        if console.measure(table, options=natural).minimum <= console.width:
+            console.print(table)
+            return
     width = max(map(len, headings[1:]), default=0)
     for first, *others in cells:
         print(f"  {first}")
         for heading, cell in zip(headings[1:], others, strict=True):
             print(f"    {heading:<{width}}  {cell}")
+
+
+def _table(headings: Sequence[str], cells: list[list[str]]) -> Table:
+    """Columns as wide as the longest line of their heading and their cells."""
+    table = Table()
+    for i, heading in enumerate(headings):
+        if heading in TEXTS:
+            table.add_column(heading)
+        else:
+            width = max(map(cell_len, [*heading.split("\n"), *(row[i] for row in cells)]))
+            justify: Literal["left", "right"] = "right" if i else "left"
+            table.add_column(heading, justify=justify, no_wrap=True, min_width=width)
+    for row in cells:
+        table.add_row(*map(escape, row))
+    return table
 
 
 def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
