@@ -5,10 +5,12 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
 from s7jax.errors import InputError, UsageError
@@ -84,7 +86,8 @@ class Processes:
         while todo or pending:
             try:
                 while todo and len(pending) < 2 * self.count:
-                    future = self._started().submit(function, tasks[todo[0]])
+                    with _no_script():
+                        future = self._started().submit(function, tasks[todo[0]])
                     pending[future] = todo.pop(0)
                 done, _ = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -157,6 +160,20 @@ def _ray(address: str) -> Iterator[_Ray]:
         yield _Ray(ray)
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _no_script() -> Iterator[None]:
+    """Processes that start meanwhile do not run the script that this one runs.
+
+    They need none of it, and a script of a few lines, without a guard, would begin again in each.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def _start_worker() -> None:

@@ -184,8 +184,16 @@ def _sources(data: Sources | str | Path | None) -> list[str]:
     if not isinstance(data, Mapping):
         return [] if data is None else [str(data)]
     lists = {d: [s] if isinstance(s, str | Path) else s for d, s in data.items()}
+    for domain, given in lists.items():
+        if not isinstance(given, list | tuple):
+            raise UsageError(f"data[{domain!r}] is {given!r}; expected a source or a list of them")
     return [f"{domain}={source}" for domain, given in lists.items() for source in given]
 
 
 def _assignments(fields: Mapping[str, Any] | None) -> list[str]:
-    return [f"{name}={json.dumps(value)}" for name, value in (fields or {}).items()]
+    if not isinstance(fields or {}, Mapping):
+        raise UsageError(f"set is {fields!r}; expected fields by name: {{'trunk.peak_lr': 0.01}}")
+    try:
+        return [f"{name}={json.dumps(value)}" for name, value in (fields or {}).items()]
+    except TypeError:
+        raise UsageError(f"set is {fields!r}; expected plain numbers, text and lists") from None

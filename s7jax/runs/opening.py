@@ -286,7 +286,7 @@ def _options(args: argparse.Namespace) -> Options:
         return Options()
     if args.keep_last < 1:
         raise UsageError(f"--keep-last {args.keep_last}: expected at least 1")
-    if args.step_timeout < 0 or args.profile < 0:
+    if not args.step_timeout >= 0 or args.profile < 0:  # NaN is not, either
         raise UsageError("--step-timeout and --profile: expected no negative number")
     trackers.require(args.log_to)
 

@@ -7,6 +7,7 @@ from s7jax import config
 from s7jax.data.prepare import MEMORY, How, prepare
 from s7jax.data.prepared import Prepared
 from s7jax.data.sources import absolute, parse_data_flags, require_all
+from s7jax.errors import UsageError
 from s7jax.terminal import cli
 
 
@@ -50,6 +51,8 @@ def prepare_text(args: argparse.Namespace) -> Prepared:
         UsageError: flags that contradict each other, or the preset.
         InputError: data that cannot be used.
     """
+    if args.out == Path():
+        raise UsageError("--out: expected a folder to write")
     preset = config.override(config.preset(args.preset), args.set or [])
     model = preset.model
     sources = parse_data_flags(args.data or [], model.domains, args.field or [])

@@ -108,13 +108,12 @@ def test_duplicates_are_dropped_and_order_of_sources_does_not_matter(
 
 
 def run_prepare(small_sources, out, *, workers=1, before="", seed="0"):
-    """Prepare in a process of its own."""
+    """Prepare in a process of its own: a script without a guard for the processes it starts."""
     sources = {domain: [str(p) for p in paths] for domain, paths in small_sources.items()}
     code = (
         "import os, signal\nfrom s7jax.config import PRESETS\nfrom s7jax.data import prepare as p\n"
         "domains = PRESETS['s7-nano'].domains\n"
-        f"{before}\nif __name__ == '__main__':\n"
-        f"    p.prepare({sources!r}, {str(out)!r}, workers={workers}, domains=domains,"
+        f"{before}\np.prepare({sources!r}, {str(out)!r}, workers={workers}, domains=domains,"
         f" **{NUMBERS!r})\n"
     )
     script = out.with_suffix(".py")
@@ -195,9 +194,11 @@ def test_killed_and_run_again_gives_the_same_bytes(
     assert list(files_of(prepared).values()) == list(files_of(small).values())
 
 
-def test_a_worker_that_is_killed_is_replaced(small, small_sources, tmp_path):
-    once = f"""
-import pathlib
+def test_a_worker_that_is_killed_is_replaced(small, small_sources, tmp_path, monkeypatch):
+    # What every Python imports when it starts, the workers too.
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    (tmp_path / "sitecustomize.py").write_text(f"""
+import os, pathlib, signal
 from s7jax.data import stages
 mark = pathlib.Path({str(tmp_path / "mark")!r})
 work = stages._clean
@@ -207,8 +208,8 @@ def killed(task):
         os.kill(os.getpid(), signal.SIGKILL)
     return work(task)
 stages._clean = killed
-"""
-    run = run_prepare(small_sources, tmp_path / "o", workers=2, before=once)
+""")
+    run = run_prepare(small_sources, tmp_path / "o", workers=2)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "mark").exists()
     assert list(files_of(Prepared.load(tmp_path / "o")).values()) == list(files_of(small).values())

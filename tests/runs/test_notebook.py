@@ -57,6 +57,10 @@ def test_arguments_are_the_flags_of_the_command(begun):
         ({"data": {"code": "nowhere/"}}, "math"),
         ({"log_to": "wanb"}, "argument --log-to: invalid choice: 'wanb'"),
         ({"keep_last": 0}, "--keep-last 0"),
+        ({"step_timeout": float("nan")}, "--step-timeout"),
+        ({"data": {"code": 5}}, "data['code'] is 5; expected a source"),
+        ({"set": ["seed=1"]}, "set is ['seed=1']; expected fields by name"),
+        ({"set": {"trunk.peak_lr": object()}}, "expected plain numbers"),
     ],
 )
 def test_what_the_command_refuses_is_refused_and_leaves_nothing(
@@ -69,6 +73,9 @@ def test_what_the_command_refuses_is_refused_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
     with pytest.raises((UsageError, InputError)):
         s7jax.prepare("data", preset="s7-nano", data={"code": "nowhere/"})
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="--out: expected a folder"):
+        s7jax.prepare("", preset="s7-nano")
     assert not list(tmp_path.iterdir())
 
 
