@@ -6,6 +6,7 @@ Examples:
 """
 
 import json
+import sys
 from argparse import ArgumentParser, Namespace
 
 from rich.filesize import decimal
@@ -29,11 +30,13 @@ def main(args: Namespace) -> None:
         headings = ("run", "preset", "state", "size", "bits per byte")
         rows = [
             [
-                *(run["name"], run["preset"], run["state"], decimal(run["bytes"])),
+                *(run["name"], run["preset"] or "", run["state"], decimal(run["bytes"])),
                 "" if run["bits_per_byte"] is None else f"{run['bits_per_byte']:.4f}",
             ]
             for run in found
         ]
         show_table(f"Runs under {ROOT}/, the newest last", headings, rows)
+        for problem in filter(None, (run["problem"] for run in found)):
+            print(f"damaged: {problem}", file=sys.stderr)
     else:
         print(f"no run under {ROOT}/: `s7jax pipeline` starts one")

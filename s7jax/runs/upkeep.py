@@ -1,6 +1,5 @@
 """Runs as they lie on the disk: how far each has come, how large it is, what it needs no more."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,32 +8,39 @@ from typing import Any
 
 from s7jax.config import Config
 from s7jax.data.prepared import MANIFEST
-from s7jax.errors import InputError
+from s7jax.errors import InputError, UsageError
+from s7jax.s7l.schema import read_json
 from s7jax.storage import lock
 from s7jax.train.folder import RunFolder
 from s7jax.train.phase import phases
 
 
 def overview(run: RunFolder) -> dict[str, Any]:
-    """What a run is, as JSON types: ``name``, ``preset``, ``state``, ``bytes``, ``bits_per_byte``.
+    """What a run is, as JSON types.
 
-    Bits per byte are the mean over the domains of the routed model on held-out text; None as long
-    as nobody has measured them.
-
-    Raises:
-        InputError: not a run.
+    ``name``, ``preset``, ``state``, ``bytes``, ``bits_per_byte``: the mean over the domains of the
+    routed model on held-out text; None as long as nobody has measured it. What could not be read
+    is None too, the state is ``damaged``, and ``problem`` says why.
     """
-    config, bits = run.config(), None
-    if run.evaluation.exists():
-        found = json.loads(run.evaluation.read_text())["quality"]["bits_per_byte"]
-        bits = sum(row["routed"] for row in found.values()) / len(found)
-    return {
-        "name": run.path.name,
-        "preset": config.preset,
-        "state": state(run, config),
-        "bytes": size(run.path),
-        "bits_per_byte": bits,
-    }
+    told: dict[str, Any] = {"name": run.path.name, "preset": None, "state": "damaged"}
+    told |= {"bytes": size(run.path), "bits_per_byte": None, "problem": None}
+    try:
+        config = run.config()
+        told |= {"preset": config.preset, "bits_per_byte": _bits_per_byte(run)}
+        told["state"] = state(run, config)
+    except (InputError, UsageError) as e:
+        told["problem"] = str(e)
+    return told
+
+
+def _bits_per_byte(run: RunFolder) -> float | None:
+    if not run.evaluation.exists():
+        return None
+    try:
+        found = read_json(run.evaluation)["quality"]["bits_per_byte"]
+        return float(sum(row["routed"] for row in found.values()) / len(found))
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as e:
+        raise InputError(f"{run.evaluation}: not what `s7jax evaluate` writes") from e
 
 
 def state(run: RunFolder, config: Config) -> str:

@@ -113,4 +113,6 @@ class _Display:
 
 
 def _amount(count: float, unit: str) -> str:
-    return decimal(int(count)) if unit == "bytes" else f"{count:,.0f} {unit}"
+    if unit == "bytes":
+        return decimal(int(count))
+    return f"{count:,.0f} {unit}" if count == int(count) or count >= 10 else f"{count:.2g} {unit}"

@@ -60,6 +60,29 @@ def test_a_run_is_listed_with_what_it_has_come_to(run, monkeypatch, tmp_path, ca
     assert told["bytes"] == sum(p.stat().st_size for p in run.path.rglob("*") if p.is_file())
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("evaluation.json", "{"),
+        ("evaluation.json", '{"quality": {}}'),
+        ("evaluation.json", '{"quality": {"bits_per_byte": {}}}'),
+    ],
+)
+def test_a_damaged_run_is_listed_with_the_others(run, monkeypatch, tmp_path, capsys, name, text):
+    monkeypatch.chdir(tmp_path)
+    damaged = start(RunFolder(tmp_path / "runs/damaged"), TINY, None, None)
+    (damaged.path / name).write_text(text)
+    with pytest.raises(SystemExit) as end:
+        commands.run("runs", [])
+    told = capsys.readouterr()
+    assert end.value.code == 0
+    assert "│ r " in told.out
+    assert "damaged │" in told.out
+    assert told.err.startswith(f"damaged: runs/damaged/{name}: ")
+
+
 def test_what_is_needed_stays(run):
     needed = [run.final("trunk") / "params", run.checkpoints / "expert0/4/state/x", run.metrics]
     spared = [run.checkpoints / "trunk/3/state/x", run.model / ".answers-x/model.s7l"]

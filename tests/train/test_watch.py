@@ -133,6 +133,28 @@ def test_what_is_no_line_of_metrics_is_named(tmp_path, wrong):
         journal.read(path)
 
 
+def test_a_torn_last_line_of_metrics_is_not_read(tmp_path):
+    """Its process was killed while writing, or is writing now."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(line("trunk", 0)) + "\n" + json.dumps(line("trunk", 1))[:-5])
+    assert [tree["step"] for tree in journal.read(path)] == [0]
+
+
+def test_slow_work_has_a_rate_too(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.0)
+    with Progress("reading", 4, "parts") as bar:
+        bar.advance(1)
+        now[0] += 4
+        bar.advance(1)
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[1]
+        .startswith("reading: 2 parts of 4 parts, 0.25 parts/s")
+    )
+
+
 def test_no_rate_is_said_before_there_is_one(monkeypatch, capsys):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])

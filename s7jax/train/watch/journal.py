@@ -28,9 +28,7 @@ class Journal:
         self._path = path
         with _locked(path) as file:
             text = file.read()
-            lines = text.splitlines(keepends=True)
-            if lines and not lines[-1].endswith("\n"):  # its process was killed while writing
-                lines.pop()
+            lines = _whole(text)
             kept, self.lost = "", 0.0
             for line, tree in zip(lines, _parsed(path, lines), strict=True):
                 if tree["phase"] == phase and tree.get("step", -1) >= first:
@@ -47,7 +45,7 @@ class Journal:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics, each with its ``phase`` and ``seconds``.
+    """The lines of a run's metrics, each with its ``phase`` and ``seconds``; not a torn last one.
 
     Raises:
         InputError: missing, or a line is not of that form.
@@ -56,7 +54,13 @@ def read(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as e:
         raise InputError(f"{path}: {e}") from None
-    return list(_parsed(path, text.splitlines()))
+    return list(_parsed(path, _whole(text)))
+
+
+def _whole(text: str) -> list[str]:
+    """The lines; without a last one whose process was killed while writing."""
+    lines = text.splitlines(keepends=True)
+    return lines if text.endswith("\n") else lines[:-1]
 
 
 def _parsed(path: Path, lines: list[str]) -> Iterator[dict[str, Any]]:
