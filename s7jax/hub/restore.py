@@ -78,7 +78,12 @@ def _facts(path: Path) -> tuple[Config, dict[str, dict[str, Any]], Any]:
         if sorted(records) != sorted(["trunk", "router", *experts]):
             raise ValueError(f"records of {', '.join(sorted(records))}")
         check_chain(records, dict.fromkeys(records, path))
-        return config, records, tree["evaluation"]
+        for name, record in records.items():
+            if record["inputs"]["config_sha256"] != config.phase_digest(name):
+                raise ValueError(f"{name} was trained with another configuration than it is with")
+        if (evaluation := tree["evaluation"]) is not None and "quality" not in dict(evaluation):
+            raise ValueError("evaluation without quality")
+        return config, records, evaluation
     except KeyError as e:
         raise InputError(f"{path}: not what s7jax writes: {e} is missing") from e
     except (TypeError, ValueError) as e:
@@ -98,7 +103,8 @@ def _parameters(path: Path, config: Config) -> dict[str, Params]:
     try:
         params = parameters.from_named(every, s7l.read_safetensors(path, shapes))
     except s7l.SealError as e:
-        raise InputError(f"{path}: {e}") from e
+        named = e.place.startswith(str(path))
+        raise InputError(str(e) if named else f"{path}: {e}") from e
     return {
         phase: params[phase] if phase.startswith("expert") else {name: params[name] for name in own}
         for phase, own in phases.items()

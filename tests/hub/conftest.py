@@ -74,7 +74,8 @@ def make_run(folder: Path, config: Config, tokenizer: Tokenizer) -> RunFolder:
     }
 
     def save(phase: str, tree) -> str:
-        record = {"phase": phase, "config": config.to_json(), "inputs": dict(inputs)}
+        decided = {"config_sha256": config.phase_digest(phase), **inputs}
+        record = {"phase": phase, "config": config.to_json(), "inputs": decided}
         return checkpoint.save_final(run.final(phase), tree, record)
 
     inputs["trunk_sha256"] = save("trunk", {name: params[name] for name in TRUNK})
