@@ -11,7 +11,8 @@ import pytest
 
 import s7jax
 from s7jax import sample
-from s7jax.commands import COMMANDS, SCRIPTS
+from s7jax.commands import COMMANDS, SCRIPTS, load
+from s7jax.terminal import cli
 
 ROOT = Path(__file__).parent.parent
 
@@ -84,6 +85,30 @@ def test_every_script_is_a_command_and_every_command_has_one():
     assert scripts - {"tools/s7l_verify.py"} == set(SCRIPTS.values())
     for name, script in SCRIPTS.items():
         assert f'script("{name}")' in (ROOT / script).read_text()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pipeline --log-to wandb --log-to mlflow",
+        "pipeline --expert-tokens 1k --expert-tokens 2k 3k 4k",
+        "generate text --trust one.pem --trust two.pem",
+        "verify --trust one.pem --trust two.pem",
+        "pack --sign one.pem --sign two.pem",
+        "experts --domain code --domain math",
+        "quantize --experts a --experts b",
+        "audit --phase trunk --phase expert0",
+        "serve --allow-host a --allow-host b --trust one.pem --trust two.pem",
+    ],
+)
+def test_a_flag_given_twice_adds_up(words):
+    name, *rest = words.split()
+    parser = cli.parser(None)
+    load(name).add_flags(parser)
+    args = parser.parse_args(rest)
+    flags = {word[2:].replace("-", "_") for word in rest if word.startswith("--")}
+    given = {str(value) for flag in flags for value in getattr(args, flag)}
+    assert given == {word for word in rest if not word.startswith("--")} - {"text"}
 
 
 @pytest.fixture

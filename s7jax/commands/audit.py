@@ -36,7 +36,9 @@ def add_flags(parser: ArgumentParser) -> None:
         "--segments", type=int, default=3, metavar="K", help="parts to train again (default: 3)"
     )
     parser.add_argument("--seed", metavar="TEXT", help="what draws them (default: a random one)")
-    parser.add_argument("--phase", nargs="+", default=[], metavar="NAME", help="trunk, expert0 …")
+    parser.add_argument(
+        "--phase", nargs="+", action="extend", default=[], metavar="NAME", help="trunk, expert0 …"
+    )
     parser.add_argument("--no-seal", action="store_true", help="training alone, nothing after it")
     parser.add_argument("--json", action="store_true", help="print the report as JSON alone")
     group = parser.add_argument_group("signed reports")

@@ -21,7 +21,9 @@ def add_flags(parser: ArgumentParser) -> None:
     add_run_flags(parser)
     add_process_flags(parser)
     add_watch_flags(parser)
-    parser.add_argument("--domain", nargs="+", metavar="NAME", help="which (default: all)")
+    parser.add_argument(
+        "--domain", nargs="+", action="extend", metavar="NAME", help="which (default: all)"
+    )
 
 
 def main(args: Namespace) -> None:

@@ -50,7 +50,15 @@ def add_flags(p: ArgumentParser) -> None:
     p.add_argument("--proof", type=Path, metavar="FILE", help="write the proof, a .s7p")
     p.add_argument("--trace", action="store_true", help="with every operator's digest, to dispute")
     p.add_argument("--root", type=cli.root, metavar="HEX", help="the root it must have")
-    p.add_argument("--trust", type=Path, nargs="+", default=[], metavar="PUBKEY", help="signers")
+    p.add_argument(
+        "--trust",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PUBKEY",
+        help="signers",
+    )
     p.add_argument("--json", action="store_true", help="one JSON object, nothing streamed")
 
 

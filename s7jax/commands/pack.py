@@ -34,7 +34,9 @@ def add_flags(p: ArgumentParser) -> None:
     p.add_argument("--weights-dir", type=Path, help="folder of quantised weights")
     p.add_argument("--vocab", type=Path, help="vocab.json")
     p.add_argument("--out", type=Path, help="file to create")
-    p.add_argument("--sign", type=Path, nargs="+", metavar="KEY", help="private keys, PEM")
+    p.add_argument(
+        "--sign", type=Path, nargs="+", action="extend", metavar="KEY", help="private keys, PEM"
+    )
     p.add_argument("--release", type=int, default=1, help="release number under the signature")
     p.add_argument("--no-answers", action="store_true", help="seal no known-answer transcript")
     p.add_argument("--reseal", type=Path, metavar="OLD", help="seal an older file's weights again")

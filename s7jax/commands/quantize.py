@@ -30,7 +30,9 @@ def add_flags(parser: ArgumentParser) -> None:
     """The command line."""
     parser.add_argument("--run", metavar="NAME", help="run under runs/, or a folder path")
     parser.add_argument("--checkpoint", type=Path, help="final checkpoint of the trunk")
-    parser.add_argument("--experts", type=Path, nargs="+", help="the experts', in domain order")
+    parser.add_argument(
+        "--experts", type=Path, nargs="+", action="extend", help="the experts', in domain order"
+    )
     parser.add_argument("--router", type=Path, help="default: router_final beside --checkpoint")
     parser.add_argument(
         "--prepared", type=Path, metavar="DIR", help="data trained on (default: the run's)"

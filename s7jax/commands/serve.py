@@ -36,10 +36,31 @@ def add_flags(p: ArgumentParser) -> None:
     p.add_argument("--seconds", type=float, default=120.0, help="until an answer is cut off")
     p.add_argument("--grace", type=float, default=10.0, help="seconds for answers at SIGTERM")
     p.add_argument("--token-file", type=Path, help="file with bearer tokens, one in a line")
-    p.add_argument("--allow-host", nargs="+", metavar="NAME", help="names it may be asked under")
-    p.add_argument("--allow-origin", nargs="+", default=[], metavar="URL", help="pages that may")
+    p.add_argument(
+        "--allow-host",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="names it may be asked under",
+    )
+    p.add_argument(
+        "--allow-origin",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="URL",
+        help="pages that may",
+    )
     p.add_argument("--root", type=cli.root, metavar="HEX", help="the root it must have")
-    p.add_argument("--trust", type=Path, nargs="+", default=[], metavar="PUBKEY", help="signers")
+    p.add_argument(
+        "--trust",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PUBKEY",
+        help="signers",
+    )
 
 
 def check(args: Namespace) -> None:

@@ -35,7 +35,14 @@ def add_flags(p: ArgumentParser) -> None:
     p.add_argument("file", type=Path, nargs="?", help="sealed model (default: the newest run's)")
     p.add_argument("--json", action="store_true", help="one JSON object on standard output")
     p.add_argument("--root", type=cli.root, metavar="HEX", help="the root it must have")
-    p.add_argument("--trust", type=Path, nargs="+", metavar="PUBKEY", help="one must have signed")
+    p.add_argument(
+        "--trust",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="PUBKEY",
+        help="one must have signed",
+    )
     p.add_argument("--min-version", type=int, default=0, help="oldest release accepted")
     told = "also check what a running model shows; with --provenance: the run to compare with"
     p.add_argument("--run", nargs="?", const=True, metavar="RUN", help=told)

@@ -87,8 +87,8 @@ def add_watch_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--log-to",
         nargs="+",
+        action="extend",
         choices=tuple(trackers.TRACKERS),
-        default=list(Options.log_to),
         metavar="NAME",
         help="tensorboard (default), wandb, mlflow: several if need be, beside metrics.jsonl",
     )
@@ -132,7 +132,11 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokens", metavar="N", help="Phase 1 trains on as many, such as 50B")
     parser.add_argument(
-        "--expert-tokens", nargs="+", metavar="N", help="Phase 2: one number, or one per expert"
+        "--expert-tokens",
+        nargs="+",
+        action="extend",
+        metavar="N",
+        help="Phase 2: one number, or one per expert",
     )
     parser.add_argument("--seed", type=int, help="root of all randomness (default: 0)")
     parser.add_argument(
@@ -288,7 +292,8 @@ def _options(args: argparse.Namespace) -> Options:
         raise UsageError(f"--keep-last {args.keep_last}: expected at least 1")
     if not args.step_timeout >= 0 or args.profile < 0:  # NaN is not, either
         raise UsageError("--step-timeout and --profile: expected no negative number")
-    trackers.require(args.log_to)
+    log_to = args.log_to or Options.log_to
+    trackers.require(log_to)
 
     def every(name: str) -> Every | None:
         text = getattr(args, name)
@@ -302,7 +307,7 @@ def _options(args: argparse.Namespace) -> Options:
         step_timeout=args.step_timeout,
         profile=args.profile,
         auditable=args.auditable,
-        log_to=tuple(dict.fromkeys(args.log_to)),
+        log_to=tuple(dict.fromkeys(log_to)),
     )
 
 
