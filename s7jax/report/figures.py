@@ -40,19 +40,19 @@ def curves(phase: dict[str, Any], domains: Sequence[str], name: str) -> str:
 
     def draw(axes: Any, below: Any) -> None:
         loss = [math.nan if value is None else value for value in phase["loss"]]
-        axes.plot(_millions(phase["tokens"]), loss, color=INK, linewidth=1)
+        axes.plot(phase["tokens"], loss, color=INK, **_line(loss))
         axes.set_ylabel("loss, nats")
         for domain, points in phase["held_out"].items():
             tokens, bits = zip(*points, strict=True)
             colour = SERIES[domains.index(domain) % len(SERIES)]
             style = {"marker": "o", "markersize": 3, "linewidth": 1}
-            below.plot(_millions(tokens), bits, color=colour, label=domain, **style)
+            below.plot(tokens, bits, color=colour, label=domain, **style)
         floor = axes.get_ylim()[0]
         events = (("saves", "^", "saved"), ("stops", "v", "stopped"), ("skipped", "x", "skipped"))
         for key, marker, label in events:
             if at := phase[key]:
                 style = {"linestyle": "none", "marker": marker, "markersize": 4, "clip_on": False}
-                axes.plot(_millions(at), [floor] * len(at), color=FAINT, label=label, **style)
+                axes.plot(at, [floor] * len(at), color=FAINT, label=label, **style)
         axes.set_ylim(bottom=floor)
         below.set_ylabel("held-out bits/byte")
 
@@ -67,20 +67,22 @@ def overlay(phases: dict[str, dict[str, Any]], name: str) -> str:
             loss = [math.nan if value is None else value for value in phase["loss"]]
             colour = SERIES[i % len(SERIES)]
             label = run if len(run) <= LABEL else f"…{run[1 - LABEL :]}"
-            axes.plot(_millions(phase["tokens"]), loss, color=colour, linewidth=1, label=label)
+            axes.plot(phase["tokens"], loss, color=colour, label=label, **_line(loss))
         axes.set_ylabel("loss, nats")
 
     return _drawn(draw, name)
 
 
-def _millions(tokens: Sequence[int]) -> list[float]:
-    return [count / 1e6 for count in tokens]
+def _line(values: Sequence[float]) -> dict[str, Any]:
+    """A line; of one step a point, which a line would not show."""
+    return {"linewidth": 1} | ({"marker": "o", "markersize": 3} if len(values) == 1 else {})
 
 
 def _drawn(draw: Callable[..., None], name: str, rows: int = 1) -> str:
     """An SVG of equal bytes for equal facts; ``name`` keeps its ids apart from others'."""
     import matplotlib as mpl  # noqa: PLC0415 it takes a second, and only pages have curves
     from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
     ink = {f"{part}.color": INK for part in ("text", "xtick", "ytick")} | {"axes.labelcolor": INK}
     look = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, "axes.edgecolor": FAINT}
@@ -89,7 +91,8 @@ def _drawn(draw: Callable[..., None], name: str, rows: int = 1) -> str:
         figure = Figure(figsize=(width, height * (1 + rows) / 2), layout="constrained")
         parts = figure.subplots(rows, sharex=True, squeeze=False).ravel()
         draw(*parts)
-        parts[-1].set_xlabel("million tokens")
+        parts[-1].set_xlabel("tokens")
+        parts[-1].xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1.5M
         for axes in parts:
             for side in ("top", "right"):
                 axes.spines[side].set_visible(False)

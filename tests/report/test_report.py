@@ -8,6 +8,7 @@ import pytest
 
 from s7jax import commands
 from s7jax.report.facts import KINDS, gather
+from s7jax.report.figures import overlay
 from s7jax.report.write import compare, write
 from s7jax.terminal.tables import markdown
 from s7jax.train.folder import RunFolder, start
@@ -90,6 +91,16 @@ def test_the_page_is_self_contained_and_escapes_what_a_model_says(run):
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
     assert str(run.path.parent.parent) not in page.replace(str(run.path), "")
+
+
+def test_one_step_is_a_point_and_few_tokens_have_readable_figures():
+    one, more = (
+        overlay({"r": {"tokens": [10_000 * i for i in steps], "loss": [2.0] * len(steps)}}, "x")
+        for steps in ([1], [1, 2, 3])
+    )
+    assert "fill: var(--c0)" in one
+    assert "fill: var(--c0)" not in more
+    assert ">20k</text>" in more
 
 
 def test_equal_runs_give_equal_pages(run, tmp_path):
