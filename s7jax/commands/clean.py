@@ -32,8 +32,7 @@ def main(args: Namespace) -> None:
         paths = whole(run) if args.whole else spare(run)
         if args.dry_run:
             freed = sum(size(path) if path.is_dir() else path.stat().st_size for path in paths)
-            print(
-                f"{run.path}: {decimal(freed)} in {', '.join(p.name for p in paths) or 'nothing'}"
-            )
+            found = f"{decimal(freed)} in {', '.join(p.name for p in paths)}"
+            print(f"{run.path}: {found if paths else 'nothing'}")
         else:
             print(f"{run.path}: {decimal(remove(run, paths))} freed")

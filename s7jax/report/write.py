@@ -29,5 +29,5 @@ def compare(runs: Sequence[RunFolder], out: Path) -> tuple[Path, Path]:
 def _written(out: Path, forms: tuple[str, str]) -> tuple[Path, Path]:
     paths = out, out.with_suffix(".md")
     for path, text in zip(paths, forms, strict=True):
-        write_bytes(path, text.encode())
+        write_bytes(path, text.encode(errors="surrogateescape"))  # of paths that are no text here
     return paths

@@ -1,6 +1,7 @@
 """The report of a run, made of the files that a run leaves."""
 
 import json
+import os
 import re
 
 import browser
@@ -123,6 +124,13 @@ def test_a_run_that_has_just_begun_has_a_report(tmp_path):
     write(run, run.page)
     assert "r: tiny" in run.page.read_text()
     assert "# r: tiny" in run.summary.read_text()
+
+
+def test_a_folder_whose_name_is_no_text_has_a_report(tmp_path):
+    name = b"caf\xff"
+    run = start(RunFolder(tmp_path / os.fsdecode(name)), TINY, None, None)
+    write(run, run.page)
+    assert name in run.page.read_bytes()
 
 
 def test_runs_side_by_side(run, tmp_path):
