@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -145,15 +146,32 @@ def test_a_tracker_that_hangs_is_left_behind(tracked, untracked, capsys, monkeyp
     answered = threading.Event()
 
     class Hanging(Recording):
-        def write(self, rows) -> None:
+        def __init__(self, subject) -> None:
             answered.wait()
 
+        def write(self, rows) -> None:
+            pass
+
+        def close(self, finished) -> None:
+            pass
+
+    waited, join = [], threading.Thread.join
     monkeypatch.setattr(sender, "PATIENCE", 0.1)
+    monkeypatch.setattr(sender, "_silent", set())
+
+    def joined(thread, timeout=None) -> None:
+        if thread.name == "log to mlflow":
+            waited.append(timeout)
+        join(thread, timeout)
+
+    monkeypatch.setattr(threading.Thread, "join", joined)
     try:
         assert train_trunk(tracked("a", Hanging)) == untracked
+        sender.Sender("mlflow", SimpleNamespace(phase="expert0")).close(True)
     finally:
         answered.set()
-    assert "--log-to mlflow does not answer" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("--log-to mlflow does not answer") == 2
+    assert waited == [0.1, 0], "once is enough"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from s7jax.terminal.processes import say
 from s7jax.train.watch.trackers import TRACKERS, Row, Subject
 
 PATIENCE = 60.0  # seconds that the end of a phase waits for what is on its way
+_silent = set[str]()  # trackers that did not answer: the next phases wait for them no more
 
 
 class Sender:
@@ -33,9 +34,11 @@ class Sender:
         """Wait until all is written, but not for ever; ``finished`` is the phase's own end."""
         self._finished = finished
         self._rows.put(None)
-        self._thread.join(PATIENCE)
+        patience = 0.0 if self._name in _silent else PATIENCE
+        self._thread.join(patience)
         if self._thread.is_alive():
-            self._warn(f"does not answer; after {PATIENCE:.0f} s its last steps are left out")
+            _silent.add(self._name)
+            self._warn(f"does not answer; after {patience:.0f} s its last steps are left out")
 
     def _work(self) -> None:
         try:
@@ -48,6 +51,7 @@ class Sender:
                 more = rows[-1] is not None
                 tracker.write([row for row in rows if row is not None])
             tracker.close(self._finished)
+            _silent.discard(self._name)
         except Exception as e:  # of a library, or a network: whatever it is, training goes on
             self._failed = True
             text = str(e).strip().partition("\n")[0]
