@@ -30,7 +30,7 @@ def gather(run: RunFolder) -> dict[str, Any]:
     """
     config = run.config()
     lines = journal.read(run.metrics) if run.metrics.exists() else []
-    evaluation, report = _json(run.evaluation), _json(run.report)
+    evaluation, report = _json(run.evaluation, "quality"), _json(run.report, "seconds")
     facts: dict[str, Any] = {
         "name": run.path.name,
         "preset": config.preset,
@@ -43,8 +43,8 @@ def gather(run: RunFolder) -> dict[str, Any]:
             for phase in phases(config)
         ],
         "quality": evaluation and evaluation["quality"],
-        "sealed": _json(run.comparison),
-        "proof": _json(run.samples),
+        "sealed": _json(run.comparison, "sealed"),
+        "proof": _json(run.samples, "samples"),
         "seconds": report["seconds"] if report else {},
         "sizes": _sizes(run),
         "seal": None,
@@ -57,17 +57,21 @@ def gather(run: RunFolder) -> dict[str, Any]:
             "root": seal.root.hex(),
             "bytes": seal.length,
         }
-        facts["chain"] = _chain(config, seal, _json(run.prepared / MANIFEST))
+        facts["chain"] = _chain(config, seal, _json(run.prepared / MANIFEST, "domains"))
     return facts
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path, key: str) -> Any:
+    """The tree of a file, which has such a key; None if there is no file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as e:
         raise InputError(f"{path}: {e}") from None
+    if not isinstance(tree, dict) or not isinstance(tree.get(key), dict | list):
+        raise InputError(f"{path}: not what s7jax writes: no {key!r} in it")
+    return tree
 
 
 def _phase(phase: Phase, lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import browser
 import pytest
 
 from s7jax import commands
+from s7jax.errors import InputError
 from s7jax.report.facts import KINDS, gather
 from s7jax.report.figures import overlay
 from s7jax.report.write import compare, write
@@ -147,6 +148,16 @@ def test_runs_side_by_side(run, tmp_path):
     assert str(run.path) in summary.read_text()
     long = tmp_path / ("far/" * 40)
     compare([run, finished(long, "r")], tmp_path / "long.html")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"quality": 5}'])
+def test_a_damaged_file_is_named(tmp_path, text):
+    run = start(RunFolder(tmp_path / "r"), TINY, None, None)
+    for path in (run.evaluation, run.comparison, run.samples, run.report):
+        path.write_text(text)
+        with pytest.raises(InputError, match=path.name):
+            gather(run)
+        path.unlink()
 
 
 def test_what_is_no_run_is_said(tmp_path, capsys, monkeypatch):
