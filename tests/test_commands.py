@@ -97,7 +97,7 @@ def test_every_script_is_a_command_and_every_command_has_one():
         "pack --sign one.pem --sign two.pem",
         "experts --domain code --domain math",
         "quantize --experts a --experts b",
-        "audit --phase trunk --phase expert0",
+        "audit --phase trunk --phase expert0 --sign one.pem --sign two.pem",
         "serve --allow-host a --allow-host b --trust one.pem --trust two.pem",
     ],
 )

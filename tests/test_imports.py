@@ -117,6 +117,7 @@ ALLOWED = {
         "devices",
         "errors",
         "extras",
+        "fields",
         "hub",
         "mesh",
         "quantize",

@@ -43,12 +43,15 @@ def add_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON alone")
     group = parser.add_argument_group("signed reports")
     group.add_argument("--report", type=Path, metavar="FILE.s7a", help="write the report, signed")
-    group.add_argument("--sign", type=Path, nargs="+", default=[], metavar="KEY", help="by these")
+    group.add_argument(
+        "--sign", type=Path, nargs="+", action="extend", default=[], metavar="KEY", help="by these"
+    )
     group.add_argument("--read", type=Path, metavar="FILE.s7a", help="somebody's report; no audit")
     group.add_argument(
         "--trust",
         type=Path,
         nargs="+",
+        action="extend",
         default=[],
         metavar="PUBKEY",
         help="one must have signed it",

@@ -49,16 +49,7 @@ def add_flags(p: ArgumentParser) -> None:
     p.add_argument("--drafter", choices=DRAFTERS, default="lookup", help="who proposes them")
     p.add_argument("--proof", type=Path, metavar="FILE", help="write the proof, a .s7p")
     p.add_argument("--trace", action="store_true", help="with every operator's digest, to dispute")
-    p.add_argument("--root", type=cli.root, metavar="HEX", help="the root it must have")
-    p.add_argument(
-        "--trust",
-        type=Path,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="PUBKEY",
-        help="signers",
-    )
+    cli.add_trust_flags(p)
     p.add_argument("--json", action="store_true", help="one JSON object, nothing streamed")
 
 
@@ -75,7 +66,7 @@ def check(args: Namespace) -> None:
     if args.trace and not args.proof:
         raise UsageError("--trace goes into the proof: give --proof FILE")
     if args.proof and (args.proof.is_dir() or not args.proof.parent.is_dir()):
-        raise UsageError(f"--proof {args.proof}: expected a file in a folder that is there")
+        raise UsageError(f"--proof {args.proof}: a folder, or there is no such folder")
 
 
 def main(args: Namespace) -> None:

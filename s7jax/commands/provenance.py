@@ -16,6 +16,7 @@ from pathlib import Path
 from s7jax.errors import UsageError
 from s7jax.runs import attestation
 from s7jax.storage import write_bytes
+from s7jax.terminal import cli
 from s7jax.train.folder import newest_seal
 
 FORMATS = {"slsa": attestation.statement, "cyclonedx": attestation.bill_of_materials}
@@ -26,9 +27,14 @@ def add_flags(parser: ArgumentParser) -> None:
     parser.add_argument("file", type=Path, nargs="?", help="sealed model (default: the newest)")
     parser.add_argument("--format", choices=FORMATS, default="slsa", help="default: slsa")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: standard output")
-    parser.add_argument("--root", type=bytes.fromhex, metavar="HEX", help="the root it must have")
+    parser.add_argument("--root", type=cli.root, metavar="HEX", help="the root it must have")
     parser.add_argument(
-        "--sign", type=Path, nargs="+", metavar="KEY", help="private keys, PEM: a DSSE envelope"
+        "--sign",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="KEY",
+        help="private keys, PEM: a DSSE envelope",
     )
 
 

@@ -29,10 +29,7 @@ def add_flags(parser: ArgumentParser) -> None:
     parser.add_argument("file", type=Path, nargs="?", help="sealed model (default: newest run's)")
     parser.add_argument("--engine", choices=REPLAYERS, default="numpy")
     parser.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="XLA devices")
-    parser.add_argument("--root", type=cli.root, metavar="HEX", help="the root it must have")
-    parser.add_argument(
-        "--trust", type=Path, nargs="+", action="extend", default=[], metavar="PUBKEY"
-    )
+    cli.add_trust_flags(parser)
     parser.add_argument("--machine", action="store_true", help="say what the engine chose here")
 
 

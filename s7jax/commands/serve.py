@@ -51,16 +51,7 @@ def add_flags(p: ArgumentParser) -> None:
         metavar="URL",
         help="pages that may",
     )
-    p.add_argument("--root", type=cli.root, metavar="HEX", help="the root it must have")
-    p.add_argument(
-        "--trust",
-        type=Path,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="PUBKEY",
-        help="signers",
-    )
+    cli.add_trust_flags(p)
 
 
 def check(args: Namespace) -> None:

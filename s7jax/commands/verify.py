@@ -34,15 +34,7 @@ def add_flags(p: ArgumentParser) -> None:
     """The command line."""
     p.add_argument("file", type=Path, nargs="?", help="sealed model (default: the newest run's)")
     p.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    p.add_argument("--root", type=cli.root, metavar="HEX", help="the root it must have")
-    p.add_argument(
-        "--trust",
-        type=Path,
-        nargs="+",
-        action="extend",
-        metavar="PUBKEY",
-        help="one must have signed",
-    )
+    cli.add_trust_flags(p)
     p.add_argument("--min-version", type=int, default=0, help="oldest release accepted")
     told = "also check what a running model shows; with --provenance: the run to compare with"
     p.add_argument("--run", nargs="?", const=True, metavar="RUN", help=told)
@@ -75,7 +67,7 @@ def main(args: Namespace) -> int:
         opening = s7l.open_bundle if s7l.is_bundle(args.file) else s7l.open
         opened = opening(args.file, root=args.root)
         note, of = args.signature or signature.note_path(args.file), (opened.root, opened.length)
-        signed = args.trust and signature.verify(note, *of, args.trust, args.min_version)
+        signed = (args.trust or None) and signature.verify(note, *of, args.trust, args.min_version)
         replayed = again(args, opened) if args.replay else None
         last = args.proof or args.replay
         links = lineage.walk(opened, args.file, args.run, last) if args.provenance else []

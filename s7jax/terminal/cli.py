@@ -43,6 +43,20 @@ def root(text: str) -> bytes:
     return found
 
 
+def add_trust_flags(parser: argparse.ArgumentParser) -> None:
+    """Which sealed file it must be, or whose."""
+    parser.add_argument("--root", type=root, metavar="HEX", help="the root it must have")
+    parser.add_argument(
+        "--trust",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PUBKEY",
+        help="one of these must have signed it",
+    )
+
+
 @contextmanager
 def importing() -> Iterator[None]:
     """While modules are imported an interrupt ends the process at once.
