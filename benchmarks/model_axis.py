@@ -104,7 +104,7 @@ def work(way: str, axis: int, args: argparse.Namespace) -> dict[str, Any]:
                 (shapes, tokens),
                 (specs, P()),
             )
-            return moved(gradient.lower(*abstract).compile().as_text())
+            return moved(gradient.lower(*abstract).compile().as_text() or "")
         placed = jax.tree.map(
             lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)),
             (shapes, tokens),
@@ -243,8 +243,10 @@ class Model:
     def tree_gradient(self, params: Params, tokens: jax.Array) -> Any:
         """Loss and gradient."""
         local = jax.value_and_grad(self._tree_loss)
-        specs = dict(in_specs=(self.specs, P()), out_specs=(P(), self.specs), check_vma=False)
-        return jax.shard_map(local, **specs)(params, tokens)
+        every = jax.shard_map(
+            local, in_specs=(self.specs, P()), out_specs=(P(), self.specs), check_vma=False
+        )
+        return every(params, tokens)
 
     def _tree_loss(self, params: Params, tokens: jax.Array) -> jax.Array:
         s, rows = self.size, self.size.vocab // self.shards
