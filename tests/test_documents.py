@@ -107,6 +107,7 @@ ELSEWHERE = {
     "make docs": "tests/test_reference.py",
     "pip install": "needs the network",
     "s7jax pipeline --preset s7-nano --run watched": "tests/train/test_trackers.py",
+    "s7jax evaluate --run demo --tasks": "needs questions and lm-eval: tests/tasks",
     "lm_eval": "an extra of its own, tests/runtime/test_clients.py",
     "srun": "needs a cluster",
     "exec .venv/bin/s7jax experts": "needs a cluster",

@@ -74,6 +74,21 @@ class Tally:
         }
 
 
+def require_same(run: Run, compute: Compute) -> None:
+    """A sealed model must be of a run's architecture and tokenizer.
+
+    Raises:
+        InputError: it is not.
+    """
+    if compute.cfg != run.config.model:
+        raise InputError(
+            f"the sealed model is {compute.cfg}; expected that of {run.folder.path}: "
+            f"{run.config.model}"
+        )
+    if list(compute.seal.vocabulary.tokens[1:]) != run.prepared.tokenizer.token_bytes[1:]:
+        raise InputError(f"the sealed vocabulary is not that of {run.prepared.path}")
+
+
 def compare(run: Run, params: Params, seal: Seal, sequences: int) -> dict[str, Any]:
     """Quality of the sealed model and of the float parameters, per domain, as JSON types.
 
@@ -87,12 +102,7 @@ def compare(run: Run, params: Params, seal: Seal, sequences: int) -> dict[str, A
     cfg, tokenizer = run.config.model, run.prepared.tokenizer
     alone = len(run.pools) == 1 and run.mesh.size == 1
     compute = open_compute(seal) if alone else Compute(seal, run.pools)
-    if compute.cfg != cfg:
-        raise InputError(
-            f"the sealed model is {compute.cfg}; expected that of {run.folder.path}: {cfg}"
-        )
-    if list(seal.vocabulary.tokens[1:]) != tokenizer.token_bytes[1:]:
-        raise InputError(f"the sealed vocabulary is not that of {run.prepared.path}")
+    require_same(run, compute)
     report: dict[str, Any] = {}
     rows = {d: held_out(run.prepared, d, sequences) for d in cfg.domains}
     with Progress("compare", sum(map(len, rows.values())), "sequences") as progress:

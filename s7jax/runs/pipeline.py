@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from s7jax import extras, runtime, s7l
 from s7jax import mesh as meshes
-from s7jax import s7l
-from s7jax.errors import InputError
+from s7jax.errors import InputError, UsageError
 from s7jax.model.language_model import Params
 from s7jax.quantize.export import export
 from s7jax.report.write import write
-from s7jax.runs.comparison import compare
+from s7jax.runs.comparison import compare, require_same
 from s7jax.runs.proving import prove
 from s7jax.runtime.sealing import seal_with_answers
 from s7jax.storage import write_json
@@ -92,6 +92,35 @@ def sealed_quality(run: Run, sealed: Path, sequences: int | None = None) -> dict
         run, final_params(run), s7l.open(sealed), sequences or run.config.eval_sequences
     )
     write_json(run.folder.comparison, report)
+    return report
+
+
+def task_quality(run: Run, sealed: Path, folder: Path, *how: Any) -> dict[str, Any]:
+    """Float and sealed model on the tasks of a folder; also written to ``tasks.json``.
+
+    ``how`` as of :func:`s7jax.tasks.comparison.compare`.
+
+    Raises:
+        UsageError: lm-evaluation-harness is not installed.
+        InputError: a seal of another architecture, or the tasks cannot be read.
+    """
+    try:
+        from s7jax.tasks import comparison  # noqa: PLC0415 takes torch with it
+    except ModuleNotFoundError as e:
+        how_to = extras.how_to_install("eval")
+        raise UsageError(f"tasks need lm-evaluation-harness: {how_to} ({e})") from None
+    from s7jax.tasks.scorers import FloatScorer, Scorer, SealedScorer  # noqa: PLC0415
+
+    with runtime.open(sealed) as model:
+        require_same(run, model.compute)
+        scorers: dict[str, Scorer] = {
+            "FP32": FloatScorer(
+                run.config.model, final_params(run), run.prepared.tokenizer, run.mesh
+            ),
+            "INT8": SealedScorer(model),
+        }
+        report = comparison.compare(scorers, folder, *how)
+    write_json(run.folder.tasks, report)
     return report
 
 

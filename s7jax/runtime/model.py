@@ -167,7 +167,10 @@ class Model:
 
         Each is what :meth:`generate` would have given, token for token and proof for proof.
         """
-        requests = [Request(self.prompt(p), self.policy(**options)) for p in prompts]
+        return self.run_all([Request(self.prompt(p), self.policy(**options)) for p in prompts])
+
+    def run_all(self, requests: Sequence[Request]) -> list["Answer"]:
+        """What has come of several requests, in one batch; all have ended."""
         groups = self.compute.groups
         rows = -(-max(1, min(len(requests), MOST_ROWS)) // groups) * groups
         engine = self._engine(rows)

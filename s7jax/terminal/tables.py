@@ -99,6 +99,29 @@ def sealed_rows(domains: dict[str, Any]) -> Rows:
     return "The sealed integer model beside the float one", columns, rows
 
 
+def show_tasks(report: dict[str, Any]) -> None:
+    """Print what float and sealed model know of benchmark tasks, and the specification's rules."""
+    rows = []
+    for name, row in report["tasks"].items():
+        for form in ("FP32", "INT8"):
+            found, error = row[form], row[form].get("accuracy_stderr")
+            accuracy = "" if error is None else f"{found['accuracy']:.3f} ± {error:.3f}"
+            numbers = (found.get(key) for key in ("executed", "margin", "bits_per_byte"))
+            cells = ("" if n is None else f"{n:.4f}" for n in numbers)
+            rows.append([name, row["items"], form, accuracy, *cells])
+    columns = ("task", "items", "model", "accuracy", "executed", "margin", "bits per byte")
+    show_table("Benchmark tasks", columns, rows)
+    rules = [
+        [row["rule"], *(_number(row[key]) for key in ("FP32", "INT8", "ratio")), row["verdict"]]
+        for row in report["rules"]
+    ]
+    show_table("Specification, section 5", ("rule", "FP32", "INT8", "ratio", "verdict"), rules)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
 def show_tensors(title: str, rows: list[dict[str, Any]]) -> None:
     """Print one row per tensor, whatever its columns; digests shortened."""
     if not rows:

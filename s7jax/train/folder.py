@@ -13,6 +13,7 @@ runs/NAME/
   model/               weights/ vocab.json moe.s7l sample.s7p
   evaluation.json      quality on held-out text
   sealed.json          the sealed model beside the float one
+  tasks.json           both on benchmark tasks (s7jax evaluate --tasks)
   samples.json         what the sealed model answers, and every rule with its evidence
   report.json          the final tables
   report.html, .md     the report: curves, tables, samples, digests
@@ -120,6 +121,11 @@ class RunFolder:
     def evaluation(self) -> Path:
         """Quality on held-out text, as JSON."""
         return self.path / "evaluation.json"
+
+    @property
+    def tasks(self) -> Path:
+        """What float and sealed model know of benchmark tasks."""
+        return self.path / "tasks.json"
 
     @property
     def comparison(self) -> Path:
