@@ -212,6 +212,10 @@ def _quality(page: _Page, quality: Facts) -> None:
         return _shade("good" if change < 0 else "bad", min(1.0, abs(change) / 0.1))
 
     page.table(headings, rows, gain)
+    if "gains" in quality:  # not in runs of an earlier version
+        title, headings, rows = tables.gain_rows(quality)
+        page.title(title, 3)
+        page.table(headings, rows)
     title, headings, rows = tables.router_rows(quality)
     page.title(title)
     page.table(headings, rows)

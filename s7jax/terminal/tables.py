@@ -25,7 +25,10 @@ class _Console(Console):
 def show(report: dict[str, Any]) -> None:
     """Print whichever parts of a report are there: quality, proof, artifacts, times."""
     if quality := report.get("quality"):
-        for table in (quality_rows(quality), router_rows(quality), confusion_rows(quality)):
+        tables = [quality_rows(quality), router_rows(quality), confusion_rows(quality)]
+        if "gains" in quality:  # not in runs of an earlier version
+            tables.insert(1, gain_rows(quality))
+        for table in tables:
             show_table(*table)
     if sealed := report.get("sealed"):
         show_table(*sealed_rows(sealed))
@@ -160,6 +163,22 @@ def quality_rows(quality: dict[str, Any]) -> Rows:
     headings = [f"{m} {domains[int(m[6:])]}" if m.startswith("expert") else m for m in models]
     rows = [[domain, *(f"{bits[domain][model]:.4f}" for model in models)] for domain in domains]
     return "Bits per byte on held-out text", ("domain", *headings), rows
+
+
+def gain_rows(quality: dict[str, Any]) -> Rows:
+    """What experts and routing change, against the trunk, with 95 % intervals."""
+    domains, bits, gains = quality["domains"], quality["bits_per_byte"], quality["gains"]
+    experts = [f"expert{e}" for e in range(len(domains))]
+    best = sum(min(experts, key=bits[d].__getitem__) == experts[e] for e, d in enumerate(domains))
+    rows = []
+    for domain in domains:
+        cells = (tuple(100 * x for x in gains[domain][name]) for name in ("oracle", "routed"))
+        rows.append([domain, *(f"{m:+.2f} % [{low:+.2f}, {high:+.2f}]" for m, low, high in cells)])
+    title = (
+        "Bits per byte against the trunk, 95 % intervals (bootstrap over sequences); "
+        f"a domain's own expert is the best in {best} of {len(domains)}"
+    )
+    return title, ("domain", "its own expert", "routed"), rows
 
 
 def router_rows(quality: dict[str, Any]) -> Rows:

@@ -31,6 +31,7 @@ from s7jax.train.run import Run
 from s7jax.train.step import place
 
 WINDOW = 256  # positions over which router accuracy is counted
+RESAMPLES = 2_000
 CHUNK = 256  # positions whose logits exist at once, where the configuration wants all
 
 Scores = dict[str, np.ndarray]
@@ -154,17 +155,20 @@ def evaluate(run: Run, params: Params) -> dict[str, Any]:
     """The quality report on held-out text, as JSON types.
 
     ``bits_per_byte[domain][model]`` for the trunk, each expert, the routed model, the oracle
-    (the domain's own expert); ``routers[name]`` with accuracy on windows of up to
+    (the domain's own expert); ``gains[domain][model]`` of that expert and of the routed model: the
+    change against the trunk, and its interval (:func:`paired_interval`); ``routers[name]`` with
+    accuracy on windows of up to
     :data:`WINDOW` tokens, confusion matrix (rows: true domain) and bits per byte per domain.
     """
     cfg = run.config.model
     bits: dict[str, dict[str, float]] = {}
+    gains: dict[str, dict[str, list[float]]] = {}
     routers: dict[str, dict[str, Any]] = {
         name: {"confusion": [], "bits_per_byte": {}} for name in ROUTERS
     }
     rows = _held_out(run, cfg.domains)
     domain_N = np.repeat(np.arange(len(rows)), [len(tokens) for tokens in rows.values()])
-    sums = [_Sums(len(rows)) for _ in rows]
+    sums = [_Sums(index, len(rows)) for index in range(len(rows))]
     with jax.set_mesh(run.mesh), Progress("evaluate", len(domain_N), "sequences") as progress:
         done, every = 0, np.concatenate(list(rows.values()))
         for scores in score(cfg, params, every, run.mesh, run.config.compute):
@@ -183,6 +187,11 @@ def evaluate(run: Run, params: Params) -> dict[str, Any]:
             routers[name]["confusion"].append(total.votes[name].tolist())
         bits[domain]["routed"] = routers["router"]["bits_per_byte"][domain]
         bits[domain]["oracle"] = experts[index]
+        nats_NM = np.concatenate(total.by_sequence)  # trunk, own expert, routed
+        gains[domain] = {
+            name: paired_interval(nats_NM[:, 0], nats_NM[:, i])
+            for i, name in enumerate(("oracle", "routed"), 1)
+        }
     for row in routers.values():
         confusion = np.array(row["confusion"])
         row["accuracy"] = float(np.trace(confusion) / confusion.sum())
@@ -198,13 +207,33 @@ def evaluate(run: Run, params: Params) -> dict[str, Any]:
         "accuracy": 1.0,
         "bits_per_byte": {d: bits[d]["oracle"] for d in cfg.domains},
     }
-    return {"domains": list(cfg.domains), "bits_per_byte": bits, "routers": routers}
+    return {
+        "domains": list(cfg.domains),
+        "bits_per_byte": bits,
+        "gains": gains,
+        "routers": routers,
+    }
+
+
+def paired_interval(before_N: np.ndarray, after_N: np.ndarray) -> list[float]:
+    """Change of a sum from one model to another on the same sequences, and where it may lie.
+
+    Returns:
+        after / before − 1; and the 2.5th and 97.5th percentile of it over :data:`RESAMPLES` draws
+        of as many sequences with replacement (paired bootstrap), the same draws every time.
+    """
+    draws_RN = np.random.default_rng(0).integers(0, len(before_N), (RESAMPLES, len(before_N)))
+    changes_R = after_N[draws_RN].sum(1) / before_N[draws_RN].sum(1) - 1
+    low, high = np.percentile(changes_R, [2.5, 97.5])
+    return [float(after_N.sum() / before_N.sum() - 1), float(low), float(high)]
 
 
 class _Sums:
     """What a report needs of one domain's scores, float64."""
 
-    def __init__(self, experts: int) -> None:
+    def __init__(self, index: int, experts: int) -> None:
+        self._own = 1 + index
+        self.by_sequence: list[np.ndarray] = []  # [N, 3] nats: trunk, own expert, routed
         self.nll = np.zeros(1 + experts)  # nats: trunk, experts
         self.routed = dict.fromkeys(ROUTERS, 0.0)
         self.votes = {name: np.zeros(experts, np.int64) for name in ROUTERS}
@@ -216,6 +245,9 @@ class _Sums:
         for name in ROUTERS:
             chosen = np.take_along_axis(nll[1:], scores[f"{name}_route"][mine_B][None], axis=0)
             self.routed[name] += float(chosen.sum())
+            if name == ROUTERS[0]:
+                models = (nll[0], nll[self._own], chosen[0])
+                self.by_sequence.append(np.stack([x.sum(axis=1) for x in models], axis=1))
             self.votes[name] += _window_votes(scores[name][mine_B])
 
 

@@ -8,7 +8,7 @@ from s7jax.data.mixture import held_out
 from s7jax.data.prepared import Prepared
 from s7jax.model import parameters
 from s7jax.train import router
-from s7jax.train.evaluate import CHUNK, evaluate, exact, model_losses, score
+from s7jax.train.evaluate import CHUNK, evaluate, exact, model_losses, paired_interval, score
 from s7jax.train.phase import TRUNK
 from s7jax.train.step import place
 
@@ -79,6 +79,24 @@ def test_the_report_is_complete_and_consistent(tiny: Config, report):
     accuracy = report["routers"]["router"]["accuracy"]
     assert accuracy == pytest.approx(np.trace(confusion) / confusion.sum())
     assert accuracy > 0.9  # the tiny domains share no word
+
+
+def test_gains_are_those_of_the_table_within_their_intervals(tiny: Config, report):
+    for domain in tiny.model.domains:
+        row = report["bits_per_byte"][domain]
+        for name, (change, low, high) in report["gains"][domain].items():
+            assert change == pytest.approx(row[name] / row["trunk"] - 1, rel=1e-9)
+            assert low < change < high
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says():
+    rng, held = np.random.default_rng(1), 0
+    for _ in range(200):
+        before = rng.gamma(9.0, size=60)
+        _, low, high = paired_interval(before, before * rng.normal(0.97, 0.05, 60))
+        held += low <= -0.03 <= high
+    assert 180 <= held <= 198  # 95 % of 200, and what few sequences cost
+    assert paired_interval(before, before) == [0, 0, 0]
 
 
 @pytest.mark.parametrize("shape", ["4x2", "8x1"])
