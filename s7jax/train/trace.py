@@ -15,10 +15,11 @@ import numpy as np
 
 from s7jax.digests import tree_digest
 from s7jax.errors import InputError
+from s7jax.s7l.memory import read_regular
 from s7jax.storage import write_bytes
 from s7jax.train.checkpoint import tensor_sha256
 from s7jax.train.step import Stepper
-from s7jax.train.transcript import State, Step, Transcript
+from s7jax.train.transcript import MAX_BYTES, State, Step, Transcript
 
 FORMAT, VERSION = "s7-trace", 1
 Digests = Mapping[str, bytes]  # SHA-256 of a tensor, by its path
@@ -62,7 +63,7 @@ class Trace:
         found = State(*(tree_digest(self.parts[name]) for name in ("gradient", "after")))
         if (
             dict(self.head) != dict(told.head)
-            or not self.step < len(told.steps)
+            or not 0 <= self.step < len(told.steps)
             or self.told != told.steps[self.step]
             or (left is not None and left != found)
         ):
@@ -103,11 +104,10 @@ def read(path: Path) -> Trace:
     Raises:
         InputError: missing, or not one.
     """
+    data = read_regular(path, MAX_BYTES)
     try:
-        data = path.read_bytes()
         entry = msgpack.unpackb(data, raw=False)
-    except OSError as e:
-        raise InputError(f"{path}: {e.strerror}") from None
+        entry = entry if msgpack.packb(entry, use_bin_type=True) == data else None
     except (ValueError, msgpack.UnpackException):
         entry = None
     match entry:
@@ -117,7 +117,7 @@ def read(path: Path) -> Trace:
             dict(head),
             [int(step), bytes(receipt), bytes(loss), bytes(norm), bool(skipped)],
             list(parts),
-        ] if (name, version) == (FORMAT, VERSION) and step >= 0:
+        ] if (name, version) == (FORMAT, VERSION) and bool not in (type(version), type(step)):
             told = Step(receipt, loss, norm, skipped)
             found = {part: digests for part, digests in map(_part, parts) if digests}
             wanted = ("before", *(f"microbatch {i}" for i in range(len(parts) - 3)))

@@ -8,8 +8,9 @@ writes the same file. Byte by byte: ``docs/transcript.md``.
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any, Self, cast
 
@@ -19,6 +20,8 @@ import numpy as np
 
 from s7jax.digests import tree_digest
 from s7jax.errors import InputError
+from s7jax.s7l.memory import read_regular
+from s7jax.s7l.schema import show
 from s7jax.storage import write_bytes
 from s7jax.terminal.processes import say
 from s7jax.train.checkpoint import tensor_sha256
@@ -26,6 +29,7 @@ from s7jax.train.phase import Phase, states_every
 from s7jax.train.step import Stepper
 
 FORMAT, VERSION = "s7-transcript", 1
+MAX_BYTES = 1 << 30  # of a file that is read: ten million steps
 
 
 def head(phase: Phase, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,6 +94,13 @@ class State(Told):
 
 
 @dataclass(frozen=True)
+class End(Told):
+    """What a phase ends with: SHA-256 of its parameters."""
+
+    end: bytes
+
+
+@dataclass(frozen=True)
 class Transcript:
     """A transcript that was read, whole or as far as its phase has come.
 
@@ -116,23 +127,25 @@ def read(path: Path) -> Transcript:
     Raises:
         InputError: missing, or not one: where, and what was expected there.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise InputError(f"{path}: {e.strerror}") from None
-    chain, entries = Chain(), list(_entries(path, data))
-    for raw, _ in entries:
-        chain.extend(raw)
-    if not entries:
-        raise InputError(f"{path}: empty, not a transcript")
-    first = _head_of(path, entries[0][1])
+    return _told(path, _entries(path, read_regular(path, MAX_BYTES)))
+
+
+def _told(path: Path, entries: Iterable[tuple[bytes, Any]]) -> Transcript:
+    """What entries tell, each refused where it is not due."""
+    chain, first = Chain(), dict[str, Any]()
     steps: list[Step] = []
     states: dict[int, State] = {}
     environments: dict[int, Mapping[str, Any]] = {}
     end: bytes | None = None
-    for _, entry in entries[1:]:
+    for raw, entry in entries:
+        chain.extend(raw)
+        if not first:
+            first = _head_of(path, entry)
+            continue
         done = len(steps)
         match entry:
+            case [_, bool(), *_]:  # which passes for int
+                raise _unexpected(path, done, entry)
             case ["environment", int(at), dict(found)] if at == done and end is None:
                 environments[at] = found
             case [
@@ -162,10 +175,17 @@ def read(path: Path) -> Transcript:
             ):
                 end = sha256
             case _:
-                raise InputError(f"{path}: after {done} steps: unexpected entry {entry[:2]!r}")
+                raise _unexpected(path, done, entry)
+    if not first:
+        raise InputError(f"{path}: empty, not a transcript")
     if 0 not in environments:
         raise InputError(f"{path}: does not say what it was trained on")
     return Transcript(first, environments, tuple(steps), states, end, chain.value)
+
+
+def _unexpected(path: Path, done: int, entry: list[Any]) -> InputError:
+    what = ", ".join(map(show, entry[:2]))
+    return InputError(f"{path}: after {done} steps: unexpected entry [{what}]")
 
 
 def due(head: Mapping[str, Any], done: int) -> bool:
@@ -173,12 +193,23 @@ def due(head: Mapping[str, Any], done: int) -> bool:
     return done > 0 and (done % head["states_every"] == 0 or done == head["steps"])
 
 
+def unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """The first field that is not the same in two heads, and both values, printable."""
+    one, other = (h | {f"inputs.{k}": v for k, v in h["inputs"].items()} for h in map(dict, (a, b)))
+    del one["inputs"], other["inputs"]
+    for name in one | other:
+        if one.get(name) != other.get(name):
+            return name, show(one.get(name)), show(other.get(name))
+    return None
+
+
 def _head_of(path: Path, entry: Any) -> dict[str, Any]:
     match entry:
         case [str(name), int(version), dict(found)] if (name, version) == (FORMAT, VERSION):
-            numbers = found.get("steps"), found.get("states_every")
-            if all(isinstance(n, int) and n > 0 for n in numbers):
-                return found
+            match found:
+                case {"phase": str(), "inputs": dict(), "steps": steps, "states_every": every}:
+                    if all(type(n) is int and n > 0 for n in (version, steps, every)):
+                        return found
     raise InputError(f"{path}: begins otherwise than a transcript of version {VERSION}")
 
 
@@ -199,7 +230,8 @@ def _packed(entry: Any) -> bytes:
 
 def _entries(path: Path, data: bytes, whole: bool = True) -> Iterator[tuple[bytes, Any]]:
     """Encoded and decoded; a piece of one at the end is an error, or left out."""
-    unpacker = msgpack.Unpacker(raw=False, strict_map_key=True, max_buffer_size=0)
+    # No array or map is longer than the file, whatever it says.
+    unpacker = msgpack.Unpacker(raw=False, strict_map_key=True, max_buffer_size=len(data) or 1)
     unpacker.feed(data)
     at = 0
     while at < len(data):
@@ -210,7 +242,7 @@ def _entries(path: Path, data: bytes, whole: bool = True) -> Iterator[tuple[byte
                 raise InputError(f"{path}: cut off within the entry at byte {at}") from None
             return
         except (ValueError, msgpack.UnpackException) as e:
-            raise InputError(f"{path}: not msgpack at byte {at}: {e}") from None
+            raise InputError(f"{path}: not msgpack at byte {at}: {show(str(e))}") from None
         raw = data[at : unpacker.tell()]
         if not isinstance(entry, list) or _packed(entry) != raw:
             raise InputError(f"{path}: not in its one encoding at byte {at}")
@@ -288,30 +320,27 @@ class Recorder:
         self._file = None
 
     def _write(self, entry: list[Any]) -> None:
-        if self._file:
-            raw = _packed(entry)
-            self._file.write(raw)
-            self._chain.extend(raw)
+        if self._file is None:
+            return
+        raw = rest = _packed(entry)
+        try:
+            while rest:  # a disk that is nearly full takes a part of it, and that is no error yet
+                rest = rest[self._file.write(rest) :]
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, self._file.name) from None
+        self._chain.extend(raw)
 
 
 def _kept(path: Path, head: Mapping[str, Any], done: int) -> list[tuple[bytes, Any]] | None:
     """The entries of the first ``done`` steps; None if they are not all there."""
     if done == 0:
         return []
+    later = [["step", done], ["environment", done], ["end", done]]
     try:
-        entries = list(_entries(path, path.read_bytes(), whole=False))
+        entries = _entries(path, path.read_bytes(), whole=False)
+        kept = list(takewhile(lambda pair: pair[1][:2] not in later, entries))
+        told = _told(path, kept)
     except (OSError, InputError):
         return None
-    if not entries or entries[0][1] != [FORMAT, VERSION, dict(head)]:
-        return None
-    kept = [
-        (raw, entry)
-        for raw, entry in entries
-        if (
-            entry[0] in (FORMAT, "environment", "state")
-            and (entry[0] == FORMAT or entry[1] <= done)
-        )
-        or (entry[0] == "step" and entry[1] < done)
-    ]
-    steps = sum(entry[0] == "step" for _, entry in kept)
-    return kept if steps == done else None
+    whole = len(told.steps) == done and (done in told.states or not due(head, done))
+    return kept if whole and told.head == head else None

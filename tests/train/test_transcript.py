@@ -1,9 +1,12 @@
 """The transcript: the same however a phase came to its end, and nothing else passes for one."""
 
 import dataclasses
+import errno
 import json
+import os
 
 import msgpack
+import numpy as np
 import pytest
 
 from s7jax.data.mixture import Receipt
@@ -90,6 +93,13 @@ def test_where_steps_are_lost_there_is_none(new_run, monkeypatch, capsys):
     [
         (lambda e: e[1:], "begins otherwise"),
         (lambda e: [[*e[0][:1], 2, *e[0][2:]], *e[1:]], "begins otherwise"),
+        (lambda e: [[*e[0][:2], {**e[0][2], "steps": True}], *e[1:]], "begins otherwise"),
+        (lambda e: [[*e[0][:2], {**e[0][2], "phase": 1}], *e[1:]], "begins otherwise"),
+        (
+            lambda e: [e[0], ["environment", False, e[1][2]], *e[2:]],
+            "entry \\['environment', False",
+        ),
+        (lambda e: [*e[:2], ["\x1b[2J" * 99, 0], *e[2:]], r"entry \['\\x1b\[2J.{9,200}…, 0\]"),
         (lambda e: e[:2] + e[3:], "after 0 steps: unexpected entry \\['state', 1\\]"),
         (lambda e: e[:3] + e[4:], "after 1 steps: unexpected entry \\['step', 1\\]"),
         (lambda e: [*e[:2], e[4], *e[2:]], "after 0 steps: unexpected entry"),
@@ -104,6 +114,79 @@ def test_what_is_no_transcript_is_refused(trunk, tmp_path, change, problem):
     path = written(tmp_path / "x.s7t", change(entries(trunk.folder.transcript("trunk"))))
     with pytest.raises(InputError, match=problem):
         transcript.read(path)
+
+
+def test_what_claims_more_than_it_holds_is_refused(tmp_path):
+    path = tmp_path / "x.s7t"
+    for data in (b"\xdd\x7f\xff\xff\xff" * 9, b"\x91" * 1000 + b"\x90", b"\x91" * 5000, b"\xc1"):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=r"x\.s7t: (not msgpack|cut off|begins otherwise)"):
+            transcript.read(path)
+    path.unlink()
+    os.mkfifo(path)  # which would be waited for
+    with pytest.raises(InputError, match="not a regular file"):
+        transcript.read(path)
+
+
+class Full:
+    """A file on a disk that takes less at once than it is given, then nothing."""
+
+    name = "x.s7t"
+
+    def __init__(self, room: int):
+        self.room, self.data = room, b""
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        count = min(len(data), self.room, 50)
+        self.data, self.room = self.data + data[:count], self.room - count
+        return count
+
+
+def recorded(path, steps: int) -> transcript.Recorder:
+    """A transcript of ten steps, so many of them done."""
+    head = {"phase": "trunk", "inputs": {}, "steps": 10, "states_every": 1}
+    recorder = transcript.Recorder(path, head, 0, {"device": "a"})
+    put(recorder, range(steps))
+    return recorder
+
+
+def put(recorder, steps) -> None:
+    for i in steps:
+        metrics = {"loss": np.float32(i), "grad_norm": np.float32(1), "skipped": False}
+        recorder.put(i, "11" * 32, metrics)
+        recorder.state(i + 1, transcript.State(bytes(32), bytes(32)))
+
+
+def test_a_disk_that_fills_up_leaves_no_hole(tmp_path):
+    recorder = recorded(tmp_path / "a.s7t", 10)
+    recorder.close()
+    recorder = recorded(tmp_path / "b.s7t", 0)
+    begun = (tmp_path / "b.s7t").read_bytes()
+    recorder.close()
+    recorder._file = full = Full(1 << 20)
+    put(recorder, range(10))
+    assert begun + full.data == (tmp_path / "a.s7t").read_bytes()
+    full.room = 20
+    with pytest.raises(OSError, match=r"No space left on device: 'x\.s7t'"):
+        recorder.end(10, "00" * 32)
+
+
+def test_what_was_written_and_lost_with_its_checkpoint_is_not_told(tmp_path):
+    path = tmp_path / "a.s7t"
+    recorded(path, 7).close()
+    head = transcript.read(path).head
+    for device in "ba":  # on b a step was begun after the checkpoint, and none was saved
+        recorder = transcript.Recorder(path, head, 5, {"device": device})
+        put(recorder, range(5, 6))
+        recorder.close()
+    assert transcript.read(path).environments == {0: {"device": "a"}}
+    for damage in (["step"], [], ["step", "x"], ["state", 1, 1]):
+        written(path, [*entries(path)[:4], damage, *entries(path)[4:]])
+        recorder = transcript.Recorder(path, head, 5, {"device": "a"})
+        assert not path.exists()
+        recorded(path, 7).close()
 
 
 def test_bytes_that_are_cut_or_encoded_otherwise_are_refused(trunk, tmp_path):
