@@ -152,6 +152,8 @@ def test_an_audit_seals_it_again_and_notices_another_seal(work: Path, tmp_path: 
     shutil.copytree(work / "runs/tiny", copy)
     told = copy / "transcript/trunk.s7t"
     shutil.copy(copy / "transcript/expert0.s7t", told)
+    existing = script("tools/audit.py", *signing, cwd=work)
+    assert (existing.returncode, "nothing is overwritten" in existing.stderr) == (2, True)
     report.unlink()
     for failed in (
         script("tools/audit.py", "--run", str(copy), *signing, cwd=tmp_path),
@@ -159,7 +161,7 @@ def test_an_audit_seals_it_again_and_notices_another_seal(work: Path, tmp_path: 
     ):
         assert failed.returncode == 1
         assert "not as told: " in failed.stderr
-        assert "trunk.s7t: phase is expert0, the run's is trunk" in failed.stderr
+        assert "trunk.s7t: phase is 'expert0', the run's is 'trunk'" in failed.stderr
 
 
 def test_the_pipeline_again_skips_everything_and_changes_no_byte(work: Path):

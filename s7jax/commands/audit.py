@@ -27,6 +27,7 @@ from s7jax.runs.audit import AS_TOLD, report, sign, signed
 from s7jax.runs.opening import add_run_flags, resume
 from s7jax.s7l import note
 from s7jax.terminal import cli
+from s7jax.terminal.tables import ascii_safe
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -69,6 +70,7 @@ def main(args: Namespace) -> None:
             print(f"  signed by {', '.join(map(str, signers))}")
         return
     if args.report is not None:
+        cli.require_new(args.report, "--report")
         note.require_keys(args.sign)
     if args.segments < 1:
         raise UsageError(f"--segments {args.segments}: expected at least 1")
@@ -87,16 +89,22 @@ def _print(args: Namespace, what: str, found: dict[str, Any]) -> None:
     if args.json:
         print(json.dumps(found, indent=1))
     if not told:
-        raise InputError(f"{what}: not as told: {found['outcome']}")
+        raise InputError(f"{what}: not as told: {ascii_safe(found['outcome'])[1:-1]}")
     if args.json:
         return
     print(f"{what}: {AS_TOLD}")
     for name, root in found["transcripts"].items():
         print(f"  {name:<9}{root}")
+    if found["sealed"] is not None:
+        print(f"  {'seal':<9}{found['sealed']}")
     for segment in found["segments"]:
         print(f"  trained again, bit for bit: {segment}")
     print(f"  drawn by {found['seed']!r}, {len(found['segments'])} of {found['of']}")
     for fraction, odds in found["caught"].items():
         print(f"  were {float(fraction):.0%} of them forged, one would be found with {odds:.1%}")
     if "root" in found:
-        print(f"  router, INT8 and seal made again: root {found['root']}")
+        print("  router, INT8 and seal made again: the same root")
+    elif found["sealed"] is None:
+        print("  nothing is sealed: what follows training was not checked")
+    else:
+        print("  router, INT8 and seal were not made again")

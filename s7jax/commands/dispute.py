@@ -21,6 +21,7 @@ from s7jax.errors import UsageError
 from s7jax.runtime import proof
 from s7jax.runtime.dispute import settle
 from s7jax.runtime.replay import by_specification
+from s7jax.terminal.tables import ascii_safe
 
 
 def add_flags(p: ArgumentParser) -> None:
@@ -35,6 +36,7 @@ def add_flags(p: ArgumentParser) -> None:
     p.add_argument(
         "--write-trace", type=Path, metavar="FILE", help="of the step, as this run trains it"
     )
+    p.add_argument("--mesh", metavar="DxM", help="to train the step on (default: all, or 1x1)")
 
 
 def main(args: Namespace) -> None:
@@ -42,8 +44,8 @@ def main(args: Namespace) -> None:
     if args.a.suffix == ".s7t":
         _transcripts(args)
         return
-    if args.traces or args.write_trace:
-        raise UsageError("--traces, --write-trace: of transcripts (.s7t) of a run alone")
+    if args.traces or args.write_trace or args.mesh:
+        raise UsageError("--traces, --write-trace, --mesh: of transcripts (.s7t) of a run alone")
     seal = s7l.open(args.model)
     found = settle(proof.load(args.a), proof.load(args.b), seal, by_specification(seal))
     if args.json:
@@ -59,14 +61,21 @@ def main(args: Namespace) -> None:
 def _transcripts(args: Namespace) -> None:
     # Training needs JAX, proofs do not.
     from s7jax.runs import dispute  # noqa: PLC0415
+    from s7jax.runs.audit import environments  # noqa: PLC0415
     from s7jax.runs.opening import resume  # noqa: PLC0415
     from s7jax.terminal import cli  # noqa: PLC0415
     from s7jax.train import transcript  # noqa: PLC0415
 
+    if args.write_trace:
+        if args.traces:
+            raise UsageError("--traces, --write-trace: give one of them")
+        cli.require_new(args.write_trace, "--write-trace")
     a, b = transcript.read(args.a), transcript.read(args.b)
     with cli.quiet(args.json):
-        folder = Namespace(run=f"{args.model}/", mesh=None)
+        folder = Namespace(run=f"{args.model}/", mesh=args.mesh)
         run = resume(folder, lambda run: run.config_file)
+        for line in dict.fromkeys(environments(run, {"A": a, "B": b})):
+            print(f"warning: {line}: the bits may differ from both")
         if args.write_trace:
             mine = transcript.read(run.folder.transcript(a.head["phase"]))
             traced = dispute.trace_of(run, a, b, mine)
@@ -81,7 +90,7 @@ def _transcripts(args: Namespace) -> None:
         found = {"agree": where.done, "difference": where.what, "values": told}
         print(json.dumps(found | {"right": verdict.right}, indent=1))
         return
-    print(f"first difference: after {where.done} steps: {where.what}")
+    print(f"first difference: after {where.done} steps: {ascii_safe(where.what)[1:-1]}")
     for name, text in told.items():
         print(f"  {name:<6} {text}")
     print(f"right: {verdict.right}")

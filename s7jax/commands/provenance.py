@@ -42,8 +42,8 @@ def main(args: Namespace) -> None:
     """Verify, export, perhaps sign."""
     if args.sign and args.format != "slsa":
         raise UsageError("--sign: a DSSE envelope holds an in-toto statement; use --format slsa")
-    if args.out and args.out.exists():
-        raise UsageError(f"--out {args.out}: exists; nothing is overwritten")
+    if args.out:
+        cli.require_new(args.out, "--out")
     path = args.file or newest_seal()
     origin = attestation.origin_of(path, args.root)
     data = attestation.encoded(FORMATS[args.format](origin, path))

@@ -19,26 +19,30 @@ import jax
 from s7jax import s7l
 from s7jax.data.mixture import Receipt, prefetch
 from s7jax.digests import tree_digest
-from s7jax.errors import InputError
+from s7jax.errors import InputError, UsageError
 from s7jax.mesh import single
 from s7jax.model import parameters
 from s7jax.model.language_model import Params
 from s7jax.runs import pipeline
+from s7jax.runs.origin import Origin
 from s7jax.s7l import note
+from s7jax.s7l.schema import show
 from s7jax.terminal.progress import Progress
 from s7jax.train import checkpoint, transcript
 from s7jax.train.folder import RunFolder
 from s7jax.train.loop import first_state, stepper_of
 from s7jax.train.optimizer import learning_rate
-from s7jax.train.phase import Phase, phase_of, phases
+from s7jax.train.phase import Phase, phases
 from s7jax.train.provenance import environment
-from s7jax.train.run import Run, batches, finished, inputs_record, load_trunk
+from s7jax.train.run import Run, batches, finished, inputs_record, load_expert, load_trunk
 from s7jax.train.step import Stepper
 from s7jax.train.trace import Trace, Tracer
-from s7jax.train.transcript import State, Step, Told, Transcript
+from s7jax.train.transcript import End, State, Step, Told, Transcript
 
 AS_TOLD = "as told"
+FORMAT, VERSION = "s7-audit", 1
 HEADING = "s7 audit"  # first line of a signed report
+TOLD = {"transcripts", "segments", "of", "caught", "seed", "sealed"}  # what one that is as told has
 FRACTIONS = (0.01, 0.1, 0.5)  # of a training that may be forged, for which the odds are told
 
 
@@ -75,12 +79,12 @@ def read(run: Run, which: Sequence[Phase]) -> dict[str, Transcript]:
         if params is None:
             raise InputError(f"{final} is not there: {phase.name} has not ended")
         told = transcript.read(path)
-        wanted = transcript.head(phase, inputs)
-        for name, value in wanted.items():
-            if told.head.get(name) != value:
-                raise InputError(f"{path}: {name} is {told.head.get(name)}, the run's is {value}")
+        if other := transcript.unlike(told.head, transcript.head(phase, inputs)):
+            raise InputError(f"{path}: {other[0]} is {other[1]}, the run's is {other[2]}")
         if told.end is None or told.end.hex() != params:
             raise InputError(f"{path}: does not end with the parameters of {final}")
+        if phase.expert is not None:
+            load_expert(run, phase.expert)  # they are the bytes that their record says
         promised = checkpoint.read_record(final).get("transcript_sha256")
         if told.root.hex() != promised:
             raise InputError(f"{path}: root {told.root.hex()}, {final} says {promised}")
@@ -91,9 +95,9 @@ def read(run: Run, which: Sequence[Phase]) -> dict[str, Transcript]:
 
 
 def _require_sealed(path: Path, found: Mapping[str, Transcript]) -> None:
-    chain: Any = s7l.open(path).manifest.provenance["checkpoints"]
+    made = Origin.of(s7l.open(path), path).made
     for name, told in found.items():
-        sealed = chain.get(name, {}).get("transcript_sha256")
+        sealed = made[name].transcript if name in made else None
         if sealed != told.root.hex():
             raise InputError(
                 f"{path}: sealed with transcript {sealed} of {name}, not {told.root.hex()}"
@@ -201,6 +205,8 @@ def again(
 def train_again(run: Run, segment: Segment, told: Transcript, progress: Progress) -> None:
     """Train a segment again, from the checkpoint before it, and compare every bit.
 
+    The last of a phase must leave the very parameters that the phase ends with.
+
     Raises:
         InputError: naming the first step, or the training state, that is not as told.
     """
@@ -210,6 +216,8 @@ def train_again(run: Run, segment: Segment, told: Transcript, progress: Progress
         pairs: list[tuple[Told, Told]] = [(trained.told, told.steps[i])]
         if left := told.states.get(i + 1):
             pairs.append((State.of(trained.stepper), left))
+        if i + 1 == phase.steps and told.end is not None:
+            pairs.append((End(bytes.fromhex(trained.params_sha256())), End(told.end)))
         for now, was in pairs:
             if name := now.difference(was):
                 raise InputError(
@@ -251,7 +259,23 @@ def environments(run: Run, told: Mapping[str, Transcript]) -> Iterator[str]:
         for found in one.environments.values():
             for key, value in here.items():
                 if found.get(key) != value and key != "stablehlo_sha256":
-                    yield f"{name} was trained with {key} {found.get(key)}; here it is {value}"
+                    was = show(found.get(key))
+                    yield f"{name} was trained with {key} {was}; here it is {show(value)}"
+    if run.config.reduction != "tree":
+        yield f"with reduction {run.config.reduction!r} bits depend on the number of data groups"
+
+
+def _phases(run: Run, names: Sequence[str]) -> list[Phase]:
+    """The phases called so, or all, in the order of training.
+
+    Raises:
+        UsageError: there is none of a name.
+    """
+    every = phases(run.config)
+    known = [phase.name for phase in every]
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"--phase {unknown[0]}: expected of {', '.join(known)}")
+    return [phase for phase in every if not names or phase.name in names]
 
 
 def report(
@@ -259,26 +283,32 @@ def report(
 ) -> dict[str, Any]:
     """Audit a finished run, arguments as of :func:`audit`; all that was found, as JSON types.
 
-    ``outcome`` is ``as told``, or the first thing that is not.
+    ``outcome`` is ``as told``, or the first thing that is not; ``sealed`` the root of the model.
+
+    Raises:
+        UsageError: there is no phase of a name.
     """
     head = {
-        "format": "s7-audit",
-        "version": 1,
+        "format": FORMAT,
+        "version": VERSION,
+        "sealed": None,
         "config_sha256": run.config.digest(),
-        "phases": list(names) or [phase.name for phase in phases(run.config)],
+        "phases": [phase.name for phase in _phases(run, names)],
         "seed": seed,
         "wanted": count,
         "mesh": dict(run.mesh.shape),
         "environment": environment(run.mesh, ""),
     }
     try:
+        if run.folder.sealed.exists():
+            head["sealed"] = s7l.open(run.folder.sealed).root.hex()
         return head | {"outcome": AS_TOLD} | audit(run, count, seed, names, reseal=reseal)
     except InputError as e:
         return head | {"outcome": str(e)}
 
 
 def sign(found: Mapping[str, Any], path: Path, keys: Sequence[Path]) -> None:
-    """Write a report as a signed note, or add signatures to it.
+    """Write a report as a signed note.
 
     Raises:
         SealError: a key is unreadable, or ``path`` is another note.
@@ -296,9 +326,18 @@ def signed(path: Path, trusted: Sequence[Path]) -> tuple[dict[str, Any], list[Pa
     found = note.read(path)
     signers = found.signed_by(trusted, path)
     heading, _, text = found.text.partition("\n")
-    if heading != HEADING:
-        raise s7l.SealError(str(path), "not the report of an audit")
-    return json.loads(text), signers
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError):
+        tree = None
+    match tree:
+        case {"format": name, "version": version, "outcome": str(outcome)} if (
+            heading,
+            name,
+            version,
+        ) == (HEADING, FORMAT, VERSION) and (outcome != AS_TOLD or tree.keys() >= TOLD):
+            return dict(tree), signers
+    raise s7l.SealError(str(path), f"not the report of an audit, version {VERSION}")
 
 
 def audit(
@@ -316,7 +355,7 @@ def audit(
     Raises:
         InputError: something is not as the run tells it.
     """
-    which = [phase_of(run.config, name) for name in names] or phases(run.config)
+    which = _phases(run, names)
     told = read(run, which)
     for line in dict.fromkeys(environments(run, told)):
         print(f"warning: {line}: the bits may differ without a forger")

@@ -68,12 +68,12 @@ def first_difference(a: Transcript, b: Transcript) -> Difference:
         InputError: what was trained is the same, or they are not of one training: its phase,
             configuration, data or length.
     """
-    for name in a.head.keys() | b.head.keys():
-        if a.head.get(name) != b.head.get(name):
-            raise InputError(
-                f"not transcripts of one training: {name} is {a.head.get(name)} in the first, "
-                f"{b.head.get(name)} in the second"
-            )
+    if unlike := transcript.unlike(a.head, b.head):
+        name, first, second = unlike
+        raise InputError(
+            f"not transcripts of one training: {name} is {first} in the first, {second} in the "
+            "second"
+        )
     for i, pair in enumerate(zip(a.steps, b.steps, strict=False)):
         pairs: list[tuple[Told, Told]] = [pair]
         if i + 1 in a.states and i + 1 in b.states:

@@ -73,6 +73,18 @@ def importing() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
+def require_new(path: Path, flag: str) -> None:
+    """A file that is to be written later must not be there yet, its folder must.
+
+    Raises:
+        UsageError: naming the flag.
+    """
+    if path.exists():
+        raise UsageError(f"{flag} {path}: exists; nothing is overwritten")
+    if not path.parent.is_dir():
+        raise UsageError(f"{flag} {path}: there is no folder {path.parent}")
+
+
 def main(run: Callable[[], int | None], say: Callable[[str], str] = str) -> None:
     """Run a program and exit: 0 done, 1 failure, 2 usage, 128 + n stopped by signal n.
 

@@ -9,16 +9,22 @@ import jax
 import numpy as np
 import pytest
 
-from s7jax.errors import InputError
+from s7jax.commands import audit as command_audit
+from s7jax.commands import dispute as command_dispute
+from s7jax.errors import InputError, UsageError
 from s7jax.runs import audit as audits
 from s7jax.runs import dispute
+from s7jax.s7l import note
+from s7jax.s7l.note import new_key
+from s7jax.terminal import cli
 from s7jax.terminal.progress import Progress
+from s7jax.train import checkpoint, trace, transcript
 from s7jax.train import run as runs
 from s7jax.train import step as steps
-from s7jax.train import trace, transcript
+from s7jax.train.loop import Training
 from s7jax.train.options import Options
 from s7jax.train.phase import Phase
-from s7jax.train.run import batches, load_trunk
+from s7jax.train.run import batches, load_expert, load_trunk
 from s7jax.train.step import Stepper
 from tests.compiling import hardly_optimised
 from tests.train.conftest import new_run, open_run, prepared  # noqa: F401 fixtures
@@ -66,10 +72,13 @@ def forger(new_run, monkeypatch):  # noqa: F811
 
 @pytest.mark.parametrize("shape", ["1x1", "2x1"])
 def test_an_honest_run_is_as_told_on_any_number_of_groups(honest, open_run, shape):  # noqa: F811
-    report = audit(open_run(honest.folder.path, on=shape), 3, names=("trunk", "expert1"))
+    run = open_run(honest.folder.path, on=shape)
+    report = audits.report(run, 3, "drawn later", ["expert1", "trunk", "trunk"])
+    assert (report["outcome"], report["phases"]) == ("as told", ["trunk", "expert1"])
     assert (len(report["segments"]), report["of"], report["steps"]) == (3, 15, 3)
-    assert report["mesh"]["data"] == int(shape[0])
+    assert (report["of_steps"], report["mesh"]["data"]) == (15, int(shape[0]))
     assert 0.35 < report["caught"]["0.1"] < 0.4  # two of 15 segments: 1 − (13·12·11)/(15·14·13)
+    assert report["sealed"] is None
 
 
 def test_more_segments_than_there_are_are_all(honest):
@@ -271,6 +280,22 @@ def test_where_there_is_no_dispute_it_is_said(honest, open_run):  # noqa: F811
     assert (verdict.right, verdict.value) == ("neither", trunk.steps[0].receipt.hex())
 
 
+def test_parameters_swapped_after_the_last_step_are_found(forger):
+    """Every step is honest, and told so; what is saved and sealed is something else."""
+
+    def swapped(patch):
+        right = Training.finish
+
+        def finish(self):
+            other_weights(self._stepper, None, None)
+            return right(self)
+
+        patch.setattr(Training, "finish", finish)
+
+    with pytest.raises(InputError, match="trunk: step 9: end is "):
+        audit(forger(swapped))
+
+
 def test_a_step_that_was_left_out_is_found(forger, spoilt):
     def silently(patch):
         step_with(lambda _, tokens, rate: (tokens, rate, False), spoilt)(patch)
@@ -307,7 +332,7 @@ def test_another_share_is_another_run(honest, forger, open_run, tiny):  # noqa: 
     kept = ours.read_bytes()
     try:
         shutil.copy(theirs, ours)
-        with pytest.raises(InputError, match="inputs is "):
+        with pytest.raises(InputError, match=r"inputs\.config_sha256 is "):
             audit(honest)
     finally:
         ours.write_bytes(kept)
@@ -328,6 +353,19 @@ def test_a_checkpoint_of_another_run_is_found(honest, new_run, tiny):  # noqa: F
         audit(run)
 
 
+def test_parameters_that_are_not_those_of_their_record_are_found(honest, new_run):  # noqa: F811
+    run = new_run("expert")
+    shutil.rmtree(run.folder.path)
+    shutil.copytree(honest.folder.path, run.folder.path)
+    final = run.folder.final("expert1")
+    twice = jax.tree.map(lambda x: x + x, load_expert(honest, 1))
+    checkpoint.save_final(run.folder.path / "twice", twice, {})
+    shutil.rmtree(final / "params")
+    shutil.copytree(run.folder.path / "twice/params", final / "params")
+    with pytest.raises(InputError, match=r"expert1_final: parameters have SHA-256"):
+        audit(run, names=("expert1",))
+
+
 def test_a_receipt_forged_with_its_chain_contradicts_what_was_sealed(honest, new_run):  # noqa: F811
     run = dataclasses.replace(new_run("rewritten"), options=AUDITABLE)
     shutil.rmtree(run.folder.path)
@@ -339,10 +377,74 @@ def test_a_receipt_forged_with_its_chain_contradicts_what_was_sealed(honest, new
         audit(run)
 
 
+def test_what_may_differ_without_a_forger_is_said(honest):
+    told = {"trunk": transcript.read(honest.folder.transcript("trunk"))}
+    assert list(audits.environments(honest, told)) == []
+    psum = dataclasses.replace(honest.config, reduction="psum")
+    (line,) = audits.environments(dataclasses.replace(honest, config=psum), told)
+    assert line == "with reduction 'psum' bits depend on the number of data groups"
+    other = {0: {**told["trunk"].environments[0], "device": "\x1b[2J"}}
+    told["trunk"] = dataclasses.replace(told["trunk"], environments=other)
+    (line,) = audits.environments(honest, told)
+    assert line == "trunk was trained with device '\\x1b[2J'; here it is 'cpu'"
+
+
+def command(module, *words: str) -> None:
+    parser = cli.parser("", "")
+    module.add_flags(parser)
+    module.main(parser.parse_args(words))
+
+
+def test_what_cannot_be_written_or_is_not_there_is_said_before_anything_is_done(honest, tmp_path):
+    new_key(tmp_path / "key.pem")
+    sign, there = ("--sign", str(tmp_path / "key.pem")), str(tmp_path / "there")
+    Path(there).touch()
+    told = str(honest.folder.transcript("trunk"))
+    disputing = (command_dispute, told, told, str(honest.folder.path), "--write-trace")
+    for words, problem in (
+        ((command_audit, *sign, "--report", there), "--report .*there: exists"),
+        ((command_audit, *sign, "--report", f"{there}/none/x.s7a"), "there is no folder"),
+        ((*disputing, there), "--write-trace .*there: exists"),
+        ((*disputing, "x.s7x", "--traces", there, there), "give one of them"),
+        ((command_dispute, "a.s7p", "b.s7p", "x", "--mesh", "1x1"), "--mesh: of transcripts"),
+    ):
+        with pytest.raises(UsageError, match=problem):
+            command(*words)
+    with pytest.raises(UsageError, match="--phase exprt1: expected of trunk, expert0, "):
+        audits.report(honest, 1, "", ["exprt1"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s7 audit\nnot JSON\n",
+        "s7 audit\n[]\n",
+        f"s7 audit\n{'[' * 20_000}\n",
+        's7 audit\n{"format":"s7-audit","outcome":"as told","version":2}\n',
+        's7 audit\n{"format":"s7-audit","outcome":"as told","version":1}\n',
+        's7 audit\n{"format":"s7-audit","outcome":1,"version":1}\n',
+        's7l model\n{"format":"s7-audit","outcome":"not","version":1}\n',
+    ],
+)
+def test_what_is_no_report_is_refused_whoever_signed_it(tmp_path, text):
+    public, path = new_key(tmp_path / "key.pem"), tmp_path / "x.s7a"
+    note.sign(path, text, [tmp_path / "key.pem"])
+    with pytest.raises(InputError, match=r"x\.s7a: not the report of an audit, version 1"):
+        audits.signed(path, [public])
+
+
+def test_what_a_report_says_moves_no_cursor(tmp_path):
+    public, path = new_key(tmp_path / "key.pem"), tmp_path / "x.s7a"
+    found = {"format": "s7-audit", "version": 1, "outcome": "\x1b[2Jas told"}
+    audits.sign(found, path, [tmp_path / "key.pem"])
+    with pytest.raises(InputError, match=r"not as told: \\u001b\[2Jas told"):
+        command(command_audit, "--read", str(path), "--trust", str(public))
+
+
 def test_a_run_that_has_not_ended_or_has_no_transcript_is_refused(honest, new_run):  # noqa: F811
     run = new_run("none")
     shutil.copytree(honest.folder.final("trunk"), run.folder.final("trunk"))
-    with pytest.raises(InputError, match=r"trunk\.s7t: No such file"):
+    with pytest.raises(InputError, match=r"trunk\.s7t: .*No such file"):
         audit(run)
     with pytest.raises(InputError, match="expert2_final is not there: expert2 has not ended"):
         audit(honest, names=("expert2",))
