@@ -90,17 +90,22 @@ def read(run: Run, which: Sequence[Phase]) -> dict[str, Transcript]:
             raise InputError(f"{path}: root {told.root.hex()}, {final} says {promised}")
         found[phase.name] = told
     if run.folder.sealed.exists():
-        _require_sealed(run.folder.sealed, found)
+        _require_sealed(run, found)
     return found
 
 
-def _require_sealed(path: Path, found: Mapping[str, Transcript]) -> None:
-    made = Origin.of(s7l.open(path), path).made
+def _require_sealed(run: Run, found: Mapping[str, Transcript]) -> None:
+    path = run.folder.sealed
+    origin = Origin.of(s7l.open(path), path)
+    if len(found) == len(phases(run.config)):  # of some, others may have been added since
+        sealed, mine = origin.config.digest(), run.config.digest()
+        if sealed != mine:
+            raise InputError(f"{path}: sealed with configuration {sealed}, the run's is {mine}")
     for name, told in found.items():
-        sealed = made[name].transcript if name in made else None
-        if sealed != told.root.hex():
+        root = origin.made[name].transcript if name in origin.made else None
+        if root != told.root.hex():
             raise InputError(
-                f"{path}: sealed with transcript {sealed} of {name}, not {told.root.hex()}"
+                f"{path}: sealed with transcript {root} of {name}, not {told.root.hex()}"
             )
 
 

@@ -1,6 +1,7 @@
 """Where a seal comes from: exports that say what it says, and a walk that names what is broken."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from s7jax.fields import plain
 from s7jax.mesh import single
 from s7jax.model import parameters
 from s7jax.quantize.export import _provenance
-from s7jax.runs import attestation, lineage
+from s7jax.runs import attestation, audit, lineage
 from s7jax.runtime.proof import Growing
 from s7jax.s7l.note import new_key
 from s7jax.train import checkpoint, transcript
@@ -82,6 +83,16 @@ def seal(folder: Path, run, out: Path, provenance: dict) -> None:
     manifest.write_text(json.dumps(tree))
     (folder / "vocab.json").write_text(json.dumps(run.prepared.tokenizer.to_vocabulary()))
     s7l.seal(folder / "weights", folder / "vocab.json", out)
+
+
+def test_an_audit_reads_the_run_that_was_sealed_and_no_other(whole, open_run):  # noqa: F811
+    run = open_run(whole.path)
+    assert list(audit.read(run, phases(run.config))) == [p.name for p in phases(run.config)]
+    other = dataclasses.replace(run.config, eval_sequences=run.config.eval_sequences + 1)
+    run = dataclasses.replace(run, config=other)
+    assert audit.read(run, phases(other)[1:])
+    with pytest.raises(InputError, match=r"moe\.s7l: sealed with configuration"):
+        audit.read(run, phases(other))
 
 
 @pytest.fixture
