@@ -177,10 +177,10 @@ def _told(path: Path, made: Made) -> str:
     from s7jax.train import transcript  # noqa: PLC0415 as above
 
     told = transcript.read(path)
-    inputs = told.head.get("inputs")
+    inputs = told.head["inputs"]
     wanted = {"config_sha256": made.recipe, "data_sha256": made.data, "trunk_sha256": made.trunk}
     for key, value in wanted.items():
-        if not isinstance(inputs, dict) or inputs.get(key) != value:
+        if inputs.get(key) != value:
             raise InputError(f"{path}: is of another {key} than the seal's {value}")
     if told.end is None or told.end.hex() != made.params:
         raise InputError(f"{path}: does not end with the sealed parameters {made.params}")

@@ -110,7 +110,7 @@ def finished(folder: Path, inputs: dict[str, Any]) -> str | None:
         return None
     record = checkpoint.read_record(folder)
     same_inputs(folder, record, inputs)
-    return str(record["params_sha256"])
+    return str(record.get("params_sha256"))
 
 
 def same_inputs(where: Path, record: dict[str, Any], inputs: dict[str, Any]) -> None:

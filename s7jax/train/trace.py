@@ -45,10 +45,10 @@ class Trace:
 
     def difference(self, other: Self) -> tuple[str, str] | None:
         """The first part, and the first tensor in it, that is not the same in another trace."""
-        for part, digests in self.parts.items():
-            theirs = other.parts.get(part, {})
-            for name in [*digests, *theirs]:
-                if digests.get(name) != theirs.get(name):
+        for part in [*self.parts, *other.parts]:
+            mine, theirs = self.parts.get(part, {}), other.parts.get(part, {})
+            for name in [*mine, *theirs]:
+                if mine.get(name) != theirs.get(name):
                     return part, name
         return None
 

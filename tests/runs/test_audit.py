@@ -220,6 +220,26 @@ def test_traces_lead_to_the_microbatch_and_the_tensor(
         traced(run, ours, theirs, tmp_path / "c.s7x")  # the fault is mended, the transcript is not
 
 
+def test_who_copies_a_trace_is_judged_by_the_step(honest, tmp_path):
+    ours = transcript.read(honest.folder.transcript("trunk"))
+    nudged = [*ours.steps]
+    nudged[SPOILT] = dataclasses.replace(nudged[SPOILT], grad_norm=bytes(4))
+    theirs = dataclasses.replace(ours, steps=tuple(nudged))
+    mine = traced(honest, ours, theirs, tmp_path / "a.s7x")
+    copied, more = tmp_path / "b.s7x", tmp_path / "c.s7x"
+    copy = dataclasses.replace(trace.read(mine), told=nudged[SPOILT])
+    copy.write(copied)
+    parts = {**copy.parts}
+    ends = {name: parts.pop(name) for name in ("gradient", "after")}
+    dataclasses.replace(copy, parts={**parts, "microbatch 8": {"loss": bytes(32)}, **ends}).write(
+        more
+    )
+    a = dispute.Side(Path("a.s7t"), ours, mine)
+    for path, what in ((copied, "grad_norm"), (more, "microbatch 8: loss")):
+        verdict = dispute.settle(honest, a, dispute.Side(Path("b.s7t"), theirs, path))
+        assert (verdict.right, verdict.difference.what) == ("a", what)
+
+
 def test_where_gradients_agree_the_update_is_named(honest, forger, spoilt, tmp_path, monkeypatch):
     nudged = step_with(FORGERIES["learning rate nudged"], spoilt)
     run = forger(nudged)
