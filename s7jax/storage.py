@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,25 @@ def lock(path: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """All bytes of a regular file of at most ``most``.
+
+    Raises:
+        InputError: it cannot be opened, is no regular file (a FIFO would hang), or is larger.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise InputError(f"{path}: not a regular file")
+            data = file.read(most + 1)
+    except OSError as e:
+        raise InputError(f"{path}: cannot be opened: {e.strerror}") from e
+    if len(data) > most:
+        raise InputError(f"{path}: more than {most:,} bytes")
+    return data
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -19,14 +19,13 @@ import jax
 from s7jax import s7l
 from s7jax.data.mixture import Receipt, prefetch
 from s7jax.digests import tree_digest
-from s7jax.errors import InputError, UsageError
+from s7jax.errors import InputError, UsageError, show
 from s7jax.mesh import single
 from s7jax.model import parameters
 from s7jax.model.language_model import Params
 from s7jax.runs import pipeline
 from s7jax.runs.origin import Origin
 from s7jax.s7l import note
-from s7jax.s7l.schema import show
 from s7jax.terminal.progress import Progress
 from s7jax.train import checkpoint, transcript
 from s7jax.train.folder import RunFolder

@@ -7,9 +7,9 @@ from typing import Any, Self
 
 from s7jax.config import Config
 from s7jax.data.tokenizer import Tokenizer
-from s7jax.errors import UsageError
+from s7jax.errors import UsageError, show
 from s7jax.s7l import Seal, SealError
-from s7jax.s7l.schema import show, text
+from s7jax.s7l.schema import text
 from s7jax.train.phase import phase_of, phases
 
 _SHA256 = "[0-9a-f]{64}"

@@ -13,7 +13,8 @@ from typing import Any
 
 import msgpack
 
-from s7jax.s7l.schema import SealError, show
+from s7jax.errors import show
+from s7jax.s7l.schema import SealError
 
 MAX_DEPTH = 12
 """Containers around the innermost value."""

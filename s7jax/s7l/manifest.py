@@ -13,12 +13,13 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from s7jax.architecture import Architecture, TensorSpec, sealed_count, sealed_tensors
+from s7jax.errors import show
 from s7jax.s7l import merkle
 from s7jax.s7l.canonical import encode
 from s7jax.s7l.contract import FOLDS, LANE_FOLDS, phases
 from s7jax.s7l.dimensions import NAME, architecture_tree, parse_architecture, tensor_entry
 from s7jax.s7l.layout import place_tensors
-from s7jax.s7l.schema import SealError, digest, equal, integer, mapping, sequence, show, text
+from s7jax.s7l.schema import SealError, digest, equal, integer, mapping, sequence, text
 
 METHOD: Final = "per_row_int8"
 MAX_EXPONENT: Final = 127

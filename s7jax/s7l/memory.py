@@ -13,6 +13,8 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
+from s7jax import storage
+from s7jax.errors import InputError
 from s7jax.s7l.schema import SealError
 
 _SEALS = ("F_SEAL_WRITE", "F_SEAL_GROW", "F_SEAL_SHRINK", "F_SEAL_SEAL")
@@ -81,16 +83,9 @@ def read_regular(path: Path | str, most: int) -> bytes:
         SealError: it cannot be opened, is no regular file (a FIFO would hang), or is larger.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise SealError(str(path), "not a regular file")
-            data = file.read(most + 1)
-    except OSError as e:
-        raise SealError(str(path), f"cannot be opened: {e.strerror}") from e
-    if len(data) > most:
-        raise SealError(str(path), f"more than {most:,} bytes")
-    return data
+        return storage.read_regular(Path(path), most)
+    except InputError as e:
+        raise SealError(str(path), str(e).removeprefix(f"{Path(path)}: ")) from e
 
 
 def _fill(size: int, step: Callable[[int], int]) -> None:

@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s7jax.architecture import TensorSpec, sealed_count, sealed_tensors
+from s7jax.errors import show
 from s7jax.s7l.dimensions import architecture_tree, parse_architecture, tensor_entry
 from s7jax.s7l.manifest import METHOD
 from s7jax.s7l.memory import Mode, load, read
 from s7jax.s7l.publish import new_folder, unpublished
 from s7jax.s7l.reader import Seal, opened
-from s7jax.s7l.schema import SealError, equal, integer, mapping, parse_json, sequence, show
+from s7jax.s7l.schema import SealError, equal, integer, mapping, parse_json, sequence
 from s7jax.s7l.values import little_endian
 from s7jax.s7l.vocabulary import read_vocabulary
 from s7jax.s7l.weights_folder import read_weights

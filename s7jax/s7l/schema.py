@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from s7jax.errors import InputError
+from s7jax.errors import InputError, show
 
 DIGEST_BYTES = 32
 
@@ -29,19 +29,6 @@ class SealError(InputError):
         self.place = place.strip()
         super().__init__(f"{self.place}: {problem}")
         self.problem = problem
-
-
-def show(value: Any) -> str:
-    """A short, printable form of any decoded value; never echoes terminal controls."""
-    if isinstance(value, dict):
-        return f"a map of {len(value)} keys"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    if isinstance(value, bytes):
-        return f"{len(value)} bytes {value[:8].hex()}{'…' if len(value) > 8 else ''}"
-    if isinstance(value, str):
-        return ascii(value[:64]) + ("…" if len(value) > 64 else "")
-    return repr(value)[:64]
 
 
 def mapping(tree: Any, keys: tuple[str, ...], place: str) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from s7jax.errors import show
 from s7jax.s7l.contract import LANE_FOLDS, PATTERNS
-from s7jax.s7l.schema import SealError, equal, integer, mapping, read_json, sequence, show, text
+from s7jax.s7l.schema import SealError, equal, integer, mapping, read_json, sequence, text
 
 _MAX_TOKENS = 1 << 20
 _KEYS = ("format", "version", "tokens", "merges", "specials", "pattern")

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from s7jax.architecture import Architecture, TensorSpec, sealed_tensors
+from s7jax.errors import show
 from s7jax.s7l.canonical import encode
 from s7jax.s7l.dimensions import parse_architecture, tensor_entry
 from s7jax.s7l.manifest import METHOD, check_exponent, check_provenance
-from s7jax.s7l.schema import SealError, equal, mapping, read_json, show, text
+from s7jax.s7l.schema import SealError, equal, mapping, read_json, text
 from s7jax.s7l.values import check_values, little_endian
 
 FORMAT, VERSION = "s7-weights", 1

@@ -15,8 +15,7 @@ import numpy as np
 
 from s7jax.digests import tree_digest
 from s7jax.errors import InputError
-from s7jax.s7l.memory import read_regular
-from s7jax.storage import write_bytes
+from s7jax.storage import read_regular, write_bytes
 from s7jax.train.checkpoint import tensor_sha256
 from s7jax.train.step import Stepper
 from s7jax.train.transcript import MAX_BYTES, State, Step, Transcript

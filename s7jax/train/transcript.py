@@ -19,10 +19,8 @@ import msgpack
 import numpy as np
 
 from s7jax.digests import tree_digest
-from s7jax.errors import InputError
-from s7jax.s7l.memory import read_regular
-from s7jax.s7l.schema import show
-from s7jax.storage import write_bytes
+from s7jax.errors import InputError, show
+from s7jax.storage import read_regular, write_bytes
 from s7jax.terminal.processes import say
 from s7jax.train.checkpoint import tensor_sha256
 from s7jax.train.phase import Phase, states_every
