@@ -2,8 +2,8 @@
 
 Integers are the same bits however a program was optimised; of floats only what was compiled alike
 is compared. What the compiler does in full is asked elsewhere: of integers by
-``tests/integer/test_program.py``, of training by ``test_elastic.py``, ``test_phase.py`` and
-``test_step.py``.
+``tests/integer/test_program.py``, of training by ``test_elastic.py``, ``test_phase.py``,
+``test_step.py`` and ``test_watch.py``, of commands by the long tests of ``test_elastic.py``.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,27 @@ from contextlib import contextmanager
 import jax
 import pytest
 
+# For programs whose HLO is read and that never run: its text is final before LLVM begins.
+READ_ALONE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 
 @contextmanager
 def hardly_optimised() -> Iterator[None]:
-    """In this process and in the commands it runs."""
+    """In this process and in the commands it runs.
+
+    What JAX holds compiled does not tell how: none of it is shared with the tests before or after.
+    """
+    jax.clear_caches()
+    try:
+        with quick():
+            yield
+    finally:
+        jax.clear_caches()
+
+
+@contextmanager
+def quick() -> Iterator[None]:
+    """As :func:`hardly_optimised`, for integers: programs compiled before and after are as good."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         jax.config.update("jax_disable_most_optimizations", True)

@@ -34,7 +34,7 @@ from s7jax.architecture import Architecture, Stack
 from s7jax.config import ComputeConfig, Config, Domain, Recipe, TrunkRecipe
 from s7jax.train import determinism
 from tests.budget import Budget
-from tests.compiling import hardly_optimised
+from tests.compiling import quick
 
 jax.config.update("jax_num_cpu_devices", 8)
 # What is broadcast or converted is said in the code, never guessed.
@@ -89,7 +89,8 @@ def own_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def quick_compiling() -> Iterator[None]:
-    with hardly_optimised():
+    """For integers and for what commands compile: no program of this process is dropped."""
+    with quick():
         yield
 
 

@@ -17,6 +17,13 @@ from s7jax.model.layers import rms_normalize, rope
 from s7jax.model.loss import cross_entropy
 from s7jax.train.optimizer import learning_rate
 from s7jax.train.step import Stepper, initial_state, trunk_loss
+from tests.compiling import hardly_optimised
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_alike():
+    with hardly_optimised():
+        yield
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -131,7 +138,7 @@ def test_rms_normalize_gives_unit_mean_square():
     np.testing.assert_allclose(np.square(y).mean(-1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", ["8x1", "1x2", "4x2"])
+@pytest.mark.parametrize("shape", ["8x1", "4x2"])
 def test_a_mesh_computes_the_same_function(tiny: Config, params, shape: str):
     cfg, params = tiny.model, grown(params)
     tokens = random_tokens(cfg, 8, 16)
@@ -151,23 +158,23 @@ def test_a_repeating_sequence_is_learnt_and_labels_are_shifted_exactly_once(tiny
     Only with labels shifted exactly once is the fourth prediction the first that can be right.
     """
     cfg, symbols = tiny.model, 32
-    recipe = dataclasses.replace(tiny.trunk, batch=64, microbatch=64)
+    recipe = dataclasses.replace(tiny.trunk, batch=16, microbatch=16)
     made = mesh.make(mesh.SINGLE)
     rng = np.random.default_rng(0)
 
-    def sequences():
-        period = rng.integers(0, symbols, (64, 4), dtype=np.int32)
+    def sequences(rows):
+        period = rng.integers(0, symbols, (rows, 4), dtype=np.int32)
         return np.tile(period, (1, 9))[:, : cfg.context + 1]
 
     with jax.set_mesh(made):
         state = initial_state(recipe, parameters.initial(cfg, 0, made, ("embedding", "trunk")))
         stepper = Stepper(cfg, recipe, trunk_loss, made, state, {})
-        for i in range(400):
-            stepper.step(sequences(), learning_rate(recipe, i, 400))
+        for i in range(300):
+            stepper.step(sequences(16), learning_rate(recipe, i, 300))
         state = stepper.state
-        tokens = sequences()
+        tokens = sequences(64)
         out = model.head(cfg, state.params, model.trunk_output(cfg, state.params, tokens[:, :-1]))
         nll = np.asarray(cross_entropy(out, tokens[:, 1:])).mean(axis=0)
     assert nll[:3].min() > 3, nll  # tokens 2, 3, 4 are new: ln 32 = 3.5
     assert nll[3] < 1, nll  # token 5 is the first copy
-    assert nll[4:].max() < 0.1, nll
+    assert nll[4:].max() < 0.3, nll

@@ -11,6 +11,13 @@ from s7jax.train import router
 from s7jax.train.evaluate import CHUNK, evaluate, exact, model_losses, paired_interval, score
 from s7jax.train.phase import TRUNK
 from s7jax.train.step import place
+from tests.compiling import hardly_optimised
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_alike():
+    with hardly_optimised():
+        yield
 
 
 @pytest.fixture(scope="module")
