@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from s7jax.integer import layers as model
 from s7jax.integer import operators as op
 from s7jax.integer.program import Program
 from s7jax.integer.sealed import check_bounds
+from tests.compiling import READ_ALONE
 
 INTEGERS = {"int8", "int16", "int32", "uint32", "bool"}
 # Every element type that XLA knows, as it is written in HLO: s8[4,2], f32[], pred[1].
@@ -21,14 +23,16 @@ TYPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8e\w+|c64|c128|token|opaque)\[")
 
 
 @pytest.fixture(scope="module")
-def lowered(seal):
-    """Every program at prefill and decode lengths: name → lowered."""
+def compiled(seal):
+    """``length → {name: text of the compiled program}``."""
     program = Program(seal, meshes.pools(meshes.parse("1x2")))
-    return {
-        f"{name} of {length}": low
-        for length in (1, 8)
-        for name, low in program.lowered(rows=1, length=length, slots=16).items()
-    }
+
+    @cache
+    def texts(length):
+        lowered = program.lowered(rows=1, length=length, slots=16)
+        return {name: low.compile(READ_ALONE).as_text() for name, low in lowered.items()}
+
+    return texts
 
 
 def types_of(jaxpr):
@@ -53,15 +57,17 @@ def test_the_traced_program(seal):
         assert set(seen) <= INTEGERS, (name, seen)
 
 
-def test_the_compiled_program(lowered):
-    for name, low in lowered.items():
-        seen = set(TYPE.findall(low.compile().as_text()))
+@pytest.mark.parametrize("length", [8, pytest.param(1, marks=pytest.mark.long(minutes=0.5))])
+def test_the_compiled_program(compiled, length):
+    """Of a prefill and of a decoding step."""
+    for name, text in compiled(length).items():
+        seen = set(TYPE.findall(text))
         assert seen <= {"pred", "s8", "s16", "s32", "u8", "u32"}, (name, seen)
         assert "s8" in seen, name
 
 
-def test_collectives_are_integer_sums_and_maxima(lowered):
-    text = lowered["trunk of 8"].compile().as_text()
+def test_collectives_are_integer_sums_and_maxima(compiled):
+    text = compiled(8)["trunk"]
     reducers = set(re.findall(r"all-reduce(?:-start)?\(.*?to_apply=%?([\w.]+)", text))
     assert reducers
     for name in reducers:

@@ -3,6 +3,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -26,6 +27,7 @@ from s7jax.train.step import (
     place,
     trunk_loss,
 )
+from tests.compiling import READ_ALONE
 from tests.train.training import train_trunk
 
 
@@ -43,6 +45,7 @@ def test_cross_entropy_is_the_textbook_formula():
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+@cache
 def stepped(tiny: Config, shape: str, microbatch: int, reduction: str = "tree", steps: int = 1):
     """Parameters on the host and last metrics after a few trunk steps."""
     made = mesh.make(mesh.parse(shape))
@@ -56,7 +59,7 @@ def stepped(tiny: Config, shape: str, microbatch: int, reduction: str = "tree", 
     return parameters.host(stepper.state.params), {k: float(v) for k, v in metrics.items()}
 
 
-@pytest.mark.parametrize(("shape", "reduction"), [("4x2", "tree"), ("8x1", "psum")])
+@pytest.mark.parametrize(("shape", "reduction"), [("2x2", "tree"), ("8x1", "psum")])
 def test_a_step_on_a_mesh_is_the_step_on_one_device_up_to_rounding(tiny, shape, reduction):
     expected, metrics = stepped(tiny, "1x1", 1, steps=2)
     got, got_metrics = stepped(tiny, shape, 1, reduction, steps=2)
@@ -65,7 +68,7 @@ def test_a_step_on_a_mesh_is_the_step_on_one_device_up_to_rounding(tiny, shape, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), got, expected)
 
 
-@pytest.mark.parametrize("microbatch", [1, 2, 4])
+@pytest.mark.parametrize("microbatch", [1, 2])
 def test_microbatches_add_up_to_the_batch(tiny: Config, microbatch: int):
     _, whole = stepped(tiny, "1x1", 8)
     _, parts = stepped(tiny, "1x1", microbatch)
@@ -107,7 +110,9 @@ def test_nor_does_what_is_compiled_of_it(tiny: Config, single):
         tokens = np.zeros((2, tiny.model.context + 1), np.int32)
         with jax.set_mesh(single):
             program = gradient_program(tiny.model, loss, tiny.compute)
-            text = program.lower(params, frozen, place(tokens, single)).compile().as_text()
+            text = (
+                program.lower(params, frozen, place(tokens, single)).compile(READ_ALONE).as_text()
+            )
         names = re.findall(r'op_name="([^"]*)"', text)
         found = {name for name in names if "transpose(" in name}
         assert found
