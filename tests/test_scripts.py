@@ -19,6 +19,7 @@ from s7jax.config import PRESETS
 from s7jax.data.prepared import Prepared
 from s7jax.s7l import note
 from s7jax.train import transcript
+from tests.compiling import hardly_optimised
 
 DOMAINS = PRESETS["s7-nano"].model.domains
 
@@ -38,6 +39,12 @@ WORDS = {
     "reason": "therefore because all some no if then but implies so",
     "general": "the a river old house walked green morning quiet said",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_alike():
+    with hardly_optimised():
+        yield
 
 
 def script(name: str, *args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -235,14 +242,12 @@ def test_from_python_it_is_the_same_seal(work: Path, corpus, tmp_path: Path, mon
 
 
 @pytest.mark.long(minutes=1)
-def test_the_sealed_model_beside_the_float_one(work: Path, monkeypatch):
+def test_the_sealed_model_beside_the_float_one(work: Path):
     """Integer logits are the same bits on one device and with experts on meshes of their own."""
     sealed, reports = work / "runs/tiny/model/moe.s7l", []
     for mesh in ("1x1", "2x1x2"):
         flags = ("--sealed", sealed, "--mesh", mesh, "--json")
         reports.append(json.loads(good("experiments/evaluate.py", *flags, cwd=work)))
-        # Integers are the same bits however little the compiler optimises: for the second mesh.
-        monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     first, second = reports
     assert first["root"] == s7l.open(sealed).root.hex()
     for domain in DOMAINS:
@@ -465,11 +470,11 @@ def test_inspect_shows_checkpoints_and_seals(work: Path, here):
 
 def test_a_mesh_of_virtual_devices_trains_and_says_so(work: Path, corpus, tmp_path: Path):
     out = good(
-        *("experiments/trunk.py", "--preset", "s7-nano", "--mesh", "2x2", "--run", "mesh"),
+        *("experiments/trunk.py", "--preset", "s7-nano", "--mesh", "1x2", "--run", "mesh"),
         *("--data", *corpus, "--set", *SIZE, "trunk.tokens=512"),
         cwd=tmp_path,
     )
-    assert "no accelerator: 4 virtual CPU devices" in out
+    assert "no accelerator: 2 virtual CPU devices" in out
     rows = json.loads(
         good(
             *("tools/inspect_checkpoint.py", "runs/mesh/checkpoints/trunk_final", "--json"),
@@ -477,7 +482,7 @@ def test_a_mesh_of_virtual_devices_trains_and_says_so(work: Path, corpus, tmp_pa
         )
     )
     shardings = {row["name"]: row["sharding"] for row in rows}
-    assert shardings["embedding.weight"] == "2x2 ('model', None)"
+    assert shardings["embedding.weight"] == "1x2 ('model', None)"
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,8 @@ def test_calibration_reads_a_run(tmp_path):
         measured_mfu(tmp_path / "metrics.jsonl", job, A100)
 
 
+# What a program holds is laid out before the passes that are left out.
+@pytest.mark.usefixtures("quick_compiling")
 def test_the_compiled_step_on_two_model_devices():
     (job,) = jobs(NANO, parse("2x2"), "trunk")
     found = compile_job(job)
@@ -276,6 +278,7 @@ def test_predicted_memory_is_what_a_real_step_takes():
     assert measured == pytest.approx(predicted, rel=0.15)
 
 
+@pytest.mark.usefixtures("quick_compiling")
 def test_the_tool_in_every_form(tmp_path):
     nano = ("--preset", "s7-nano", "--phase", "trunk", "--mesh", "2x1")
     tree = json.loads(tool(*nano, "--json").stdout)

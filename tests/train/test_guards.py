@@ -125,7 +125,13 @@ def start_and_wait_for_step(prepared: Prepared, folder: Path, step: int) -> subp
     return process
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long(minutes=0.3)),
+        (signal.SIGINT, 130),
+    ],
+)
 def test_a_signal_saves_and_the_same_command_goes_on(
     undisturbed, prepared: Prepared, tmp_path: Path, number: int, code: int
 ):
@@ -282,7 +288,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_a_full_disk_loses_nothing(undisturbed, prepared: Prepared, tmp_path: Path):
-    """No file may grow beyond 16 kB: what a full disk does to a save."""
+    """SIGTERM saves; then no file may grow beyond 16 kB: what a full disk does to a save."""
     _, digest = undisturbed
     process = start_and_wait_for_step(prepared, tmp_path, 6)
     process.send_signal(signal.SIGTERM)
