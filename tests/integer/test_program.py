@@ -195,6 +195,7 @@ def test_what_is_compiled_does_not_grow_with_the_layers(seal):
     assert lines[64] == lines[1]
 
 
+@pytest.mark.long(minutes=0.3)
 @pytest.mark.usefixtures("quick_compiling")
 def test_without_jit(program, tokens, wanted):
     params, cfg = jax.tree.map(np.asarray, program.shared), program.cfg
