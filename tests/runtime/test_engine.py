@@ -81,7 +81,7 @@ def test_with_drafts(compute, alone, drafts, drafter):
     [
         ("1x1", [0, 4, 7]),
         pytest.param("4x2", [0, 1, 2], marks=pytest.mark.long(minutes=1)),
-        ("2x1x1", [0, 1, 2]),
+        pytest.param("2x1x1", [0, 1, 2], marks=pytest.mark.long(minutes=0.3)),
     ],
 )
 def test_by_xla_on_meshes(seal, alone, mesh, prompts):

@@ -44,6 +44,7 @@ def test_any_number_of_data_groups_trains_the_same_bytes(new_run, shapes: tuple[
     assert len(set(digests.values())) == 1, digests
 
 
+@pytest.mark.long(minutes=0.3)
 def test_in_bf16_too(tiny, new_run):
     config = override(tiny, ['compute.precision="bf16"'])
     digests = {train_trunk(new_run(on, config, on)) for on in ("1x1", "2x1")}

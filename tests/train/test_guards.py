@@ -148,7 +148,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 
 
 @pytest.mark.usefixtures("own_programs")
-@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.long(minutes=3))])
+@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.long(minutes=3))])
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     undisturbed, prepared: Prepared, tmp_path: Path, kills: int
 ):
