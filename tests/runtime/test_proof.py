@@ -116,7 +116,7 @@ def test_a_prompt_that_is_written_can_be_read(model):
 
 @pytest.mark.parametrize("temperature", [1e-6, -1e-6])
 def test_a_temperature_is_not_greedy_without_a_word(model, temperature):
-    with pytest.raises(UsageError, match="expected (0 or at least 1/64|a number from 0 to 256)"):
+    with pytest.raises(UsageError, match=r"expected (0 or at least 1/64|a number from 0 to 256)"):
         model.generate("x", temperature=temperature)
 
 
