@@ -13,9 +13,9 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
-from s7jax import storage
 from s7jax.errors import InputError
 from s7jax.s7l.schema import SealError
+from s7jax.storage import read_regular as whole
 
 _SEALS = ("F_SEAL_WRITE", "F_SEAL_GROW", "F_SEAL_SHRINK", "F_SEAL_SEAL")
 
@@ -83,7 +83,7 @@ def read_regular(path: Path | str, most: int) -> bytes:
         SealError: it cannot be opened, is no regular file (a FIFO would hang), or is larger.
     """
     try:
-        return storage.read_regular(Path(path), most)
+        return whole(Path(path), most)
     except InputError as e:
         raise SealError(str(path), str(e).removeprefix(f"{Path(path)}: ")) from e
 
