@@ -16,9 +16,16 @@ from s7jax.train import checkpoint, transcript
 from s7jax.train.options import Every, Options
 from s7jax.train.phase import Phase
 from s7jax.train.run import batches, inputs_record, load_trunk
+from tests.compiling import hardly_optimised
 from tests.train import reader
 from tests.train.stopping import Stopped, stop_at
 from tests.train.training import train_trunk
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_alike():
+    with hardly_optimised():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +74,7 @@ def test_a_reader_written_from_the_document_reads_it(trunk):
 
 def test_groups_saves_and_stops_leave_no_trace_in_it(trunk, new_run, monkeypatch):
     other = dataclasses.replace(
-        new_run("b", on="4x1"), options=Options(save_every=Every(steps=2), keep_last=1)
+        new_run("b", on="2x1"), options=Options(save_every=Every(steps=2), keep_last=1)
     )
     with pytest.raises(Stopped):
         stop_at(7, monkeypatch, other)
