@@ -48,15 +48,7 @@ def add_flags(parser: ArgumentParser) -> None:
         "--sign", type=Path, nargs="+", action="extend", default=[], metavar="KEY", help="by these"
     )
     group.add_argument("--read", type=Path, metavar="FILE.s7a", help="somebody's report; no audit")
-    group.add_argument(
-        "--trust",
-        type=Path,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="PUBKEY",
-        help="one must have signed it",
-    )
+    cli.add_signers_flag(group)
 
 
 def main(args: Namespace) -> None:

@@ -189,12 +189,13 @@ def again(
             with checkpoint.manager(run.folder.checkpoints / phase.name, keep=1 << 30) as manager:
                 state, record = checkpoint.restore_step(manager, start, state)
             receipt = Receipt.from_json(record["receipt"])
-            found = tree_digest(checkpoint.tensor_sha256(state))
-            if (wanted := told.states.get(start)) and wanted.state != found:
-                raise InputError(
-                    f"{phase.name}: after {start} steps the checkpoint has SHA-256 {found.hex()}, "
-                    f"the transcript says {wanted.state.hex()}"
-                )
+            if wanted := told.states.get(start):
+                found = tree_digest(checkpoint.tensor_sha256(state))
+                if wanted.state != found:
+                    raise InputError(
+                        f"{phase.name}: after {start} steps the checkpoint has SHA-256 "
+                        f"{found.hex()}, the transcript says {wanted.state.hex()}"
+                    )
         stepper = stepper_of(run, phase, state, frozen)
         for i, batch in enumerate(prefetch(data.batch, start, last), start):
             tracer = Tracer(stepper, batch.tokens) if i == traced else None

@@ -10,6 +10,7 @@ from typing import Any
 os.environ["TQDM_DISABLE"] = "1"  # read when lm-eval imports it
 import datasets
 from lm_eval import evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
 from s7jax.errors import InputError, UsageError
@@ -150,10 +151,10 @@ _CONFIGS: Mapping[str, Mapping[str, Any]] = {
 def executed(task: Task, items: Sequence[Item], scorer: Scorer) -> float:
     """The share of items whose program ends well with the answer that the model writes."""
     assert task.program is not None
-    ids = [[scorer.tokenizer.eod, *scorer.tokenizer.encode(item["query"])] for item in items]
-    most = scorer.context // 2
-    prompts = [row[-(scorer.context - most) :] for row in ids]
-    answers = scorer.complete(prompts, most)
+    asked = [(item["query"], {"max_gen_toks": scorer.context // 2}) for item in items]
+    answers = Harness(scorer).generate_until(
+        [Instance("generate_until", {}, pair, i) for i, pair in enumerate(asked)]
+    )
     programs = (task.program(*pair) for pair in zip(items, answers, strict=True))
     return sum(map(ends_well, programs)) / len(items)
 

@@ -52,6 +52,10 @@ class Task:
             raise InputError(f"{path}: not the questions of {self.name}: {e!r}") from e
 
 
+def _question(text: str) -> str:
+    return f"Question: {text}\nAnswer:"
+
+
 def _choices(query: str, choices: list[str], gold: int) -> Item:
     return {"query": query, "choices": [f" {c}" for c in choices], "gold": gold}
 
@@ -62,29 +66,29 @@ def _answer(query: str, answer: str, **more: str) -> Item:
 
 def _gsm8k(records: list[Any]) -> Iterator[Item]:
     for r in records:
-        yield _answer(f"Question: {r['question']}\nAnswer:", f" {r['answer']}")
+        yield _answer(_question(r["question"]), f" {r['answer']}")
 
 
 def _svamp(records: list[Any]) -> Iterator[Item]:
     for r in records:
         question = f"{r['Body'].rstrip('. ')}. {r['Question']}"
-        yield _answer(f"Question: {question}\nAnswer:", f" {r['Answer']:g}")
+        yield _answer(_question(question), f" {r['Answer']:g}")
 
 
 def _aqua(records: list[Any]) -> Iterator[Item]:
     for r in records:
         options = [option.split(")", 1)[1] for option in r["options"]]
-        yield _choices(f"Question: {r['question']}\nAnswer:", options, "ABCDE".index(r["correct"]))
+        yield _choices(_question(r["question"]), options, "ABCDE".index(r["correct"]))
 
 
 def _mmlu(records: list[Any]) -> Iterator[Item]:
     for r in records:
-        yield _choices(f"Question: {r['question']}\nAnswer:", r["choices"], r["answer"])
+        yield _choices(_question(r["question"]), r["choices"], r["answer"])
 
 
 def _strategy(records: list[Any]) -> Iterator[Item]:
     for r in records:
-        yield _choices(f"Question: {r['question']}\nAnswer:", ["no", "yes"], int(r["answer"]))
+        yield _choices(_question(r["question"]), ["no", "yes"], int(r["answer"]))
 
 
 def _bbh(records: list[Any]) -> Iterator[Item]:

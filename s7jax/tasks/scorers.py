@@ -81,9 +81,10 @@ class FloatScorer:
         """As :class:`Scorer`; rows of about one length go together."""
         found: list[Scores | None] = [None] * len(rows)
         for indices, tokens_NT in self._by_length(rows):
-            for i, (logprobs, likeliest) in zip(indices, self._run(tokens_NT), strict=True):
+            scored = zip(indices, tokens_NT, self._run(tokens_NT), strict=True)
+            for i, tokens_T, (logprobs, likeliest) in scored:
                 n = len(rows[i]) - 1
-                same = likeliest[:n] == tokens_NT[indices.index(i), 1 : n + 1]
+                same = likeliest[:n] == tokens_T[1 : n + 1]
                 found[i] = Scores(logprobs[:n].astype(np.float64), same)
         return [scores for scores in found if scores is not None]
 

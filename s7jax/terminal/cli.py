@@ -46,6 +46,11 @@ def root(text: str) -> bytes:
 def add_trust_flags(parser: argparse.ArgumentParser) -> None:
     """Which sealed file it must be, or whose."""
     parser.add_argument("--root", type=root, metavar="HEX", help="the root it must have")
+    add_signers_flag(parser)
+
+
+def add_signers_flag(parser: argparse._ActionsContainer) -> None:
+    """Whose file it must be."""
     parser.add_argument(
         "--trust",
         type=Path,
