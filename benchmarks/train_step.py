@@ -6,7 +6,8 @@ theirs. PyTorch (`pip install torch`) gets our weights and data, and must arrive
 
 Examples:
   python benchmarks/train_step.py                               tree, psum on 8 virtual devices
-  python benchmarks/train_step.py --torch --threads 2           beside PyTorch on this CPU
+  python benchmarks/train_step.py --torch --threads 2           beside PyTorch on this CPU, as it
+                                  is and compiled
   python benchmarks/train_step.py --torch --phase experts
   python benchmarks/train_step.py --preset s7-140m --gpu --torch --microbatch 16 32 64
 """
@@ -45,9 +46,11 @@ def parse() -> argparse.Namespace:
     parser = cli.parser(__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="s7-nano")
     parser.add_argument("--phase", choices=("trunk", "experts"), default="trunk")
-    parser.add_argument("--mesh", default="8x1", help="of tree and psum (default: 8x1)")
-    parser.add_argument("--torch", action="store_true", help="one device, beside PyTorch")
-    parser.add_argument("--gpu", action="store_true", help="on a GPU, in bfloat16, compiled")
+    parser.add_argument(
+        "--mesh", help="of ours (default: 8x1; beside PyTorch one data group for each core)"
+    )
+    parser.add_argument("--torch", action="store_true", help="beside PyTorch")
+    parser.add_argument("--gpu", action="store_true", help="on one GPU, in bfloat16")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--microbatch", type=int, nargs="+", help="sequences; several: in turn")
     parser.add_argument("--repeat", type=int, default=15, help="turns")
@@ -77,7 +80,7 @@ def main() -> None:
 class Side:
     """One of what is compared: who computes, and how."""
 
-    who: str  # "tree", "psum" or "torch"
+    who: str  # "tree", "psum", "torch" or "torch.compile"
     config: dict[str, Any]
     phase: str
     mesh: str
@@ -92,10 +95,11 @@ def sides(args: argparse.Namespace, microbatch: int | None) -> list[Side]:
         config = override(config, ['compute.precision="bf16"'])
     if microbatch:
         config = override(config, [f"{p}.microbatch={microbatch}" for p in ("trunk", "experts")])
-    mesh = "1x1" if args.torch or args.gpu else args.mesh
-    names = ["tree", "psum"] if args.gpu or not args.torch else ["tree"]
+    usual = f"{determinism.cores()}x1" if args.torch else "8x1"
+    mesh = "1x1" if args.gpu else args.mesh or usual
+    names = ["tree", "psum"] if args.gpu or not args.torch else ["tree", "torch"]
     if args.torch:
-        names.append("torch")
+        names.append("torch.compile")
     return [
         Side(
             who=name,
@@ -202,7 +206,7 @@ def work(side: Side) -> None:
     recipe = config.trunk if side.phase == "trunk" else config.experts
     shape = (recipe.batch, config.model.context + 1)
     tokens = np.random.default_rng(0).integers(0, config.model.vocab, shape, np.int32)
-    step, memory, device = (torch_side if side.who == "torch" else our_side)(side, config)
+    step, memory, device = (torch_side if side.who.startswith("torch") else our_side)(side, config)
     for _ in sys.stdin:
         began = time.perf_counter()
         loss = step(tokens)
@@ -263,7 +267,7 @@ def torch_side(side: Side, config: Config) -> Any:
     load(model, parameters.host(parameters.initial(config.model, 0, meshes.single())))
     device = "cuda" if side.gpu else "cpu"
     recipe = config.trunk if side.phase == "trunk" else config.experts
-    trainer = Trainer(model, recipe, device, compiled=side.gpu)
+    trainer = Trainer(model, recipe, device, compiled=side.who == "torch.compile")
 
     def step(tokens: np.ndarray) -> float:
         found = trainer.step(tokens)

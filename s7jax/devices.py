@@ -2,9 +2,11 @@
 
 Rates are dense (no structured sparsity), per chip, as the makers state them. Bandwidths are bytes
 a second, one direction; makers state NVLink and ICI both ways together, and half of that stands
-here. A figure that no source gives is None, and nothing is computed from it.
+here. A figure that no source gives is None, and nothing is computed from it. Of this machine: how
+many processors there are.
 """
 
+import os
 from dataclasses import dataclass
 
 TERA, GIGA = 10**12, 10**9
@@ -175,6 +177,12 @@ DEVICES = {
         ),
     )
 }
+
+
+def processors() -> int:
+    """Processors this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def of_kind(device_kind: str) -> Device | None:

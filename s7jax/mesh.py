@@ -123,18 +123,18 @@ class Cluster:
     process: int | None = None  # this one, from 0
 
 
-def provision(shape: MeshShape | None, cluster: Cluster | None = None) -> str:
+def provision(shape: MeshShape | None, cluster: Cluster | None = None, virtual: int = 1) -> str:
     """Make sure enough devices exist, before JAX is first used; returns what they are, in words.
 
     With an accelerator the real devices are used. Without one, the CPU is presented as
-    ``shape.devices`` virtual devices, shared out over the processes of the cluster.
+    ``shape.devices`` virtual devices, shared out over the processes of the cluster; without a
+    shape as ``virtual``, if this process has not used JAX yet.
 
     Raises:
         UsageError: there are accelerators, but fewer than one pool of the mesh needs; CPU devices
             do not divide over the processes; or this process has used JAX on fewer.
     """
-    wanted = shape.devices if shape else 1
-    processes = 1
+    wanted, processes = shape.devices if shape else virtual, 1
     if cluster:
         processes = cluster.processes or wanted
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -147,10 +147,12 @@ def provision(shape: MeshShape | None, cluster: Cluster | None = None) -> str:
         try:
             jax.config.update("jax_num_cpu_devices", wanted // processes)
         except RuntimeError:
-            raise UsageError(
-                f"--mesh {shape}: this process has used JAX on {jax.device_count()} devices "
-                "already: start a new one (in a notebook restart the kernel)"
-            ) from None
+            if shape:
+                raise UsageError(
+                    f"--mesh {shape}: this process has used JAX on {jax.device_count()} devices "
+                    "already: start a new one (in a notebook restart the kernel)"
+                ) from None
+            wanted = jax.device_count()
         _wait_for_slow_devices()
     backend, found = jax.default_backend(), jax.device_count()
     enough = shape.data * shape.model if shape else 1

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from s7jax.devices import processors
 from s7jax.errors import InputError, UsageError
 
 _HERE = Path(__file__).parent
@@ -236,12 +237,6 @@ class Engine:
 def _free(pid: int, handle: int) -> None:
     if handle and pid == os.getpid():
         library().s7_engine_free(handle)
-
-
-def processors() -> int:
-    """Processors this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def array_of(kind: type[Structure], items: Sequence[Structure]) -> Any:

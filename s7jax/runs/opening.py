@@ -6,9 +6,11 @@ rest from its folder.
 """
 
 import argparse
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mesh",
         metavar="[PxDx]M",
-        help="data × model devices, such as 4x2 (default: all, or 1x1); or pools × data × model: "
-        "experts are trained, or held, on pools of their own",
+        help="data × model devices, such as 4x2 (default: all accelerators; on CPUs 1x1, and one "
+        "data group for each core to train); or pools × data × model: experts are trained, or "
+        "held, on pools of their own",
     )
 
 
@@ -165,22 +168,22 @@ def begin(args: argparse.Namespace) -> Run:
         UsageError: flags that contradict each other, the run folder, the model or the machine.
         InputError: data that cannot be used.
     """
-    shape, note = _provision(args)
+    on = _provision(args)
     folder = named(args.run) if args.run is not None else None
     if args.add_domain is not None:
         folder = folder or newest(lambda run: run.config_file)
         with one_after_another():
             _add_domain(folder, args)
-        return _open(folder, shape, note, _options(args))
+        return _open(folder, on, _options(args))
     chosen = "preset config data prepared seed reduction precision set tokens expert_tokens".split()
     untouched = all(getattr(args, flag) is None for flag in chosen)
     if folder and folder.config_file.exists() and untouched:
-        return _open(folder, shape, note, _options(args))
+        return _open(folder, on, _options(args))
 
     if args.data and args.prepared is not None:
         raise UsageError("--data and --prepared: give one of them")
     config, options = configured(args), _options(args)
-    _check(shape, config)
+    _check(on.shape, config)
     sources = _sources(args, config)
     if sources:
         require_all(sources, config.model.domains)
@@ -189,14 +192,14 @@ def begin(args: argparse.Namespace) -> Run:
     with _nothing_left_if_refused(folder):
         with one_after_another():
             start(folder, config, sources or None, prepared)
-        return _open(folder, shape, note, options)
+        return _open(folder, on, options)
 
 
 def resume(args: argparse.Namespace, needs: Callable[[RunFolder], Path]) -> Run:
     """Open an existing run; if none is named the newest that has what ``needs`` names."""
-    shape, note = _provision(args)
+    on = _provision(args)
     folder = newest(needs) if args.run is None else named(args.run)
-    return _open(folder, shape, note, _options(args))
+    return _open(folder, on, _options(args))
 
 
 @contextmanager
@@ -311,14 +314,42 @@ def _options(args: argparse.Namespace) -> Options:
     )
 
 
-def _provision(args: argparse.Namespace) -> tuple[meshes.MeshShape, str]:
+@dataclass(frozen=True)
+class Provision:
+    """What there is to work on.
+
+    Attributes:
+        shape: the mesh that was named, or that of all accelerators; without any 1x1.
+        cores: data groups to train on where no mesh was named and there is no accelerator.
+        note: what the devices are, in words.
+    """
+
+    shape: meshes.MeshShape
+    cores: int
+    note: str
+
+    def groups(self, config: Config) -> meshes.MeshShape | None:
+        """The mesh to train on, if not :attr:`shape`: equal bits need the tree."""
+        if self.cores == 1 or config.reduction != "tree":
+            return None
+        recipes = config.trunk, config.experts
+        most = math.gcd(self.cores, *(recipe.microbatches for recipe in recipes))
+        return meshes.MeshShape(data=most, model=1) if most > 1 else None
+
+
+def _provision(args: argparse.Namespace) -> Provision:
     determinism.enforce()
-    shape = None if args.mesh is None else meshes.parse(args.mesh)
-    note = meshes.provision(shape, _cluster(args))
-    if shape is None:
-        everything = 1 if jax.default_backend() == "cpu" else jax.device_count()
-        shape = meshes.MeshShape(data=everything, model=1)
-    return shape, note
+    shape, cluster = None if args.mesh is None else meshes.parse(args.mesh), _cluster(args)
+    cores = 1 if shape or cluster else determinism.cores()
+    note = meshes.provision(shape, cluster, cores)
+    if jax.default_backend() == "cpu" and jax.local_device_count() > determinism.CPU_THREADS:
+        say(
+            f"warning: with more than {determinism.CPU_THREADS} virtual devices in a process bits "
+            "differ from those of fewer; --processes shares them out"
+        )
+    if jax.default_backend() != "cpu":
+        return Provision(shape or meshes.MeshShape(data=jax.device_count(), model=1), 1, note)
+    return Provision(shape or meshes.SINGLE, min(cores, jax.device_count()), note)
 
 
 def _cluster(args: argparse.Namespace) -> meshes.Cluster | None:
@@ -337,14 +368,16 @@ def _check(shape: meshes.MeshShape, config: Config) -> None:
         meshes.check(shape, config.model, recipe)
 
 
-def _open(folder: RunFolder, shape: meshes.MeshShape, note: str, options: Options) -> Run:
+def _open(folder: RunFolder, on: Provision, options: Options) -> Run:
     config, settings = folder.config(), folder.read()
-    _check(shape, config)
+    _check(on.shape, config)
+    groups = on.groups(config)
+    mesh = f"{groups} to train, {on.shape} for the rest" if groups else str(on.shape)
     sources = [f"{d}={path}" for d, given in (settings["data"] or {}).items() for path in given]
     corpus = settings["prepared"] or " ".join(sources) or "built-in corpus"
     size = sum(counts(config.model).values())
     say(f"run      {folder.path}\npreset   {config.preset}: {size:,} parameters")
-    say(f"config   sha256 {config.digest()}\ndata     {corpus}\nmesh     {shape}: {note}")
+    say(f"config   sha256 {config.digest()}\ndata     {corpus}\nmesh     {mesh}: {on.note}")
     if settings["prepared"]:
         prepared = Prepared.load(folder.prepared)
     else:
@@ -365,4 +398,5 @@ def _open(folder: RunFolder, shape: meshes.MeshShape, note: str, options: Option
             f"--prepared {prepared.path}: vocabulary, context and domains are {found}, the "
             f"preset's are {wanted}: prepare it with `s7jax prepare --preset {config.preset}`"
         )
-    return Run(folder, config, prepared, tuple(meshes.pools(shape)), options)
+    pools = tuple(meshes.pools(on.shape))
+    return Run(folder, config, prepared, pools, options, meshes.make(groups) if groups else None)

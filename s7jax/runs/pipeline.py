@@ -32,7 +32,7 @@ COMPARED = 16  # held-out sequences of each domain, where nobody asked for more
 
 def train_trunk(run: Run, resume_from: int | None = None) -> None:
     """Phase 1, on the devices of all pools together."""
-    joined = _joined(run)
+    joined = _joined(run.to_train())
     sizes = joined.mesh.shape
     shape = meshes.MeshShape(data=sizes[meshes.DATA], model=sizes[meshes.MODEL])
     meshes.check(shape, run.config.model, run.config.trunk)
@@ -49,9 +49,8 @@ def train_experts(
 ) -> None:
     """Phase 2 of the named domains' experts, or of all, as many at once as there are pools."""
     wanted = [run.config.domain(name).name for name in domains or run.config.model.domains]
-    loop.train_experts(
-        run, [i for i, d in enumerate(run.config.model.domains) if d in wanted], resume_from
-    )
+    indices = [i for i, d in enumerate(run.config.model.domains) if d in wanted]
+    loop.train_experts(run.to_train(), indices, resume_from)
 
 
 def fit_router(run: Run) -> None:

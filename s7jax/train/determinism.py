@@ -5,10 +5,16 @@ import os
 import jax
 from jax._src import xla_bridge
 
+from s7jax.devices import processors
 from s7jax.errors import UsageError
 
 GPU_FLAGS = "--xla_gpu_deterministic_ops=true"
-CPU_THREADS = 16
+CPU_THREADS = 8
+
+
+def cores() -> int:
+    """Data groups that keep this machine's cores busy: a power of two, up to as many as promised."""
+    return min(1 << processors().bit_length() - 1, CPU_THREADS)
 
 
 def enforce() -> None:
@@ -18,7 +24,8 @@ def enforce() -> None:
     must not choose kernels by timing or add in the order threads finish. On CPUs the blocks in
     which a matrix product is summed depend on the size of XLA's thread pool, by default the
     number of cores or of virtual devices, whichever is larger: pinned, training gives the same
-    bits on any number of cores and on up to :data:`CPU_THREADS` virtual devices per process.
+    bits on any number of cores and on up to :data:`CPU_THREADS` virtual devices per process. A
+    larger pool costs time where there are fewer cores.
 
     Raises:
         UsageError: this process has used JAX already, with settings of its own.

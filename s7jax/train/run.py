@@ -21,18 +21,29 @@ from s7jax.train.phase import TRUNK, Phase
 
 @dataclass(frozen=True)
 class Run:
-    """A run opened for work: its folder, configuration and data, and the meshes to work on."""
+    """A run opened for work: its folder, configuration and data, and the meshes to work on.
+
+    Attributes:
+        groups: the mesh to train on, if not those: one data group for each core of a machine
+            without accelerators, unless a mesh was named. It trains the same bits; what follows
+            training would not be the same in its last bits.
+    """
 
     folder: RunFolder
     config: Config
     prepared: Prepared
     pools: tuple[Mesh, ...]
     options: Options = field(default_factory=Options)
+    groups: Mesh | None = None
 
     @property
     def mesh(self) -> Mesh:
         """The mesh of everything that is not spread over pools."""
         return self.pools[0]
+
+    def to_train(self) -> Self:
+        """The same on the mesh to train on."""
+        return self if self.groups is None else dataclasses.replace(self, pools=(self.groups,))
 
     def on_pool(self, index: int) -> Self:
         """The same, on one pool alone."""
