@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import jax
 import pytest
 
+from s7jax.train import compilation
+
 # For programs whose HLO is read and that never run: its text is final before LLVM begins.
 READ_ALONE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -22,12 +24,17 @@ def hardly_optimised() -> Iterator[None]:
 
     What JAX holds compiled does not tell how: none of it is shared with the tests before or after.
     """
-    jax.clear_caches()
+    _forget()
     try:
         with quick():
             yield
     finally:
-        jax.clear_caches()
+        _forget()
+
+
+def _forget() -> None:
+    jax.clear_caches()
+    compilation.compiled.cache_clear()
 
 
 @contextmanager

@@ -30,7 +30,7 @@ ALLOWED = {
     "data": {"config", "digests", "errors", "extras", "s7l", "storage", "terminal"},
     "mesh": {"architecture", "config", "errors"},
     "integer": {"architecture", "errors", "mesh", "s7l"},
-    "native": {"architecture", "errors", "integer", "s7l"},
+    "native": {"architecture", "devices", "errors", "integer", "s7l"},
     "model": {"architecture", "config", "digests", "mesh"},
     "runtime": {"architecture", "data", "errors", "integer", "mesh", "native", "s7l", "storage"},
     "train": {

@@ -449,7 +449,7 @@ def test_inspect_shows_checkpoints_and_seals(work: Path, here):
     by_name = {row["name"]: row for row in rows}
     q_proj = by_name["layers.attn.q_proj.weight"]
     assert (q_proj["shape"], q_proj["dtype"]) == ([1, 16, 16], "float32")
-    assert q_proj["sharding"] == "1x1 (None, None, 'model')"
+    assert q_proj["sharding"].endswith("x1 (None, None, 'model')")  # as many groups as cores
     moe = work / "runs/tiny/model/moe.s7l"
     listing = json.loads(shown(moe, "--json"))
     names = [row["name"] for row in listing["tensors"]]

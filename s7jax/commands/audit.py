@@ -10,7 +10,7 @@ the run could not know, such as the hash of a block that came later.
 
 Examples:
   s7jax pipeline --run mine --auditable
-  s7jax audit --run mine
+  s7jax audit runs/mine
   s7jax audit --run mine --segments 10 --seed "drand round 4711: 8a3f…" --mesh 4x1
   s7jax audit --run mine --report mine.s7a --sign me.pem      what was found, signed
   s7jax audit --read mine.s7a --trust me.pem.pub              what somebody found
@@ -32,6 +32,7 @@ from s7jax.terminal.tables import ascii_safe
 
 def add_flags(parser: ArgumentParser) -> None:
     """The command line."""
+    parser.add_argument("which", nargs="?", metavar="RUN", help="as --run")
     add_run_flags(parser)
     parser.add_argument(
         "--segments", type=int, default=3, metavar="K", help="parts to train again (default: 3)"
@@ -55,6 +56,10 @@ def main(args: Namespace) -> None:
     """Audit, tell."""
     if (args.report is None) != (not args.sign) or (args.read is None) != (not args.trust):
         raise UsageError("--report FILE goes with --sign KEY, --read FILE with --trust PUBKEY")
+    if args.which is not None:
+        if args.run is not None:
+            raise UsageError(f"{args.which}, --run {args.run}: give one of them")
+        args.run = args.which
     if args.read is not None:
         found, signers = signed(args.read, args.trust)
         _print(args, str(args.read), found)

@@ -1,6 +1,6 @@
 s7l release
-root de165e202811717ab1e31139cfdda05f272e854e6e86dded36c421e960df050e
+root 0aebe9d4ef41e7e072f610df2618c85dd4f47b8fe257e8b72f6dd2c78b63ad57
 length 1234167
 version 1
 
-— s7l 6Qi74fQxyWhQXIRgOaVUjIukOvuzSprPrTsI5EVaI2FMGTgMDC6pMcSzNfUgf1CJIq8Tdfrk5LLIgqimlgtJJM6jiAk=
+— s7l 9psQb3/YAj2ZYDa93hUElzNh5q4o2VHMi7kXjFoiO8uwk9YB2qoWJD49jZgJudd2gbs764Swzk249z9P/sdPl6oVXg4=

@@ -13,7 +13,7 @@ CPU_THREADS = 8
 
 
 def cores() -> int:
-    """Data groups that keep this machine's cores busy: a power of two, up to as many as promised."""
+    """Data groups for the cores of this machine: a power of two, at most :data:`CPU_THREADS`."""
     return min(1 << processors().bit_length() - 1, CPU_THREADS)
 
 

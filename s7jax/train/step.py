@@ -28,6 +28,7 @@ from s7jax.config import ComputeConfig, Recipe
 from s7jax.mesh import DATA
 from s7jax.model.language_model import EXACT, Params, expert_output, trunk_output
 from s7jax.model.loss import mean_loss
+from s7jax.train.compilation import for_groups
 from s7jax.train.groups import join, split, submeshes
 from s7jax.train.optimizer import optimizer
 from s7jax.train.phase import Phase
@@ -100,6 +101,8 @@ class Stepper:
         self._frozen = split(frozen, self._groups)
         self._gradient = gradient_program(cfg, loss, compute)
         self._update = update_program(recipe)
+        self._gradients: list[Callable[..., Any]] | None = None  # as each group calls them
+        self._updates: list[Callable[..., Any]] | None = None
 
     @property
     def state(self) -> TrainState:
@@ -134,11 +137,17 @@ class Stepper:
 
     def microbatches(self, tokens: np.ndarray) -> Iterator[tuple[jax.Array, Params]]:
         """Loss and gradient of every microbatch of a step, in order; in one process."""
-        for group, state, frozen, leaves in zip(
-            self._groups, self._states, self._frozen, self._rows(tokens), strict=True
-        ):
-            for rows in leaves:
-                yield _under(group, self._gradient, state.params, frozen, place(rows, group))
+        for group in range(len(self._groups)):
+            for rows in self._rows(tokens)[group]:
+                yield self._gradient_of(group, rows)
+
+    def _gradient_of(self, group: int, rows: np.ndarray) -> Any:
+        """Loss and gradient of one microbatch, computed by a group."""
+        mesh = self._groups[group]
+        args = self._states[group].params, self._frozen[group], place(rows, mesh)
+        if self._gradients is None:
+            self._gradients = for_groups(self._gradient, self._groups, args)
+        return _under(mesh, self._gradients[group], *args)
 
     def step(
         self,
@@ -160,12 +169,7 @@ class Stepper:
         leaves = self._rows(tokens)
 
         def gradient(i: int) -> list[Any]:
-            return [
-                _under(group, self._gradient, state.params, frozen, place(rows[i], group))
-                for group, state, frozen, rows in zip(
-                    self._groups, self._states, self._frozen, leaves, strict=True
-                )
-            ]
+            return [self._gradient_of(group, rows[i]) for group, rows in enumerate(leaves)]
 
         totals = tree_sum(gradient, leaves[0].shape[0], self._groups)
         if self._tree:
@@ -175,11 +179,15 @@ class Stepper:
         if not self._tree:
             count //= self._mesh.shape[DATA]  # each leaf is already a mean over the groups
         scalars = np.float32(learning_rate), np.float32(count), np.bool_(apply)
-        updated = [
-            _under(
-                group, self._update, state, total, *(everywhere(value, group) for value in scalars)
-            )
+        args = [
+            (state, total, *(everywhere(value, group) for value in scalars))
             for group, state, total in zip(self._groups, self._states, totals, strict=True)
+        ]
+        if self._updates is None:
+            self._updates = for_groups(self._update, self._groups, args[0])
+        updated = [
+            _under(group, update, *given)
+            for group, update, given in zip(self._groups, self._updates, args, strict=True)
         ]
         self._states = [state for state, _ in updated]
         return updated[0][1]

@@ -420,6 +420,7 @@ def test_what_cannot_be_written_or_is_not_there_is_said_before_anything_is_done(
     told = str(honest.folder.transcript("trunk"))
     disputing = (command_dispute, told, told, str(honest.folder.path), "--write-trace")
     for words, problem in (
+        ((command_audit, "runs/x", "--run", "y"), "runs/x, --run y: give one of them"),
         ((command_audit, *sign, "--report", there), "--report .*there: exists"),
         ((command_audit, *sign, "--report", f"{there}/none/x.s7a"), "there is no folder"),
         ((*disputing, there), "--write-trace .*there: exists"),
