@@ -1,8 +1,11 @@
-"""Listening: uvicorn, with time limits on slow clients and on the end."""
+"""Listening: uvicorn, with limits on slow clients, on how many they are, and on the end."""
 
 import asyncio
 import os
+import resource
 import socket
+import sys
+from collections import OrderedDict
 from typing import Any
 
 import uvicorn
@@ -12,6 +15,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from s7jax.errors import InputError
 from s7jax.server.limits import Limits
 from s7jax.server.worker import Worker
+
+OWN_FILES = 32  # descriptors that are no connections: the model, pipes, logs
 
 
 def run(app: FastAPI, worker: Worker, limits: Limits, host: str, port: int) -> None:
@@ -25,7 +30,8 @@ def run(app: FastAPI, worker: Worker, limits: Limits, host: str, port: int) -> N
         host=host,
         port=port,
         http=_protocol(limits),
-        log_level="warning",
+        ws="none",
+        log_level="error",  # what a client sends is no reason to write a line
         access_log=False,
         server_header=False,
         timeout_keep_alive=limits.idle_seconds,  # type: ignore[arg-type]  # handed to call_later
@@ -65,13 +71,53 @@ class _Server(uvicorn.Server):
                 transport.abort()
 
 
+class Strangers:
+    """Connections whose next request is not whole yet; beyond ``most`` one has to go.
+
+    That is the one which has waited longest of the address that has the most of them.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._count = most, 0
+        self._of: dict[str, OrderedDict[H11Protocol, None]] = {}
+
+    def add(self, connection: H11Protocol) -> None:
+        """One more, or one that begins to wait anew."""
+        address = connection.client[0] if connection.client else ""
+        line = self._of.setdefault(address, OrderedDict())
+        self._count += connection not in line
+        line[connection] = None
+        if self._count > self._most:
+            longest = max(self._of.values(), key=len)
+            oldest = next(iter(longest))
+            self.remove(oldest)
+            oldest.transport.abort()
+
+    def remove(self, connection: H11Protocol) -> None:
+        """Its request is whole, or it is gone."""
+        address = connection.client[0] if connection.client else ""
+        line = self._of.get(address, OrderedDict())
+        if connection in line:
+            del line[connection]
+            self._count -= 1
+            if not line:
+                del self._of[address]
+
+
+def _files() -> int:
+    """Descriptors that this process may have for connections."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if most == resource.RLIM_INFINITY else most - OWN_FILES
+
+
 def _protocol(limits: Limits) -> type[H11Protocol]:
-    strangers: dict[Any, None] = {}  # in order of arrival
+    strangers = Strangers(min(limits.strangers, max(8, _files() - limits.answers)))
 
     class Impatient(H11Protocol):
-        """A connection that has to say what it wants."""
+        """A connection that has to say what it wants, and to read what it is told."""
 
-        _timer: asyncio.TimerHandle | None = None
+        _timer: asyncio.TimerHandle | None = None  # until the headers are whole
+        _writing: asyncio.TimerHandle | None = None  # until what was written is read
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -79,30 +125,55 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self.cycle is not None and not self.cycle.response_complete:
-                self._met()
-            elif self._timer is None and not self.transport.is_closing():
-                self._expect()
+            if self.transport.is_closing():
+                return
+            if self.cycle is None or self.cycle.response_complete:
+                if self._timer is None:
+                    self._expect()
+                return
+            self._heard()
+            if not self.cycle.more_body:
+                strangers.remove(self)
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            self._met()
+            self._heard()
+            if self.transport.is_closing():
+                self.loop.call_later(limits.read_seconds, self.transport.abort)
+            elif self.cycle.response_complete or self.cycle.more_body:
+                strangers.add(self)  # unless the next request is there already, and whole
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            self.loop.call_later(limits.read_seconds, self.transport.abort)
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
-            self._met()
+            self._heard()
+            self._read()
+            strangers.remove(self)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._writing = self.loop.call_later(limits.read_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._read()
 
         def _expect(self) -> None:
             """From here on a request's headers are awaited."""
             self._timer = self.loop.call_later(limits.header_seconds, self.transport.abort)
-            strangers[self] = None
-            if len(strangers) > limits.strangers:
-                next(iter(strangers)).transport.abort()
+            strangers.add(self)
 
-        def _met(self) -> None:
-            strangers.pop(self, None)
+        def _heard(self) -> None:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+
+        def _read(self) -> None:
+            if self._writing is not None:
+                self._writing.cancel()
+                self._writing = None
 
     return Impatient
