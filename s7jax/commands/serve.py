@@ -72,6 +72,8 @@ def main(args: Namespace) -> None:
     except ModuleNotFoundError as e:
         raise UsageError(f"{e.name} is missing: {extras.how_to_install('serve')}") from None
     tokens = args.token_file.read_text().split() if args.token_file else []
+    if args.token_file and not tokens:
+        raise UsageError(f"--token-file {args.token_file}: no token in it; expected one in a line")
     if not tokens and not _is_local(args.host):
         raise UsageError(f"--host {args.host} is open to others: it needs a --token-file")
     path = args.model or newest_seal()

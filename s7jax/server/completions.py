@@ -162,6 +162,8 @@ class Completions:
                 if isinstance(piece, BaseException):
                     problem = {"message": "the engine has failed", "type": "server_error"}
                     yield f"data: {json.dumps({'error': problem})}\n\n"
+                    if not isinstance(piece, Stopped):
+                        raise piece
                     return
                 if piece is not None:
                     yield _event(frame, [choice.told(index, piece, None)])
@@ -188,7 +190,7 @@ class Completions:
             async for piece in self._pieces(choice):
                 news.put_nowait((index, piece))
             news.put_nowait((index, None))
-        except Stopped as e:
+        except Exception as e:  # whatever it is, nobody may wait for ever
             news.put_nowait((index, e))
 
     async def _pieces(self, choice: Choice) -> AsyncIterator[Piece]:

@@ -30,7 +30,9 @@ def run(app: FastAPI, worker: Worker, limits: Limits, host: str, port: int) -> N
         host=host,
         port=port,
         http=_protocol(limits),
+        loop="asyncio",  # also where another is installed: limits were tried with this one
         ws="none",
+        backlog=_backlog(),
         log_level="error",  # what a client sends is no reason to write a line
         access_log=False,
         server_header=False,
@@ -71,10 +73,10 @@ class _Server(uvicorn.Server):
                 transport.abort()
 
 
-class Strangers:
-    """Connections whose next request is not whole yet; beyond ``most`` one has to go.
+class Connections:
+    """Some connections, at most ``most``; beyond that one has to go.
 
-    That is the one which has waited longest of the address that has the most of them.
+    That is the one which has been among them longest, of the address that has the most of them.
     """
 
     def __init__(self, most: int) -> None:
@@ -82,9 +84,8 @@ class Strangers:
         self._of: dict[str, OrderedDict[H11Protocol, None]] = {}
 
     def add(self, connection: H11Protocol) -> None:
-        """One more, or one that begins to wait anew."""
-        address = connection.client[0] if connection.client else ""
-        line = self._of.setdefault(address, OrderedDict())
+        """One more, unless it is one of them."""
+        line = self._of.setdefault(_address(connection), OrderedDict())
         self._count += connection not in line
         line[connection] = None
         if self._count > self._most:
@@ -94,8 +95,8 @@ class Strangers:
             oldest.transport.abort()
 
     def remove(self, connection: H11Protocol) -> None:
-        """Its request is whole, or it is gone."""
-        address = connection.client[0] if connection.client else ""
+        """One less, if it is one of them."""
+        address = _address(connection)
         line = self._of.get(address, OrderedDict())
         if connection in line:
             del line[connection]
@@ -104,14 +105,25 @@ class Strangers:
                 del self._of[address]
 
 
+def _address(connection: H11Protocol) -> str:
+    return connection.client[0] if connection.client else ""
+
+
 def _files() -> int:
     """Descriptors that this process may have for connections."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return sys.maxsize if most == resource.RLIM_INFINITY else most - OWN_FILES
 
 
+def _backlog() -> int:
+    """Connections that are accepted at a time: some batches fit beside those that are open."""
+    return max(8, min(2_048, _files() // 8))
+
+
 def _protocol(limits: Limits) -> type[H11Protocol]:
-    strangers = Strangers(min(limits.strangers, max(8, _files() - limits.answers)))
+    most = max(16, _files() - 2 * _backlog())
+    everyone = Connections(most)
+    strangers = Connections(min(limits.strangers, most // 2))  # without a whole request
 
     class Impatient(H11Protocol):
         """A connection that has to say what it wants, and to read what it is told."""
@@ -121,6 +133,7 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            everyone.add(self)
             self._expect()
 
         def data_received(self, data: bytes) -> None:
@@ -152,6 +165,7 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             self._heard()
             self._read()
             strangers.remove(self)
+            everyone.remove(self)
 
         def pause_writing(self) -> None:
             super().pause_writing()

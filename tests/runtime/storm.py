@@ -3,8 +3,8 @@
 It runs only on time that nobody else wants (Linux's SCHED_IDLE): on a machine that it shares with
 the server it would else be the generator that makes an honest client wait, and not the server.
 
-Arguments: address of the server, clients, addresses that they share, and a JSON file that says for each prompt the text and
-the proof's chain that are right.
+Arguments: address of the server, clients, addresses that they share, and a JSON file that says for
+each prompt the text and the proof's chain that are right.
 """
 
 import asyncio
