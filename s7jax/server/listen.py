@@ -1,9 +1,11 @@
 """Listening: uvicorn, with limits on slow clients, on how many they are, and on the end."""
 
 import asyncio
+import errno
 import os
 import resource
 import socket
+import struct
 import sys
 from collections import OrderedDict
 from typing import Any
@@ -16,10 +18,37 @@ from s7jax.errors import InputError
 from s7jax.server.limits import Limits
 from s7jax.server.worker import Worker
 
+QUEUE = 2_048  # connections that the system holds until they are accepted
 OWN_FILES = 32  # descriptors that are no connections: the model, pipes, logs
 
 
-def run(app: FastAPI, worker: Worker, limits: Limits, host: str, port: int) -> None:
+def bound(host: str, port: int) -> list[socket.socket]:
+    """A socket for each address of a name; nobody is let in before :func:`run`.
+
+    Raises:
+        InputError: there is no such name, or somebody else has the port.
+    """
+    found: list[socket.socket] = []
+    try:
+        told = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, address in dict.fromkeys((item[0], item[4]) for item in told):
+            own = socket.socket(family)
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                own.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                own.bind(address)
+            except OSError as e:
+                if e.errno == errno.EADDRNOTAVAIL and found:
+                    continue  # "localhost" also has an address where there is no IPv6
+                raise
+            found.append(own)
+    except OSError as e:
+        raise InputError(f"cannot listen on {host}, port {port}: {e.strerror}") from None
+    return found
+
+
+def run(app: FastAPI, worker: Worker, limits: Limits, sockets: list[socket.socket]) -> None:
     """Serve until SIGTERM or SIGINT, or until the engine fails.
 
     Raises:
@@ -27,12 +56,10 @@ def run(app: FastAPI, worker: Worker, limits: Limits, host: str, port: int) -> N
     """
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         http=_protocol(limits),
         loop="asyncio",  # also where another is installed: limits were tried with this one
         ws="none",
-        backlog=_backlog(),
+        backlog=_batch(),
         log_level="error",  # what a client sends is no reason to write a line
         access_log=False,
         server_header=False,
@@ -46,7 +73,7 @@ def run(app: FastAPI, worker: Worker, limits: Limits, host: str, port: int) -> N
 
     worker.on_failure = leave
     try:
-        server.run()
+        server.run(sockets)
     finally:
         if worker.alive:  # in a step that outlasts the grace; nothing is left to save
             os._exit(1)
@@ -60,6 +87,12 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, worker: Worker, grace: float) -> None:
         super().__init__(config)
         self._worker, self._grace = worker, grace
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """More may wait in the system than are accepted at a time."""
+        await super().startup(sockets)
+        for own in sockets or []:
+            own.listen(QUEUE)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._worker.hurry(0.8 * self._grace)
@@ -115,13 +148,13 @@ def _files() -> int:
     return sys.maxsize if most == resource.RLIM_INFINITY else most - OWN_FILES
 
 
-def _backlog() -> int:
+def _batch() -> int:
     """Connections that are accepted at a time: some batches fit beside those that are open."""
-    return max(8, min(2_048, _files() // 8))
+    return max(8, min(QUEUE, _files() // 8))
 
 
 def _protocol(limits: Limits) -> type[H11Protocol]:
-    most = max(16, _files() - 2 * _backlog())
+    most = max(16, _files() - 2 * _batch())
     everyone = Connections(most)
     strangers = Connections(min(limits.strangers, most // 2))  # without a whole request
 
@@ -152,13 +185,13 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             super().on_response_complete()
             self._heard()
             if self.transport.is_closing():
-                self.loop.call_later(limits.read_seconds, self.transport.abort)
+                self.loop.call_later(limits.read_seconds, self._reset)
             elif self.cycle.response_complete or self.cycle.more_body:
                 strangers.add(self)  # unless the next request is there already, and whole
 
         def timeout_keep_alive_handler(self) -> None:
             super().timeout_keep_alive_handler()
-            self.loop.call_later(limits.read_seconds, self.transport.abort)
+            self.loop.call_later(limits.read_seconds, self._reset)
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
@@ -169,7 +202,7 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._writing = self.loop.call_later(limits.read_seconds, self.transport.abort)
+            self._writing = self.loop.call_later(limits.read_seconds, self._reset)
 
         def resume_writing(self) -> None:
             super().resume_writing()
@@ -184,6 +217,14 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+
+        def _reset(self) -> None:
+            """Away with it, and with what the system still holds for a client that never reads."""
+            if self in self.connections:
+                linger = struct.pack("ii", 1, 0)
+                own = self.transport.get_extra_info("socket")
+                own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                self.transport.abort()
 
         def _read(self) -> None:
             if self._writing is not None:

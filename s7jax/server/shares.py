@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 Answer = TypeVar("Answer", bound=Hashable)
 SLOWER = 1.25  # a step may take so many times what one of equal shares takes
 _KEPT = 0.8  # of the time known so far, when a new one is measured
+_AGED = 0.999  # of it, with each step of another number of rows: some day it is tried again
 
 
 class Shares(Generic[Answer]):
@@ -38,14 +39,19 @@ class Shares(Generic[Answer]):
     def took(self, rows: int, seconds: float) -> None:
         """A step of so many rows took so long."""
         known = self._seconds.get(rows, seconds)
+        self._seconds = {n: _AGED * old for n, old in self._seconds.items()}
         self._seconds[rows] = _KEPT * known + (1 - _KEPT) * seconds
 
     def _share(self, counts: Collection[int]) -> int:
         """Rows of each client at most: the fewest that one has, or more if that is no slower."""
 
-        def seconds(share: int) -> float:
-            return self._seconds.get(sum(min(count, share) for count in counts), 0.0)
+        def seconds(share: int) -> float | None:
+            return self._seconds.get(sum(min(count, share) for count in counts))
 
         fewest, most = min(counts), max(counts)
-        limit = SLOWER * seconds(fewest)
-        return next((n for n in range(most, fewest, -1) if seconds(n) <= limit), fewest)
+        alike = seconds(fewest)
+        if alike is None:
+            return fewest
+        # What was never measured is tried once.
+        tried = ((n, seconds(n)) for n in range(most, fewest, -1))
+        return next((n for n, took in tried if took is None or took <= SLOWER * alike), fewest)
