@@ -1,10 +1,10 @@
 """Clients of the worst kind, as a process of its own: told "SECONDS SEED" it says what happened.
 
-It runs only on time that nobody else wants (Linux's SCHED_IDLE): on a machine that it shares with
-the server it would else be the generator that makes an honest client wait, and not the server.
+It may run only on time that nobody else wants (Linux's SCHED_IDLE): on a machine that it shares
+with the server it would else be the generator that makes an honest client wait, and not the server.
 
 Arguments: address of the server, clients, addresses that they share, and a JSON file that says for
-each prompt the text and the proof's chain that are right.
+each prompt the text and the proof's chain that are right; "idle", for such time alone.
 """
 
 import asyncio
@@ -118,8 +118,8 @@ def right(tree, wanted):
     return [tree["choices"][0]["text"], proof.chain.hex()] == wanted
 
 
-def main(url, clients, addresses, wanted):
-    if hasattr(os, "SCHED_IDLE"):
+def main(url, clients, addresses, wanted, idle=""):
+    if idle and hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     wanted = json.loads(Path(wanted).read_text())
     print("ready", flush=True)

@@ -30,12 +30,12 @@ def expected(sealed):
 class Storms:
     """A process of clients that is told to misbehave for a while, and adds up what it did."""
 
-    def __init__(self, url, wanted, folder, clients, addresses):
+    def __init__(self, url, wanted, folder, clients, addresses, idle):
         self.url, self.counts = url, {}
         (folder / "wanted.json").write_text(json.dumps(wanted))
         command = [sys.executable, str(Path(storm.__file__)), url, str(clients), str(addresses)]
         self.process = subprocess.Popen(
-            [*command, str(folder / "wanted.json")],
+            [*command, str(folder / "wanted.json"), *["idle"] * idle],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -89,12 +89,12 @@ def resident(process):
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
-def weather(sealed, folder, turns, seconds, clients, addresses=1):
+def weather(sealed, folder, turns, seconds, clients, addresses=1, idle=False):
     """Calm and storm in turns: medians of each, and memory after each storm."""
     wanted, calm, stormy, memory = expected(sealed), [], [], []
     with (
         Server(sealed) as server,
-        Storms(server.url, wanted, folder, clients, addresses) as storms,
+        Storms(server.url, wanted, folder, clients, addresses, idle) as storms,
     ):
         for turn in range(turns):
             calm += latencies(server.url, wanted, seconds / 3)
@@ -128,7 +128,7 @@ def test_five_minutes_of_chaos(tmp_path, addresses):
     """
     sealed = ROOT / "s7jax/sample/nano.s7l"
     counts, memory, ratio = weather(
-        sealed, tmp_path, turns=30, seconds=10, clients=64, addresses=addresses
+        sealed, tmp_path, turns=30, seconds=10, clients=64, addresses=addresses, idle=True
     )
     assert counts["bad"] >= 10_000
     assert min(counts[act] for act in ("good", "left", "half", "slow")) > 0
