@@ -58,7 +58,8 @@ def check(args: Namespace) -> None:
     """Refuse values out of range."""
     if not 0 <= args.port < 1 << 16:
         raise UsageError(f"--port {args.port}: expected 0 to 65535")
-    if args.rows < 1 or args.waiting < 0 or args.seconds <= 0 or args.grace <= 0:
+    # So that no NaN passes.
+    if args.rows < 1 or args.waiting < 0 or not (args.seconds > 0 and args.grace > 0):
         raise UsageError("--rows, --seconds, --grace: expected more than 0; --waiting: at least 0")
 
 
@@ -68,13 +69,14 @@ def main(args: Namespace) -> None:
     try:
         from s7jax.server.app import LOCAL, application  # noqa: PLC0415 the packages of an extra
         from s7jax.server.limits import Limits  # noqa: PLC0415
-        from s7jax.server.listen import run  # noqa: PLC0415
+        from s7jax.server.listen import bound, run  # noqa: PLC0415
     except ModuleNotFoundError as e:
         raise UsageError(f"{e.name} is missing: {extras.how_to_install('serve')}") from None
-    tokens = args.token_file.read_text().split() if args.token_file else []
+    tokens = _tokens(args.token_file) if args.token_file else []
     if not tokens and not _is_local(args.host):
         raise UsageError(f"--host {args.host} is open to others: it needs a --token-file")
     path = args.model or newest_seal()
+    sockets = bound(args.host, args.port)
     limits = Limits(rows=args.rows, waiting=args.waiting, seconds=args.seconds, grace=args.grace)
     how = {"engine": args.engine, "mesh": args.mesh, "root": args.root, "trust": args.trust}
     # Who knows the token has not come from some web page that a browser was led to.
@@ -82,11 +84,24 @@ def main(args: Namespace) -> None:
     with runtime.open(path, **how) as model:
         compiling.announce()
         name = args.name or path.stem
-        print(f"{name}: root {model.seal.root.hex()}, http://{args.host}:{args.port}", flush=True)
+        host = f"[{args.host}]" if ":" in args.host else args.host
+        port = sockets[0].getsockname()[1]
+        print(f"{name}: root {model.seal.root.hex()}, http://{host}:{port}", flush=True)
         app = application(
             model, name, limits, tokens=tokens, hosts=hosts, origins=args.allow_origin
         )
-        run(app, app.state.worker, limits, args.host, args.port)
+        run(app, app.state.worker, limits, sockets)
+
+
+def _tokens(path: Path) -> list[str]:
+    """The tokens of a file."""
+    try:
+        tokens = path.read_text("ascii").split()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"--token-file {path}: {e}; expected ASCII, a token in a line") from None
+    if not tokens:
+        raise UsageError(f"--token-file {path}: no token in it; expected one in a line")
+    return tokens
 
 
 def _is_local(host: str) -> bool:

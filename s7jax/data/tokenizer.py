@@ -39,6 +39,7 @@ _ESCAPED = re.compile("([\udc80-\udcff]+)")
 
 # White space that tiktoken's regular expressions run out of stack on, and then some.
 _LONG_SPACE = re.compile(r"\s{10000}")
+_LONG = 10_000  # characters that take milliseconds
 
 
 class Tokenizer:
@@ -230,7 +231,11 @@ class Tokenizer:
     def _encode_piece(self, piece: str) -> NDArray[np.int32]:
         if _ESCAPED.match(piece):
             return self._byte_ids[list(piece.encode("utf-8", "surrogateescape"))]
-        return np.array(self._hf.encode(piece, add_special_tokens=False).ids, np.int32)
+        if len(piece) > _LONG:  # a batch, as other threads run meanwhile
+            (found,) = self._hf.encode_batch_fast([piece], add_special_tokens=False)
+        else:
+            found = self._hf.encode(piece, add_special_tokens=False)
+        return np.array(found.ids, np.int32)
 
 
 def _pre_tokenizer(pattern: str) -> pre_tokenizers.PreTokenizer:

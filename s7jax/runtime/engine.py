@@ -72,6 +72,7 @@ class Completion:
     reason: str | None = None  # why it has ended: see :mod:`s7jax.runtime.policy`
     proof: Proof | None = None  # when it has ended
     dropped: bool = False  # nobody wants it any more; may be set by any thread at any time
+    held: bool = False  # it keeps its row, and steps pass it by
     watch: Callable[["Completion"], None] = lambda _: None  # called after every change
 
 
@@ -210,7 +211,7 @@ class Engine:
             self.step()
 
     def step(self) -> None:
-        """One iteration: at most one chunk of every row."""
+        """One iteration: at most one chunk of every row that is not held."""
         with self._turn:
             self._step()
 
@@ -219,9 +220,10 @@ class Engine:
         for completion in [c for c in (*self._waiting, *held) if c.dropped]:
             self.cut(completion, "client")
         self._admit()
-        drafted = self._look_up()
-        self._feed({b: row.tokens[row.done :] + drafted[b] for b, row in self._active()})
-        ready = {b: row for b, row in self._active() if row.done >= len(row.tokens)}
+        stepping = {b: row for b, row in self._active() if not row.completion.held}
+        drafted = self._look_up(stepping)
+        self._feed({b: row.tokens[row.done :] + drafted[b] for b, row in stepping.items()})
+        ready = {b: row for b, row in stepping.items() if row.done >= len(row.tokens)}
         if not ready:
             return
         if self._drafter == "trunk":
@@ -299,12 +301,12 @@ class Engine:
         left = most - len(row.completion.output) - 1
         return max(0, min(self._drafts, self.slots - len(row.tokens), left))
 
-    def _look_up(self) -> dict[int, list[int]]:
+    def _look_up(self, rows: dict[int, _Row]) -> dict[int, list[int]]:
         """What each row's own text proposes, if it fits in a chunk with what is to be fed."""
-        drafted: dict[int, list[int]] = {b: [] for b, _ in self._active()}
+        drafted: dict[int, list[int]] = {b: [] for b in rows}
         if self._drafter != "lookup":
             return drafted
-        for b, row in self._active():
+        for b, row in rows.items():
             pending, room = len(row.tokens) - row.done, self._room(row)
             if room and self._compute.chunk(pending + room) >= pending + room:
                 drafted[b] = row.lookup.draft(row.tokens, room)

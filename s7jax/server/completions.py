@@ -20,7 +20,7 @@ from s7jax.runtime.prompt import Prompt
 from s7jax.s7l.canonical import encode
 from s7jax.server.choices import Choice, Piece
 from s7jax.server.contract import CompletionRequest
-from s7jax.server.errors import Refused
+from s7jax.server.errors import RETRY, Refused
 from s7jax.server.limits import Limits
 from s7jax.server.metrics import Metrics
 from s7jax.server.worker import Full, Stopped, Worker
@@ -45,16 +45,14 @@ class Completions:
         if body.model not in (None, self._name):
             raise Refused(404, f"model: there is only {self._name!r}", "model")
         if not self._worker.ready and self._worker.alive:
-            raise Refused(503, "the model is not warm yet", headers={"Retry-After": "1"})
+            raise Refused(503, "the model is not warm yet", headers=RETRY)
         groups = await self._groups(body)
         choices = [choice for group in groups for choice in group]
         try:
             client = request.client.host if request.client else ""
             runs = self._worker.submit([choice.request for choice in choices], client)
         except Full as e:
-            raise Refused(
-                429, "too many answers are on their way; try again", headers={"Retry-After": "1"}
-            ) from e
+            raise Refused(429, "too many answers are on their way; try again", headers=RETRY) from e
         except UsageError as e:
             raise _refused(e) from e
         except Stopped as e:
@@ -164,6 +162,8 @@ class Completions:
                 if isinstance(piece, BaseException):
                     problem = {"message": "the engine has failed", "type": "server_error"}
                     yield f"data: {json.dumps({'error': problem})}\n\n"
+                    if not isinstance(piece, Stopped):
+                        raise piece
                     return
                 if piece is not None:
                     yield _event(frame, [choice.told(index, piece, None)])
@@ -190,7 +190,7 @@ class Completions:
             async for piece in self._pieces(choice):
                 news.put_nowait((index, piece))
             news.put_nowait((index, None))
-        except Stopped as e:
+        except Exception as e:  # whatever it is, nobody may wait for ever
             news.put_nowait((index, e))
 
     async def _pieces(self, choice: Choice) -> AsyncIterator[Piece]:

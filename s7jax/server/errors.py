@@ -9,6 +9,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+RETRY = {"Retry-After": "1"}
+
 
 class Problem(BaseModel):
     """What is wrong, and with which field."""

@@ -1,7 +1,7 @@
 """A queue that serves clients in turn, however much one of them asks."""
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -17,9 +17,15 @@ class Fair(Generic[Item]):
         """At the end of the client's own line."""
         self._of.setdefault(client, deque()).append(item)
 
-    def take(self) -> Item:
-        """The first item of the client whose turn it is; then it is the next client's."""
-        client, line = next(iter(self._of.items()))
+    def take(self, may: Callable[[str], bool] = lambda _: True) -> Item | None:
+        """The first item of the client whose turn it is, of those who may; then the next's turn.
+
+        None if there is no item of such a client.
+        """
+        client = next(filter(may, self._of), None)
+        if client is None:
+            return None
+        line = self._of[client]
         item = line.popleft()
         self._of.move_to_end(client)
         if not line:

@@ -1,15 +1,19 @@
-"""Who may ask, and whole requests only: host, token, content type, size and time of a body."""
+"""Who may ask, how fast, and whole requests only: host, token, type, size and time of a body."""
 
 import asyncio
+import contextlib
 import hmac
+import ipaddress
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from s7jax.server.errors import Refused, refusal
+from s7jax.server.errors import RETRY, Refused, refusal
 from s7jax.server.limits import Limits
+from s7jax.server.pace import Pace
 
+BYTES = 16_384  # of a body that cost as much as a request does
 OPEN = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
 """Paths that need no token: they hold nothing of anybody's."""
 
@@ -30,12 +34,17 @@ class Guard:
         self, app: ASGIApp, limits: Limits, hosts: Sequence[str], tokens: Sequence[str]
     ) -> None:
         self._app, self._limits, self._hosts = app, limits, hosts
+        self._pace = Pace(limits.wasted, burst=limits.share)
         self._tokens = [f"Bearer {token}".encode() for token in tokens]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        client, port = _client(scope)
+        # Behind this a client is its address, of IPv6 its network.
+        scope = {**scope, "client": (client, port)}
+        cost, body = 1.0, None
         try:
             headers = Headers(scope=scope)
             self._check_host(headers.get("host", ""))
@@ -44,12 +53,22 @@ class Guard:
                 body = await self._body(headers, receive)
                 if body is None:
                     return
-                receive = _replayed(body, receive)
+                cost += len(body["body"]) / BYTES
+            app = self._app
         except Refused as e:
-            response = refusal(e.status_code, e.detail, headers=e.headers)
-            await response(scope, receive, send)
+            app = refusal(e.status_code, e.detail, headers=e.headers)
+        wait = self._pace.reserve(client, cost)
+        if wait > self._limits.wait_seconds:
+            self._pace.refund(client, cost)
+            await _HASTE(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        if wait and await _left(receive, wait):
+            return
+        watched = _Outcome(receive if body is None else _replayed(body, receive), send)
+        try:
+            await app(scope, watched.receive, watched.send)
+        finally:
+            self._pace.settle(client, cost, watched.answered)
 
     def _check_host(self, given: str) -> None:
         name = given if given.endswith("]") else given.rpartition(":")[0] or given
@@ -87,6 +106,47 @@ class Guard:
 
 
 _CLOSE = {"Connection": "close"}
+_HASTE = refusal(429, "too many of your requests come to nothing", headers=_CLOSE | RETRY)
+
+
+def _client(scope: Scope) -> tuple[str, int]:
+    """Address and port; of an IPv6 address the network, /64, which is what one client gets."""
+    host, port = scope["client"] or ("", 0)
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host.partition("%")[0])
+        if address.version == 6 and address.ipv4_mapped is None:
+            host = str(ipaddress.ip_network((address, 64), strict=False))
+    return host, port
+
+
+async def _left(receive: Receive, seconds: float) -> bool:
+    """Whether the client leaves within so many seconds; its body has been read."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            return True
+    return False
+
+
+class _Outcome:
+    """What became of a request."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self._status, self._left = 0, False
+        self.answered = False  # whole, with success, to a client that was there
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._left |= message["type"] == "http.disconnect"
+        return message
+
+    async def send(self, message: Message) -> None:
+        self._status = message.get("status", self._status)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.answered = self._status < 400 and not self._left
+        await self._send(message)
 
 
 def _replayed(first: Message, receive: Receive) -> Receive:

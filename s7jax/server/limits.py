@@ -14,7 +14,10 @@ class Limits:
     body_seconds: float = 10.0  # until it is whole
     header_seconds: float = 10.0  # until a request's headers are whole
     idle_seconds: float = 5.0  # until a connection without a request is closed
-    strangers: int = 64  # connections whose headers are not whole; the oldest goes first
+    read_seconds: float = 10.0  # until a client has read what fills its connection
+    strangers: int = 256  # connections without a whole request; fewer where files are few
+    wasted: float = 64.0  # requests of an address in a second that may come to nothing
+    wait_seconds: float = 5.0  # that a request of an address with more of them waits at most
     grace: float = 10.0  # for answers on their way at SIGTERM
 
     @property

@@ -17,6 +17,7 @@ from s7jax.runtime.engine import Completion, Engine, Request
 from s7jax.runtime.model import Model
 from s7jax.server.fair import Fair
 from s7jax.server.limits import Limits
+from s7jax.server.shares import Shares
 
 
 class Full(Exception):
@@ -67,12 +68,14 @@ class Worker:
     """The thread that runs the engine; everything else only talks to it."""
 
     def __init__(self, model: Model, limits: Limits) -> None:
-        rows = -(-limits.rows // model.compute.groups) * model.compute.groups
+        # One more than a client may have: another finds a place, however long the answers are.
+        rows = -(-(limits.rows + 1) // model.compute.groups) * model.compute.groups
         self._engine = Engine(model.compute, rows)
         self._limits = limits
         self._inbox: queue.SimpleQueue[tuple[Running, str] | None] = queue.SimpleQueue()
         self._queue: Fair[Running] = Fair()
         self._active: set[Running] = set()
+        self._shares: Shares[Running] = Shares()
         self._open: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._latest = math.inf
@@ -155,10 +158,23 @@ class Worker:
             late = now > self._latest
             for running in [r for r in (*self._active, *self._queue) if late or now > r.deadline]:
                 self._end(running, "time")
-            while self._queue and self._engine.free:
-                self._begin(self._queue.take())
+            while self._engine.free and (found := self._queue.take(self._may_begin)):
+                self._begin(found)
             if self._engine.busy:
-                self._engine.step()
+                self._step()
+
+    def _step(self) -> None:
+        """One step of the answers whose turn it is."""
+        chosen = self._shares.choose([(running, running.client) for running in self._active])
+        for running in self._active:
+            assert running.completion is not None
+            running.completion.held = running not in chosen
+        began = time.monotonic()
+        self._engine.step()
+        self._shares.took(len(chosen), time.monotonic() - began)
+
+    def _may_begin(self, client: str) -> bool:
+        return sum(running.client == client for running in self._active) < self._limits.rows
 
     def _receive(self) -> bool:
         """The next letter; whether it is not the last."""

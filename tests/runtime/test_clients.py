@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from s7jax.runtime.model import Model
 from s7jax.runtime.replay import by_specification
 
 pytestmark = pytest.mark.long(minutes=2)
-LM_EVAL, SCHEMATHESIS = map(shutil.which, ("lm_eval", "schemathesis"))
+COMMANDS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+LM_EVAL, SCHEMATHESIS = (shutil.which(c, path=COMMANDS) for c in ("lm_eval", "schemathesis"))
 
 
 @pytest.fixture(scope="module")
@@ -125,16 +128,22 @@ const client = new OpenAI({ baseURL: process.argv[1] + "/v1", apiKey: "none", ma
 """
 
 
-def has_node_client():
-    node = shutil.which("node")
-    return node and not subprocess.call(
-        [node, "-e", "require('openai')"], stderr=subprocess.DEVNULL
-    )
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    """The environment of a Node that has OpenAI's client: its own, or npm's newest."""
+    if shutil.which("node") is None:
+        pytest.skip("no Node here")
+    if subprocess.call(["node", "-e", "require('openai')"], stderr=subprocess.DEVNULL) == 0:
+        return dict(os.environ)
+    folder = tmp_path_factory.mktemp("node")
+    install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), "openai"]
+    if shutil.which("npm") is None or subprocess.call(install, timeout=HANGS):
+        pytest.skip("no OpenAI client for Node here (NODE_PATH), and npm cannot install it")
+    return os.environ | {"NODE_PATH": str(folder / "node_modules")}
 
 
-@pytest.mark.skipif(not has_node_client(), reason="no OpenAI client for Node here (NODE_PATH)")
-def test_openais_client_for_node(url, seal):
-    found = json.loads(run(["node", "-e", NODE, url]))
+def test_openais_client_for_node(node, url, seal):
+    found = json.loads(run(["node", "-e", NODE, url], env=node))
     wanted = Model(seal).generate("def f", max_new_tokens=8).text
     assert found["text"] == found["whole"] == wanted
     assert (found["models"], found["refused"]) == (["tiny"], [400, "suffix"])

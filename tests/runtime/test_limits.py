@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import select
 import signal
 import socket
 import threading
@@ -20,6 +21,8 @@ from s7jax.runtime.replay import by_specification, replay
 from s7jax.server.app import application
 from s7jax.server.fair import Fair
 from s7jax.server.limits import Limits
+from s7jax.server.pace import Pace
+from s7jax.server.shares import Shares
 
 API = "/v1/completions"
 LONG = {"prompt": "a", "max_tokens": 60}
@@ -73,8 +76,87 @@ def test_clients_take_turns():
     assert line.remove("c", "c")
     assert not line.remove("c", "c")
     assert list(line) == ["a0", "a1", "a2", "b"]
-    assert [line.take() for _ in range(4)] == ["a0", "b", "a1", "a2"]
+    assert line.take(lambda client: client == "b") == "b"
+    assert line.take(lambda client: client == "b") is None
+    line.put("b", "b")
+    assert [line.take() for _ in range(5)] == ["a0", "b", "a1", "a2", None]
     assert not line
+
+
+def test_who_asks_for_nothing_waits_and_who_is_answered_does_not():
+    now = 0.0
+    pace = Pace(rate=10, burst=5, clock=lambda: now)
+    for _ in range(100):
+        assert pace.reserve("good", 1) == 0
+        pace.settle("good", 1, answered=True)
+        now += 1 / 50
+    now = 1_000.0
+    waits = []
+    for _ in range(8):
+        waits.append(pace.reserve("bad", 1))
+        pace.settle("bad", 1, answered=False)
+    assert waits == pytest.approx([0, 0, 0, 0, 0, 0.1, 0.2, 0.3])
+    assert pace.reserve("good", 1) == 0
+    assert pace.reserve("large", 15) == pytest.approx(1)
+    now += 100
+    assert pace.reserve("bad", 1) == 0
+
+
+def test_many_addresses_that_ask_for_nothing_share_one_budget():
+    pace = Pace(rate=10, burst=5, clock=lambda: 1_000.0)
+    waits = []
+    for i in range(40):
+        pace.reserve(f"bad{i}", 1)
+        pace.settle(f"bad{i}", 1, answered=False)
+        waits.append(pace.reserve(f"bad{i}", 1))
+    assert waits[5] == 0
+    assert waits[-1] == pytest.approx(40 / 20 - 5 / 10)
+    assert pace.reserve("good", 1) == 0
+
+
+def test_what_is_remembered_of_clients_is_bounded():
+    now = 0.0
+    pace = Pace(rate=10, burst=5, clock=lambda: now)
+    for i in range(20_000):
+        now += 1
+        pace.reserve(str(i), 1)
+        pace.settle(str(i), 1, answered=False)
+    assert len(pace._paid) + len(pace._wasted) < 5_000
+
+
+def test_clients_have_equal_shares_of_a_step_where_rows_cost_time():
+    shares = Shares()
+    clients = [(f"a{i}", "a") for i in range(8)] + [("b", "b")]
+    turns = []
+    for _ in range(40):
+        chosen = shares.choose(clients)
+        shares.took(len(chosen), len(chosen) * 0.1)
+        turns.append(chosen)
+    assert all("b" in chosen for chosen in turns)
+    assert {len(chosen) for chosen in turns[-16:]} == {2}
+    assert set().union(*turns[-8:]) == {answer for answer, _ in clients}  # each has its turn
+    assert shares.choose(clients[:8]) == {answer for answer, _ in clients[:8]}
+
+
+def test_all_rows_are_in_a_step_where_they_cost_no_time():
+    shares = Shares()
+    clients = [(f"a{i}", "a") for i in range(8)] + [("b", "b")]
+    sizes = []
+    for _ in range(20):
+        sizes.append(len(shares.choose(clients)))
+        shares.took(sizes[-1], 0.1)
+    assert sizes == [2] + [9] * 19  # what an equal share takes has to be known first
+
+
+def test_one_slow_step_is_forgotten():
+    shares = Shares()
+    clients = [("a0", "a"), ("a1", "a"), ("b", "b")]
+    sizes = []
+    for _ in range(5_000):
+        sizes.append(len(shares.choose(clients)))
+        shares.took(sizes[-1], 10.0 if len(sizes) == 2 else 0.1)
+    assert sizes[:4] == [2, 3, 2, 2]
+    assert sizes[-100:].count(3) > 90
 
 
 def test_a_full_queue_says_so(model, held):
@@ -191,7 +273,8 @@ def slow(tmp_path_factory):
         "import runpy, time\nfrom s7jax.runtime import Engine\nstep = Engine.step\n"
         "Engine.step = lambda engine: (time.sleep(0.05), step(engine))\n"
         "from s7jax.server.limits import Limits\n"
-        "Limits.__init__.__kwdefaults__.update(body_seconds=1, header_seconds=1, strangers=20)\n"
+        "short = dict.fromkeys(('body_seconds', 'header_seconds', 'read_seconds'), 1)\n"
+        "Limits.__init__.__kwdefaults__.update(short, strangers=20)\n"
         f"runpy.run_path({str(ROOT / 'tools/serve.py')!r}, run_name='__main__')\n"
     )
     return script
@@ -238,7 +321,7 @@ def test_a_client_that_goes_away_frees_its_place_at_once(server, stream):
 
 
 def test_one_client_leaves_room_for_others(sealed, slow):
-    """Half of the queue is the most that one address may hold."""
+    """Half of the queue is the most that one address may hold; one row is for others."""
     other = httpx.HTTPTransport(local_address="127.0.0.2")
     with Server(sealed, "--rows", "1", "--waiting", "2", script=slow) as server:
         mine = [connect(server.url, sent(LONG)) for _ in range(2)]
@@ -246,6 +329,7 @@ def test_one_client_leaves_room_for_others(sealed, slow):
         assert ask(server.url, prompt="a").status_code == 429
         with httpx.Client(base_url=server.url, transport=other, timeout=HANGS) as client:
             assert client.post(API, json={"prompt": "a"}).status_code == 200
+        assert open_at(server.url) == 2  # nobody was waited for
         for connection in mine:
             connection.close()
 
@@ -281,11 +365,83 @@ def test_headers_and_bodies_have_to_arrive(server):
     dripping.join()
 
 
-def test_many_who_say_nothing_keep_nobody_out(server):
-    silent = [connect(server) for _ in range(60)]
-    assert httpx.get(f"{server}/healthz", timeout=HANGS).status_code == 200
-    for connection in silent:
+@pytest.fixture(scope="module")
+def narrow(sealed, tmp_path_factory):
+    """A server that may open few files."""
+    script = tmp_path_factory.mktemp("narrow") / "serve.py"
+    script.write_text(
+        "import resource, runpy\nresource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))\n"
+        f"runpy.run_path({str(ROOT / 'tools/serve.py')!r}, run_name='__main__')\n"
+    )
+    with Server(sealed, script=script) as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"POST / HT",
+        sent(LONG, length=1_000),
+        sent({}),
+        sent(LONG),
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+    ids=["silent", "half headers", "half a body", "no request", "answers", "idle"],
+)
+def test_many_who_hold_connections_keep_nobody_out(narrow, data):
+    """More than there may be files; those of whoever has the most go, and the oldest first."""
+    other = httpx.HTTPTransport(local_address="127.0.0.2")
+    held = []
+    with contextlib.suppress(TimeoutError, ConnectionError):  # refused is fine
+        for _ in range(200):
+            held.append(connect(narrow.url, data))
+    with httpx.Client(base_url=narrow.url, transport=other, timeout=HANGS) as client:
+        assert client.post(API, json={"prompt": "a", "max_tokens": 1}).status_code == 200
+    assert "accept" not in narrow.said()
+    for connection in held:
         connection.close()
+
+
+def test_who_does_not_read_loses_the_connection(server):
+    """Within a while, and not only when all that was asked for is written."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    host, port = server.removeprefix("http://").split(":")
+    connection.connect((host, int(port)))
+    asked = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1_000
+    connection.settimeout(HANGS)
+    with connection, contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        connection.sendall(asked)
+        gone = select.poll()
+        gone.register(connection, 0)  # an end is always told
+        assert gone.poll(HANGS * 1_000)
+
+
+def test_an_upgrade_is_a_request_like_any_other(server):
+    asked = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n"
+    asked += b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    connection = connect(server, asked + b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
+    assert last_words(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_long_texts_leave_the_interpreter_to_others(seal):
+    """While one is tokenised another thread runs on."""
+    tokenizer, beats, done = Model(seal).tokenizer, [], threading.Event()
+
+    def beat():
+        while not done.wait(0.001):
+            beats.append(time.monotonic())
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    wait_until(lambda: beats)
+    before = len(beats)
+    tokenizer.encode("hello wor " * 50_000)
+    during = len(beats) - before
+    done.set()
+    beating.join()
+    assert during > 3
 
 
 STATES = {
@@ -293,6 +449,7 @@ STATES = {
     "silent": lambda url: [connect(url)],
     "half headers": lambda url: [connect(url, b"POST / HT")],
     "half a body": lambda url: [connect(url, sent(LONG, length=1_000))],
+    "no requests": lambda url: [connect(url, sent({})) for _ in range(100)],
     "an answer": lambda url: [connect(url, sent(LONG | {"max_tokens": 5}))],
     "answers for minutes": lambda url: [connect(url, sent(LONG)) for _ in range(30)],
     "streams that nobody reads": lambda url: [

@@ -360,13 +360,32 @@ def test_no_page_of_others_may_ask_unless_it_is_named(sealed, server):
         assert allowed(named.url, "https://b.example") is None
 
 
-def test_open_to_others_a_token_is_needed(sealed, tmp_path):
-    command = [sys.executable, str(ROOT / "tools/serve.py"), str(sealed), "--host", "0.0.0.0"]
-    refused = subprocess.run(
+def refused(sealed, *flags):
+    """Exit code and message of a server that does not start."""
+    command = [sys.executable, str(ROOT / "tools/serve.py"), str(sealed), *flags]
+    done = subprocess.run(
         command, env=os.environ, capture_output=True, text=True, check=False, timeout=HANGS
     )
-    assert refused.returncode == 2
-    assert "--token-file" in refused.stderr
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr
+
+
+def test_what_it_cannot_start_with_is_said(sealed, server, tmp_path):
+    taken = server.rpartition(":")[2]
+    code, said = refused(sealed, "--port", taken)
+    assert (code, f"port {taken}: Address already in use" in said) == (1, True)
+    for content in (b"", b"\xff", None):
+        path = tmp_path / "tokens"
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        code, said = refused(sealed, "--token-file", str(path))
+        assert (code, f"--token-file {path}" in said) == (2, True)
+
+
+def test_open_to_others_a_token_is_needed(sealed, tmp_path):
+    code, said = refused(sealed, "--host", "0.0.0.0")
+    assert (code, "--token-file" in said) == (2, True)
     secrets = tmp_path / "tokens"
     secrets.write_text("first\nsecond\n")
     with Server(sealed, "--token-file", str(secrets)) as guarded:
