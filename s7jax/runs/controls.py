@@ -20,6 +20,7 @@ from s7jax.errors import InputError
 from s7jax.model.flops import flops_per_token
 from s7jax.runs.pipeline import final_params, train_trunk
 from s7jax.storage import write_json
+from s7jax.terminal.processes import say
 from s7jax.train.evaluate import (
     held_out_rows,
     mean_interval,
@@ -74,6 +75,8 @@ def controls(run: Run, equal: Sequence[str] = CONTROLS) -> dict[str, Any]:
     _require_finished(run.folder, run.config)
     dense = [_control(run, name) for name in equal]
     for control in dense:
+        tokens, layers = control.config.trunk.tokens, control.config.model.trunk.layers
+        say(f"{control.folder.path}: a trunk of {layers} layers, {tokens:,} tokens")
         train_trunk(control)
     rows = [_row("trunk", run, [Phase(run.config)])]
     nats = nats_by_sequence(run, final_params(run))
