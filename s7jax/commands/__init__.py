@@ -36,7 +36,7 @@ SCRIPTS = {
     "convert": "tools/convert.py",
     "plan": "tools/plan.py",
 }
-COMMANDS = (*SCRIPTS, "provenance", "report", "runs", "clean", "config", "completion")
+COMMANDS = (*SCRIPTS, "controls", "provenance", "report", "runs", "clean", "config", "completion")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """What a run's folder says of it, as one tree of JSON types; nothing is computed but sums.
 
 Everything is read from what the phases left: configuration, metrics, evaluation, comparison,
-samples and the sealed file. What is not there yet is None or empty.
+controls, samples and the sealed file. What is not there yet is None or empty.
 """
 
 import itertools
@@ -44,6 +44,7 @@ def gather(run: RunFolder) -> dict[str, Any]:
         ],
         "quality": evaluation and evaluation["quality"],
         "sealed": _json(run.comparison, "sealed"),
+        "controls": _json(run.controls_file, "models"),
         "proof": _json(run.samples, "samples"),
         "seconds": report["seconds"] if report else {},
         "sizes": _sizes(run),
@@ -117,6 +118,7 @@ def _sizes(run: RunFolder) -> dict[str, int]:
         "INT8 weights": [run.weights],
         "sealed models": run.seals(),
         "metrics": [run.metrics, run.tensorboard, run.trackers],
+        "dense controls": [run.controls],
     }
     sizes = {kind: sum(map(_size, paths)) for kind, paths in kinds.items()}
     return {kind: size for kind, size in sizes.items() if size}

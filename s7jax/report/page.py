@@ -90,6 +90,7 @@ def of_run(facts: Facts, folder: str) -> tuple[str, str]:
     _curves(page, facts)
     if facts["quality"]:
         _quality(page, facts["quality"])
+        _controls(page, facts, folder)
     if facts["sealed"]:
         _sealed(page, facts["sealed"])
     _time(page, facts)
@@ -228,6 +229,31 @@ def _quality(page: _Page, quality: Facts) -> None:
         return _shade("good" if i == j - 1 else "bad", of_row) if j else ""
 
     page.table(headings, rows, share)
+
+
+def _controls(page: _Page, facts: Facts, folder: str) -> None:
+    found, command = facts["controls"], f"s7jax controls --run {shlex.quote(folder)}"
+    page.title("Whether the experts are worth it")
+    if found and found["config_sha256"] != facts["config_sha256"]:
+        page.say("The dense models beside this run were compared before its configuration changed.")
+        found = None
+    if not found:
+        page.say(
+            "No dense model of equal cost has been compared with this run. This trains three, each "
+            "of which takes about as long as the run did, and adds them here:"
+        )
+        page.code(command)
+        return
+    title, headings, rows = tables.control_rows(found)
+    page.say(title)
+
+    def gain(i: int, j: int) -> str:
+        change = found["models"][i]["routed"]["mean"][0]
+        if j < len(headings) - 1 or not change:
+            return ""
+        return _shade("good" if change < 0 else "bad", min(1.0, abs(change) / 0.1))
+
+    page.table(headings, rows, gain)
 
 
 def _sealed(page: _Page, sealed: Facts) -> None:

@@ -11,7 +11,7 @@ from s7jax.data.prepared import MANIFEST
 from s7jax.errors import InputError, UsageError
 from s7jax.s7l.schema import read_json
 from s7jax.storage import lock
-from s7jax.train.folder import RunFolder
+from s7jax.train.folder import CONTROLS, RunFolder
 from s7jax.train.phase import phases
 
 
@@ -71,6 +71,7 @@ def spare(run: RunFolder) -> list[Path]:
     """What a run needs no more: resumable checkpoints of phases that have ended, and leftovers."""
     ended = [phase for phase in phases(run.config()) if run.final(phase.name).is_dir()]
     found = [run.checkpoints / phase.name for phase in ended]
+    found += [path for control in _controls(run) for path in spare(control)]
     leftovers = ("model/.*", "data/.work", ".*.json.*", "checkpoints/*.orbax-checkpoint-tmp*")
     found += [path for pattern in leftovers for path in run.path.glob(pattern)]
     return [path for path in found if path.exists()]
@@ -85,6 +86,7 @@ def whole(run: RunFolder) -> list[Path]:
     run.read()
     made = [run.data, run.metrics, run.tensorboard, run.trackers, run.profile, run.checkpoints]
     made += [run.transcript("trunk").parent, run.model, run.evaluation, run.comparison]
+    made += [run.tasks, run.controls, run.controls_file]
     made += [run.samples, run.report, run.page, run.summary]
     made = [path for path in [*made, run.config_file] if path.exists()]
     if others := set(run.path.iterdir()) - set(made):
@@ -112,4 +114,11 @@ def remove(run: RunFolder, paths: list[Path]) -> int:
 
 def _locks(run: RunFolder) -> Iterator[Path]:
     """The lock files of phases that have been trained, or are being trained."""
-    return run.checkpoints.glob("*/.lock*")
+    for one in (run, *_controls(run)):
+        yield from one.checkpoints.glob("*/.lock*")
+
+
+def _controls(run: RunFolder) -> list[RunFolder]:
+    """The dense models that have been trained beside a run, or are being trained."""
+    found = (run.control(equal) for equal in CONTROLS)
+    return [control for control in found if control.config_file.exists()]

@@ -5,7 +5,7 @@ among those scores, position by position.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -127,26 +127,46 @@ def bits_per_byte(run: Run, phase: Phase, params: Params, frozen: Params) -> dic
 
     Computed as training computes, on all of the run's mesh, whatever its processes.
     """
-    cfg, compute, expert = run.config.model, run.config.compute, phase.expert is not None
-    rows = _held_out(run, phase.shares if expert else cfg.domains)
+    cfg, expert = run.config.model, phase.expert is not None
+    rows = held_out_rows(run, phase.shares if expert else cfg.domains)
+    nats = _row_nats(run, run.config.compute, rows, params, frozen if expert else None)
+    return {d: sum(nats[d]) / nats_per_bit(run, tokens) for d, tokens in rows.items()}
+
+
+def trunk_nats(run: Run, trunk: Params) -> dict[str, np.ndarray]:
+    """Loss of every held-out sequence of each domain, float64 [N] nats, of a trunk alone.
+
+    In float32, as :func:`score` computes it.
+    """
+    rows = held_out_rows(run, run.config.model.domains)
+    nats = _row_nats(run, exact(run.config.compute), rows, trunk)
+    return {domain: np.array(values) for domain, values in nats.items()}
+
+
+def _row_nats(
+    run: Run,
+    compute: ComputeConfig,
+    rows: dict[str, np.ndarray],
+    params: Params,
+    frozen: Params | None = None,
+) -> dict[str, list[float]]:
+    """Nats of every sequence by domain, of a trunk; with ``frozen`` of an expert on that trunk."""
     nats: list[float] = []
     with jax.set_mesh(run.mesh):
         for filled, counted in _batches(np.concatenate(list(rows.values())), run.mesh):
-            placed = place(filled, run.mesh)
-            losses_B = _row_losses(cfg, compute, expert, params, frozen, placed)
+            program = partial(_row_losses, run.config.model, compute, frozen is not None)
+            losses_B = program(params, frozen or {}, place(filled, run.mesh))
             nats += np.asarray(losses_B)[counted].astype(np.float64).tolist()
-    left, found = iter(nats), {}
-    for domain, tokens in rows.items():
-        found[domain] = sum(islice(left, len(tokens))) / _nats_per_bit(run, tokens)
-    return found
+    left = iter(nats)
+    return {domain: list(islice(left, len(tokens))) for domain, tokens in rows.items()}
 
 
-def _held_out(run: Run, domains: Iterable[str]) -> dict[str, np.ndarray]:
+def held_out_rows(run: Run, domains: Iterable[str]) -> dict[str, np.ndarray]:
     """What evaluation reads, by domain; on a mesh they go in one stream, so that few fill it."""
     return {d: held_out(run.prepared, d, run.config.eval_sequences) for d in domains}
 
 
-def _nats_per_bit(run: Run, tokens: np.ndarray) -> float:
+def nats_per_bit(run: Run, tokens: np.ndarray) -> float:
     """What divides a text's nats to give bits per byte."""
     return float(np.log(2) * run.prepared.tokenizer.token_lengths[tokens[:, 1:]].sum())
 
@@ -160,25 +180,16 @@ def evaluate(run: Run, params: Params) -> dict[str, Any]:
     accuracy on windows of up to
     :data:`WINDOW` tokens, confusion matrix (rows: true domain) and bits per byte per domain.
     """
-    cfg = run.config.model
+    cfg, E = run.config.model, len(run.config.model.domains)
     bits: dict[str, dict[str, float]] = {}
     gains: dict[str, dict[str, list[float]]] = {}
     routers: dict[str, dict[str, Any]] = {
         name: {"confusion": [], "bits_per_byte": {}} for name in ROUTERS
     }
-    rows = _held_out(run, cfg.domains)
-    domain_N = np.repeat(np.arange(len(rows)), [len(tokens) for tokens in rows.values()])
-    sums = [_Sums(index, len(rows)) for index in range(len(rows))]
-    with jax.set_mesh(run.mesh), Progress("evaluate", len(domain_N), "sequences") as progress:
-        done, every = 0, np.concatenate(list(rows.values()))
-        for scores in score(cfg, params, every, run.mesh, run.config.compute):
-            domain_B = domain_N[done : done + scores["nll"].shape[1]]
-            for index in np.unique(domain_B):
-                sums[index].add(scores, domain_B == index)
-            done += len(domain_B)
-            progress.advance(len(domain_B))
+    rows = held_out_rows(run, cfg.domains)
+    sums = _summed(run, params, rows)
     for index, ((domain, tokens), total) in enumerate(zip(rows.items(), sums, strict=True)):
-        per_byte = _nats_per_bit(run, tokens)
+        per_byte = nats_per_bit(run, tokens)
         trunk, *experts = (total.nll / per_byte).tolist()
         bits[domain] = {"trunk": trunk}
         bits[domain] |= {f"expert{e}": value for e, value in enumerate(experts)}
@@ -187,15 +198,14 @@ def evaluate(run: Run, params: Params) -> dict[str, Any]:
             routers[name]["confusion"].append(total.votes[name].tolist())
         bits[domain]["routed"] = routers["router"]["bits_per_byte"][domain]
         bits[domain]["oracle"] = experts[index]
-        nats_NM = np.concatenate(total.by_sequence)  # trunk, own expert, routed
+        nats_NM = np.concatenate(total.by_sequence)
         gains[domain] = {
             name: paired_interval(nats_NM[:, 0], nats_NM[:, i])
-            for i, name in enumerate(("oracle", "routed"), 1)
+            for name, i in (("oracle", 1 + index), ("routed", 1 + E))
         }
     for row in routers.values():
         confusion = np.array(row["confusion"])
         row["accuracy"] = float(np.trace(confusion) / confusion.sum())
-    E = len(cfg.domains)
     # What choosing an expert at random, once per sequence, gives on average.
     routers["random"] = {
         "accuracy": 1 / E,
@@ -215,6 +225,35 @@ def evaluate(run: Run, params: Params) -> dict[str, Any]:
     }
 
 
+def nats_by_sequence(run: Run, params: Params) -> dict[str, dict[str, np.ndarray]]:
+    """Loss of every held-out sequence, float64 [N] nats, by domain and model.
+
+    Models are the trunk, each expert, and what each of :data:`ROUTERS` chooses.
+    """
+    rows = held_out_rows(run, run.config.model.domains)
+    names = ("trunk", *(f"expert{e}" for e in range(len(rows))), *ROUTERS)
+    return {
+        domain: dict(zip(names, np.concatenate(total.by_sequence).T, strict=True))
+        for domain, total in zip(rows, _summed(run, params, rows), strict=True)
+    }
+
+
+def _summed(run: Run, params: Params, rows: dict[str, np.ndarray]) -> list["_Sums"]:
+    """Every model's scores on held-out text, of one domain after the other."""
+    cfg = run.config.model
+    domain_N = np.repeat(np.arange(len(rows)), [len(tokens) for tokens in rows.values()])
+    sums = [_Sums(len(rows)) for _ in rows]
+    with jax.set_mesh(run.mesh), Progress("evaluate", len(domain_N), "sequences") as progress:
+        done, every = 0, np.concatenate(list(rows.values()))
+        for scores in score(cfg, params, every, run.mesh, run.config.compute):
+            domain_B = domain_N[done : done + scores["nll"].shape[1]]
+            for index in np.unique(domain_B):
+                sums[index].add(scores, domain_B == index)
+            done += len(domain_B)
+            progress.advance(len(domain_B))
+    return sums
+
+
 def paired_interval(before_N: np.ndarray, after_N: np.ndarray) -> list[float]:
     """Change of a sum from one model to another on the same sequences, and where it may lie.
 
@@ -222,18 +261,26 @@ def paired_interval(before_N: np.ndarray, after_N: np.ndarray) -> list[float]:
         after / before − 1; and the 2.5th and 97.5th percentile of it over :data:`RESAMPLES` draws
         of as many sequences with replacement (paired bootstrap), the same draws every time.
     """
-    draws_RN = np.random.default_rng(0).integers(0, len(before_N), (RESAMPLES, len(before_N)))
-    changes_R = after_N[draws_RN].sum(1) / before_N[draws_RN].sum(1) - 1
+    return mean_interval([(before_N, after_N)])
+
+
+def mean_interval(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+    """The mean of such changes over domains, each of which is drawn from by itself."""
+    changes, changes_R = [], np.zeros(RESAMPLES)
+    for seed, (before_N, after_N) in enumerate(pairs):
+        draws = np.random.default_rng(seed)
+        draws_RN = draws.integers(0, len(before_N), (RESAMPLES, len(before_N)))
+        changes.append(after_N.sum() / before_N.sum() - 1)
+        changes_R += (after_N[draws_RN].sum(1) / before_N[draws_RN].sum(1) - 1) / len(pairs)
     low, high = np.percentile(changes_R, [2.5, 97.5])
-    return [float(after_N.sum() / before_N.sum() - 1), float(low), float(high)]
+    return [float(np.mean(changes)), float(low), float(high)]
 
 
 class _Sums:
     """What a report needs of one domain's scores, float64."""
 
-    def __init__(self, index: int, experts: int) -> None:
-        self._own = 1 + index
-        self.by_sequence: list[np.ndarray] = []  # [N, 3] nats: trunk, own expert, routed
+    def __init__(self, experts: int) -> None:
+        self.by_sequence: list[np.ndarray] = []  # [N, 1 + E + R] nats: trunk, experts, routed
         self.nll = np.zeros(1 + experts)  # nats: trunk, experts
         self.routed = dict.fromkeys(ROUTERS, 0.0)
         self.votes = {name: np.zeros(experts, np.int64) for name in ROUTERS}
@@ -242,13 +289,13 @@ class _Sums:
         """Add those sequences of a batch that are the domain's."""
         nll = scores["nll"][:, mine_B].astype(np.float64)
         self.nll += nll.sum(axis=(1, 2))
+        models = [*nll]
         for name in ROUTERS:
             chosen = np.take_along_axis(nll[1:], scores[f"{name}_route"][mine_B][None], axis=0)
             self.routed[name] += float(chosen.sum())
-            if name == ROUTERS[0]:
-                models = (nll[0], nll[self._own], chosen[0])
-                self.by_sequence.append(np.stack([x.sum(axis=1) for x in models], axis=1))
             self.votes[name] += _window_votes(scores[name][mine_B])
+            models.append(chosen[0])
+        self.by_sequence.append(np.stack([x.sum(axis=1) for x in models], axis=1))
 
 
 def _window_votes(evidence_BTE: np.ndarray) -> NDArray[np.int64]:

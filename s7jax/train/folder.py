@@ -14,6 +14,8 @@ runs/NAME/
   evaluation.json      quality on held-out text
   sealed.json          the sealed model beside the float one
   tasks.json           both on benchmark tasks (s7jax evaluate --tasks)
+  controls/            flops/ tokens/ parameters/: dense models of equal cost, each a run of Phase 1
+  controls.json        the model beside them (s7jax controls)
   samples.json         what the sealed model answers, and every rule with its evidence
   report.json          the final tables
   report.html, .md     the report: curves, tables, samples, digests
@@ -33,6 +35,7 @@ from s7jax.errors import InputError, UsageError
 from s7jax.storage import write_json
 
 ROOT = Path("runs")
+CONTROLS = ("flops", "tokens", "parameters")  # what a dense control has as many of as the run
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,20 @@ class RunFolder:
     def comparison(self) -> Path:
         """The sealed model's quality beside the float one's, as JSON."""
         return self.path / "sealed.json"
+
+    @property
+    def controls(self) -> Path:
+        """Dense models of equal cost (:mod:`s7jax.runs.controls`)."""
+        return self.path / "controls"
+
+    def control(self, equal: str) -> "RunFolder":
+        """The run of one of them, by what is equal: one of :data:`CONTROLS`."""
+        return RunFolder(self.controls / equal)
+
+    @property
+    def controls_file(self) -> Path:
+        """The model beside them, as JSON."""
+        return self.path / "controls.json"
 
     @property
     def samples(self) -> Path:
