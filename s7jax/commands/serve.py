@@ -94,7 +94,6 @@ def main(args: Namespace) -> None:
 
 
 def _tokens(path: Path) -> list[str]:
-    """The tokens of a file."""
     try:
         tokens = path.read_text("ascii").split()
     except (OSError, UnicodeDecodeError) as e:
