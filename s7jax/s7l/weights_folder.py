@@ -7,6 +7,7 @@ SHA-256 and quantisation attributes, the model's dimensions and the provenance o
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from s7jax.s7l.schema import SealError, equal, mapping, read_json, text
 from s7jax.s7l.values import check_values, little_endian
 
 FORMAT, VERSION = "s7-weights", 1
+# NumPy parses a header as Python, and CPython 3.11's parser fails when threads take turns in it.
+_PARSER = threading.Lock()
 
 
 def write_weights(
@@ -148,7 +151,8 @@ def _load(path: Path) -> np.ndarray[Any, Any]:
     try:
         if not path.is_file():
             raise SealError(str(path), "no such file")
-        return np.lib.format.open_memmap(path, mode="r")
+        with _PARSER:
+            return np.lib.format.open_memmap(path, mode="r")
     except SealError:
         raise
     except OSError as e:
