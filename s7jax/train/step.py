@@ -137,8 +137,8 @@ class Stepper:
 
     def microbatches(self, tokens: np.ndarray) -> Iterator[tuple[jax.Array, Params]]:
         """Loss and gradient of every microbatch of a step, in order; in one process."""
-        for group in range(len(self._groups)):
-            for rows in self._rows(tokens)[group]:
+        for group, leaves in enumerate(self._rows(tokens)):
+            for rows in leaves:
                 yield self._gradient_of(group, rows)
 
     def _gradient_of(self, group: int, rows: np.ndarray) -> Any:
