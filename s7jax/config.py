@@ -233,14 +233,14 @@ S7_140M = Config(
     eval_sequences=512,
 )
 
-# A laptop or one small GPU: ≈ 9.6 M parameters.
+# A laptop or one small GPU: ≈ 11 M parameters.
 S7_MINI = Config(
     preset="s7-mini",
     model=Architecture(
         vocab=8_192,
         context=512,
         trunk=Stack(layers=4, hidden=256, heads=4, ffn=384),
-        expert=Stack(layers=3, hidden=192, heads=6, ffn=768),
+        expert=Stack(layers=4, hidden=192, heads=6, ffn=768),
         domains=_NAMES,
     ),
     domains=_domains(25_000_000),
@@ -266,14 +266,14 @@ S7_MINI = Config(
     calibration_sequences=256,
 )
 
-# The demo and the tests: ≈ 1 M parameters, minutes on two CPU cores.
+# The demo and the tests: ≈ 2 M parameters, minutes on two CPU cores.
 S7_NANO = Config(
     preset="s7-nano",
     model=Architecture(
         vocab=2_048,
         context=256,
         trunk=Stack(layers=3, hidden=128, heads=2, ffn=192),
-        expert=Stack(layers=2, hidden=64, heads=2, ffn=256),
+        expert=Stack(layers=3, hidden=96, heads=2, ffn=384),
         domains=_NAMES,
     ),
     domains=_domains(600_000),

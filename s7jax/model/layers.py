@@ -8,7 +8,7 @@ Parameters are float32; a module computes in its input's dtype, float32 or bfloa
 norms, rotation, scores and softmax are always float32.
 """
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -40,6 +40,33 @@ def rms_normalize(x: jax.Array) -> jax.Array:
     """Divide by the root mean square over the last axis, in float32 (arXiv 1910.07467)."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + NORM_EPSILON)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x_BTD: jax.Array, weight_DF: jax.Array, out: P) -> jax.Array:
+    """x @ W, placed as ``out`` says, with a backward pass whose bits no thread count changes.
+
+    JAX's own gradient of W contracts axes in an order for which XLA on CPUs splits the sum over
+    its threads, however many there are. Both gradients, written as products of their own, are
+    summed in one order (and up to three times as fast).
+    """
+    return jnp.einsum("BTD,DF->BTF", x_BTD, weight_DF, out_sharding=out)
+
+
+def _product(x_BTD: jax.Array, weight_DF: jax.Array, out: P) -> tuple[jax.Array, Any]:
+    return product(x_BTD, weight_DF, out), (x_BTD, weight_DF)
+
+
+def _gradients(out: P, factors: Any, dy_BTF: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_BTD, weight_DF = factors
+    at_x, at_weight = (jax.typeof(factor).sharding for factor in factors)
+    return (
+        jnp.einsum("BTF,DF->BTD", dy_BTF, weight_DF, out_sharding=at_x),
+        jnp.einsum("BTD,BTF->DF", x_BTD, dy_BTF, out_sharding=at_weight),
+    )
+
+
+product.defvjp(_product, _gradients)
 
 
 def rope(x_BTHK: jax.Array) -> jax.Array:
@@ -90,7 +117,7 @@ class Linear(nn.Module):
         weight = parameter(self, self.weight).astype(x_BTD.dtype)
         by_output = self.weight.split is not None and self.weight.split.axis == 1
         out = SPLIT_ACTIVATIONS if by_output else ACTIVATIONS
-        return jnp.einsum("BTD,DF->BTF", x_BTD, weight, out_sharding=out)
+        return product(x_BTD, weight, out)
 
 
 class Probe(nn.Module):

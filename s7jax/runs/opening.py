@@ -342,11 +342,6 @@ def _provision(args: argparse.Namespace) -> Provision:
     shape, cluster = None if args.mesh is None else meshes.parse(args.mesh), _cluster(args)
     cores = 1 if shape or cluster else determinism.cores()
     note = meshes.provision(shape, cluster, cores)
-    if jax.default_backend() == "cpu" and jax.local_device_count() > determinism.CPU_THREADS:
-        say(
-            f"warning: with more than {determinism.CPU_THREADS} virtual devices in a process bits "
-            "differ from those of fewer; --processes shares them out"
-        )
     if jax.default_backend() != "cpu":
         return Provision(shape or meshes.MeshShape(data=jax.device_count(), model=1), 1, note)
     return Provision(shape or meshes.SINGLE, min(cores, jax.device_count()), note)
