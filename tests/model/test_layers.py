@@ -1,0 +1,49 @@
+"""No bit of a training step depends on how many threads XLA has."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+SUMS = """
+import hashlib, json, sys
+from s7jax.train import determinism
+
+determinism.cores = lambda: int(sys.argv[1])
+determinism.enforce()
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from s7jax import mesh
+from s7jax.model.layers import ACTIVATIONS, product
+
+numbers = np.random.default_rng(0)
+x, w, y = (numbers.normal(size=s).astype("f") for s in ((3, 256, 128), (128, 192), (3, 256, 192)))
+terms = numbers.normal(size=(5, 512, 256)).astype("f")
+with jax.set_mesh(mesh.single()):
+    weighed = jax.grad(lambda x, w: jnp.sum(product(x, w, ACTIVATIONS) * y), (0, 1))
+    found = dict(zip(("dx", "dw"), jax.jit(weighed)(x, w)))
+    found["sum"] = jax.jit(lambda t: jnp.sum(t, (0, 1)))(terms)
+exact = {"dx": y @ w.T, "dw": np.einsum("btd,btf->df", x, y), "sum": terms.sum((0, 1))}
+for name, array in found.items():
+    error = float(np.abs(array - exact[name]).max())
+    print(json.dumps([name, hashlib.sha256(np.asarray(array).tobytes()).hexdigest(), error]))
+"""
+
+
+def sums(threads: int) -> dict[str, str]:
+    """Digests of a product's gradients and of a sum, by a process with a pool of that size."""
+    done = subprocess.run(
+        [sys.executable, "-c", SUMS, str(threads)], capture_output=True, text=True, check=True
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert all(error < 1e-3 for _, _, error in found), found
+    return {name: digest for name, digest, _ in found}
+
+
+@pytest.mark.usefixtures("own_programs")
+def test_sums_are_the_same_with_any_number_of_threads():
+    """At sizes of which JAX's own gradient of weights, and XLA's own sum, are not (AVX-512)."""
+    assert sums(2) == sums(16)
