@@ -145,7 +145,8 @@ def test_an_audit_seals_it_again_and_notices_another_seal(work: Path, tmp_path: 
     key, report = tmp_path / "me.pem", tmp_path / "a.s7a"
     public = note.new_key(key)
     signing = ("--report", str(report), "--sign", str(key))
-    found = json.loads(good("tools/audit.py", "--segments", "1", "--json", *signing, cwd=work))
+    segment = ("--segments", "1", "--mesh", "1x1")
+    found = json.loads(good("tools/audit.py", *segment, "--json", *signing, cwd=work))
     assert found["root"] == s7l.open(work / "runs/tiny/model/moe.s7l").root.hex()
     reading = ("tools/audit.py", "--read", str(report), "--trust", str(public))
     assert json.loads(good(*reading, "--json", cwd=tmp_path)) == found

@@ -110,6 +110,7 @@ def test_on_every_mesh(seal, program, shape, tokens, wanted):
     assert np.array_equal(chosen, same)
 
 
+@pytest.mark.long(minutes=0.3)
 @pytest.mark.usefixtures("quick_compiling")
 def test_with_experts_spread_over_devices(seal, tokens, wanted):
     logits, _ = on(seal, "2x1x1").answer(tokens[None, :64])
@@ -117,7 +118,15 @@ def test_with_experts_spread_over_devices(seal, tokens, wanted):
 
 
 @pytest.mark.usefixtures("quick_compiling")
-@pytest.mark.parametrize("lengths", [[7] * 9 + [1], [64], [1] * 3 + [7] * 8 + [1] * 5, [1] * 64])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        pytest.param([7] * 9 + [1], marks=pytest.mark.long(minutes=0.4)),
+        [64],
+        [1] * 3 + [7] * 8 + [1] * 5,
+        [1] * 64,
+    ],
+)
 def test_in_any_chunks(program, tokens, wanted, lengths):
     (logits, evidence), at = in_chunks(program, tokens[None], lengths, 96, e=1), sum(lengths)
     assert np.array_equal(logits[0], wanted[0][2, :at])

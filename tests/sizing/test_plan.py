@@ -260,6 +260,7 @@ with jax.set_mesh(mesh):
 """
 
 
+@pytest.mark.long(minutes=0.4)
 @pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK), reason="the kernel gives no peak of memory"
 )

@@ -32,8 +32,9 @@ experts.microbatch=1""".split()
 @pytest.mark.parametrize(
     "shapes",
     [
-        ("1x1", "2x1", "4x1"),
-        ("1x2", "2x2"),
+        ("1x1", "4x1"),
+        pytest.param(("1x1", "2x1"), marks=pytest.mark.long(minutes=0.2)),
+        pytest.param(("1x2", "2x2"), marks=pytest.mark.long(minutes=0.4)),
         pytest.param(("1x1", "8x1"), marks=pytest.mark.long(minutes=1)),
         pytest.param(("1x2", "4x2"), marks=pytest.mark.long(minutes=0.5)),
     ],
@@ -275,7 +276,7 @@ OPEN_MPI = {
 @pytest.mark.parametrize(
     "scheduler",
     [
-        pytest.param(SLURM, id="SLURM"),
+        pytest.param(SLURM, id="SLURM", marks=pytest.mark.long(minutes=0.5)),
         pytest.param(OPEN_MPI, id="Open MPI", marks=pytest.mark.long(minutes=0.5)),
     ],
 )

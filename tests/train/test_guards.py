@@ -80,9 +80,10 @@ def test_too_many_skipped_steps_stop_the_run(tiny: Config, new_run, spoil, monke
         train_trunk(new_run("bad", override(tiny, ["trunk.microbatch=8"])))
 
 
-def command(prepared: Prepared, *extra: str) -> list[str]:
+def command(prepared: Prepared, *extra: str, mesh: str = "1x1") -> list[str]:
     script = [sys.executable, str(ROOT / "experiments/trunk.py"), "--preset", "s7-nano"]
-    return [*script, "--run", "r", "--prepared", str(prepared.path), "--set", *SIZE, *extra]
+    script += ["--run", "r", "--mesh", mesh, "--prepared", str(prepared.path)]
+    return [*script, "--set", *SIZE, *extra]
 
 
 def finish(prepared: Prepared, folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:
@@ -322,12 +323,12 @@ def test_a_step_that_never_ends_ends_the_process(prepared: Prepared, tmp_path: P
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    cluster = ["--mesh", "2x1", "--coordinator", f"localhost:{port}", "--processes", "2"]
+    cluster = ["--coordinator", f"localhost:{port}", "--processes", "2"]
     flags = ["--step-timeout", "4", "--save-every", "1B", "--set", "trunk.tokens=1000000000"]
     flags += ["trunk.microbatch=4", "experts.microbatch=4"]
     running = [
         subprocess.Popen(
-            [*command(prepared), *cluster, "--process", str(i), *flags],
+            [*command(prepared, mesh="2x1"), *cluster, "--process", str(i), *flags],
             cwd=tmp_path,
             text=True,
             stdout=-1,

@@ -59,7 +59,10 @@ def stepped(tiny: Config, shape: str, microbatch: int, reduction: str = "tree", 
     return parameters.host(stepper.state.params), {k: float(v) for k, v in metrics.items()}
 
 
-@pytest.mark.parametrize(("shape", "reduction"), [("2x2", "tree"), ("8x1", "psum")])
+@pytest.mark.parametrize(
+    ("shape", "reduction"),
+    [pytest.param("2x2", "tree", marks=pytest.mark.long(minutes=0.4)), ("8x1", "psum")],
+)
 def test_a_step_on_a_mesh_is_the_step_on_one_device_up_to_rounding(tiny, shape, reduction):
     expected, metrics = stepped(tiny, "1x1", 1, steps=2)
     got, got_metrics = stepped(tiny, shape, 1, reduction, steps=2)
