@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from s7jax.architecture import Architecture
 from s7jax.digests import named_digest
@@ -30,14 +31,22 @@ def table(cfg: Architecture) -> Params:
     """
     with jax.set_mesh(single()):
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return {
-            name: jax.eval_shape(partial(initialize, cfg, name), key) for name in cfg.components
+        kinds = {name: name.rstrip("0123456789") for name in cfg.components}
+        forms = {
+            kind: jax.eval_shape(partial(initialize, cfg, kind), key)
+            for kind in set(kinds.values())
         }
+    return {name: forms[kind] for name, kind in kinds.items()}
 
 
 def shardings(abstract: Params, mesh: Mesh) -> Params:
-    """The table's partition specs on a mesh."""
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, leaf.sharding.spec), abstract)
+    """The partition specs of a table, or of what is made from it, on a mesh."""
+
+    def on_mesh(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        # A scalar, such as a count of steps, has no spec.
+        return NamedSharding(mesh, P() if leaf.sharding is None else leaf.sharding.spec)
+
+    return jax.tree.map(on_mesh, abstract)
 
 
 def put_on_mesh(params: Params, abstract: Params, mesh: Mesh) -> Params:

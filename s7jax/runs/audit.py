@@ -29,7 +29,7 @@ from s7jax.s7l import note
 from s7jax.terminal.progress import Progress
 from s7jax.train import checkpoint, transcript
 from s7jax.train.folder import RunFolder
-from s7jax.train.loop import first_state, stepper_of
+from s7jax.train.loop import first_state, state_form, stepper_of
 from s7jax.train.optimizer import learning_rate
 from s7jax.train.phase import Phase, phases
 from s7jax.train.provenance import environment
@@ -184,10 +184,11 @@ def again(
     frozen: Params = {} if phase.expert is None else load_trunk(run)
     receipt, data = Receipt.start(len(run.config.domains)), batches(run.prepared, phase)
     with jax.set_mesh(run.mesh):
-        state = first_state(run, phase)
-        if start:
+        if not start:
+            state = first_state(run, phase)
+        else:
             with checkpoint.manager(run.folder.checkpoints / phase.name, keep=1 << 30) as manager:
-                state, record = checkpoint.restore_step(manager, start, state)
+                state, record = checkpoint.restore_step(manager, start, state_form(run, phase))
             receipt = Receipt.from_json(record["receipt"])
             if wanted := told.states.get(start):
                 found = tree_digest(checkpoint.tensor_sha256(state))

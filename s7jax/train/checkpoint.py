@@ -196,8 +196,8 @@ def restore_final(folder: Path, like: Params) -> Params:
     return params
 
 
-def abstract(table: Params, mesh: jax.sharding.Mesh) -> Params:
-    """What to restore: shapes and dtypes of the parameter table, sharded over a mesh."""
+def abstract(table: Any, mesh: jax.sharding.Mesh) -> Any:
+    """What to restore: shapes and dtypes of an abstract tree, sharded over a mesh."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         table,

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NoReturn, Self
 
 import jax
@@ -182,10 +183,11 @@ class Training:
 
         Checkpoints after the one asked for are removed once that one has been read and checked.
         """
-        config, state = run.config, first_state(run, phase)
-        done, receipt, before = 0, Receipt.start(len(config.domains)), None
-        if (step := _step_to_resume(manager, resume_from)) is not None:
-            state, record = checkpoint.restore_step(manager, step, state)
+        done, receipt, before = 0, Receipt.start(len(run.config.domains)), None
+        if (step := _step_to_resume(manager, resume_from)) is None:
+            state = first_state(run, phase)
+        else:
+            state, record = checkpoint.restore_step(manager, step, state_form(run, phase))
             same_inputs(manager.directory / str(step), record, inputs)
             done, receipt = step, Receipt.from_json(record["receipt"])
             before = record["environment"]
@@ -289,6 +291,17 @@ def first_state(run: Run, phase: Phase) -> TrainState:
     config = run.config
     params = parameters.initial(config.model, config.seed, run.mesh, phase.trained)
     return initial_state(phase.recipe, params if phase.expert is None else params[phase.name])
+
+
+def state_form(run: Run, phase: Phase) -> TrainState:
+    """Shapes, dtypes and layout of a phase's state, for a checkpoint to be restored to."""
+    table = parameters.table(run.config.model)
+    params = checkpoint.abstract({name: table[name] for name in phase.trained}, run.mesh)
+    form = jax.eval_shape(
+        partial(initial_state, phase.recipe),
+        params if phase.expert is None else params[phase.name],
+    )
+    return checkpoint.abstract(form, run.mesh)
 
 
 def stepper_of(run: Run, phase: Phase, state: TrainState, frozen: Params) -> Stepper:

@@ -123,7 +123,7 @@ def test_with_experts_spread_over_devices(seal, tokens, wanted):
     [
         pytest.param([7] * 9 + [1], marks=pytest.mark.long(minutes=0.4)),
         [64],
-        [1] * 3 + [7] * 8 + [1] * 5,
+        pytest.param([1] * 3 + [7] * 8 + [1] * 5, marks=pytest.mark.long(minutes=0.4)),
         [1] * 64,
     ],
 )

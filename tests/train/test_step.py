@@ -61,7 +61,11 @@ def stepped(tiny: Config, shape: str, microbatch: int, reduction: str = "tree", 
 
 @pytest.mark.parametrize(
     ("shape", "reduction"),
-    [pytest.param("2x2", "tree", marks=pytest.mark.long(minutes=0.4)), ("8x1", "psum")],
+    [
+        pytest.param("2x2", "tree", marks=pytest.mark.long(minutes=0.4)),
+        pytest.param("8x1", "psum", marks=pytest.mark.long(minutes=0.2)),
+        ("2x1", "psum"),
+    ],
 )
 def test_a_step_on_a_mesh_is_the_step_on_one_device_up_to_rounding(tiny, shape, reduction):
     expected, metrics = stepped(tiny, "1x1", 1, steps=2)

@@ -413,3 +413,10 @@ def test_an_mlflow_server_that_goes_away_does_not_stop_training(folder):
     assert said.count("warning: --log-to mlflow failed") == 1
     assert (folder / "runs/r/checkpoints/trunk_final").is_dir()
     assert len((folder / "runs/r/metrics.jsonl").read_text().splitlines()) == 10
+
+
+def test_tensorboard_does_not_load_pytorch():
+    """Three seconds at the start of every phase, where it is installed."""
+    code = "import sys; from s7jax.train.watch import trackers; trackers._summary_writer(); "
+    code += "assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,6 +8,7 @@ kept in the run's folder, so that it goes on there after a stop.
 import json
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,9 +100,7 @@ class TensorBoard:
     """Events in the run's folder; what an earlier attempt wrote of later steps is hidden."""
 
     def __init__(self, subject: Subject) -> None:
-        from tensorboardX import SummaryWriter  # noqa: PLC0415 slow to import
-
-        self._events = SummaryWriter(str(subject.events), purge_step=subject.first)
+        self._events = _summary_writer()(str(subject.events), purge_step=subject.first)
 
     def write(self, rows: Sequence[Row]) -> None:
         for step, scalars in rows:
@@ -110,6 +109,19 @@ class TensorBoard:
 
     def close(self, finished: bool) -> None:
         self._events.close()
+
+
+def _summary_writer() -> Any:
+    """tensorboardX's writer. On import it also imports PyTorch, if that is there: three seconds."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # to import it is an ImportError
+    try:
+        from tensorboardX import SummaryWriter  # noqa: PLC0415 slow to import
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 class WandB:
