@@ -32,7 +32,9 @@ def bound(host: str, port: int) -> list[socket.socket]:
     try:
         told = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, address in dict.fromkeys((item[0], item[4]) for item in told):
-            own = socket.socket(family)
+            # Of sockets with no protocol named asyncio would not turn Nagle's algorithm off, which
+            # keeps the first token back until the client has acknowledged the head: 40 ms.
+            own = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 own.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

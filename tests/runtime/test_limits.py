@@ -1,5 +1,6 @@
 """What a client does to the server: leaves, dawdles, floods; and how the server ends."""
 
+import asyncio
 import contextlib
 import json
 import re
@@ -21,6 +22,7 @@ from s7jax.runtime.replay import by_specification, replay
 from s7jax.server.app import application
 from s7jax.server.fair import Fair
 from s7jax.server.limits import Limits
+from s7jax.server.listen import bound
 from s7jax.server.pace import Pace
 from s7jax.server.shares import Shares
 
@@ -389,6 +391,27 @@ def narrow(sealed, tmp_path_factory):
     ],
     ids=["silent", "half headers", "half a body", "no request", "answers", "idle"],
 )
+def test_no_piece_of_a_stream_waits_for_the_one_before_to_be_acknowledged():
+    """Which takes clients 40 ms (Nagle's algorithm beside delayed acknowledgements)."""
+
+    async def accepted() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            own = writer.get_extra_info("socket")
+            found.set_result(own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        (own,) = bound("127.0.0.1", 0)
+        async with await asyncio.start_server(take, sock=own):
+            _, writer = await asyncio.open_connection(*own.getsockname())
+            flag = await found
+            writer.close()
+            return flag
+
+    assert asyncio.run(accepted())
+
+
 def test_many_who_hold_connections_keep_nobody_out(narrow, data):
     """More than there may be files; those of whoever has the most go, and the oldest first."""
     other = httpx.HTTPTransport(local_address="127.0.0.2")
