@@ -379,18 +379,6 @@ def narrow(sealed, tmp_path_factory):
         yield found
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"POST / HT",
-        sent(LONG, length=1_000),
-        sent({}),
-        sent(LONG),
-        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    ],
-    ids=["silent", "half headers", "half a body", "no request", "answers", "idle"],
-)
 def test_no_piece_of_a_stream_waits_for_the_one_before_to_be_acknowledged():
     """Which takes clients 40 ms (Nagle's algorithm beside delayed acknowledgements)."""
 
@@ -412,6 +400,18 @@ def test_no_piece_of_a_stream_waits_for_the_one_before_to_be_acknowledged():
     assert asyncio.run(accepted())
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"POST / HT",
+        sent(LONG, length=1_000),
+        sent({}),
+        sent(LONG),
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+    ids=["silent", "half headers", "half a body", "no request", "answers", "idle"],
+)
 def test_many_who_hold_connections_keep_nobody_out(narrow, data):
     """More than there may be files; those of whoever has the most go, and the oldest first."""
     other = httpx.HTTPTransport(local_address="127.0.0.2")
