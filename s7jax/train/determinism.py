@@ -34,7 +34,8 @@ def enforce() -> None:
         UsageError: this process has used JAX already, with settings of its own.
     """
     flags = os.environ.get("XLA_FLAGS", "").split()
-    missing = [flag for flag in FLAGS if flag not in flags]
+    last = {flag.partition("=")[0]: flag for flag in flags}  # the last of a name holds
+    missing = [flag for flag in FLAGS if last.get(flag.partition("=")[0]) != flag]
     if missing and xla_bridge.backends_are_initialized():
         raise UsageError(
             "this process has used JAX before, so training would not give the bits it promises: "

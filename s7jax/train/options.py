@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Self
 
 from s7jax.errors import UsageError
@@ -16,8 +17,8 @@ def parse_tokens(text: str, flag: str) -> int:
     Raises:
         UsageError: not of that form, or below one.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMBT]?)", text)
-    tokens = round(float(match[1]) * _SUFFIX[match[2]]) if match else 0
+    match = re.fullmatch(r"([0-9]{1,30}(?:\.[0-9]{1,30})?)([kMBT]?)", text)
+    tokens = round(Fraction(match[1]) * _SUFFIX[match[2]]) if match else 0
     if tokens < 1:
         raise UsageError(
             f"{flag} {text!r}: expected a number of tokens, such as 2000000, 50B, 2.5M"
@@ -39,7 +40,7 @@ class Every:
         Raises:
             UsageError: neither.
         """
-        if match := re.fullmatch(r"([1-9]\d*)steps", text):
+        if match := re.fullmatch(r"([1-9][0-9]{0,29})steps", text):
             return cls(steps=int(match[1]))
         try:
             return cls(tokens=parse_tokens(text, flag))

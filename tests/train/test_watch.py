@@ -60,14 +60,37 @@ def test_more_than_the_peak_is_refused_and_said_once(clock, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "tokens"), [("50B", 50 * 10**9), ("2.5M", 2_500_000), ("7", 7), ("1k", 1_000)]
+    ("text", "tokens"),
+    [
+        ("50B", 50 * 10**9),
+        ("2.5M", 2_500_000),
+        ("7", 7),
+        ("1k", 1_000),
+        ("9007199254740993", 9_007_199_254_740_993),
+    ],
 )
 def test_tokens_as_people_write_them(text, tokens):
     assert parse_tokens(text, "--tokens") == tokens
     assert Every.parse(text, "--save-every") == Every(tokens=tokens)
 
 
-@pytest.mark.parametrize("text", ["", "0", "-5", "5b", "five", "1e6", "0steps", "steps", "0.1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0",
+        "-5",
+        "5b",
+        "five",
+        "1e6",
+        "0steps",
+        "steps",
+        "0.1",
+        "9" * 400,
+        "9" * 400 + "steps",
+        "٣",
+    ],
+)
 def test_what_is_no_length_is_refused_by_its_flag(text):
     with pytest.raises(UsageError, match=f"--save-every '{text}': expected .* such as 500steps"):
         Every.parse(text, "--save-every")
