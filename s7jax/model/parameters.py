@@ -31,7 +31,7 @@ def table(cfg: Architecture) -> Params:
     """
     with jax.set_mesh(single()):
         key = jax.eval_shape(lambda: jax.random.key(0))
-        kinds = {name: name.rstrip("0123456789") for name in cfg.components}
+        kinds = {name: _kind(name) for name in cfg.components}
         forms = {
             kind: jax.eval_shape(partial(initialize, cfg, kind), key)
             for kind in set(kinds.values())
@@ -47,6 +47,15 @@ def shardings(abstract: Params, mesh: Mesh) -> Params:
         return NamedSharding(mesh, P() if leaf.sharding is None else leaf.sharding.spec)
 
     return jax.tree.map(on_mesh, abstract)
+
+
+def abstract(tree: Any, mesh: Mesh) -> Any:
+    """Shapes and dtypes of a table, or of what is made from it, laid out on a mesh."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings(tree, mesh),
+    )
 
 
 def put_on_mesh(params: Params, abstract: Params, mesh: Mesh) -> Params:
@@ -75,18 +84,20 @@ def initial(
         root = jax.random.key(seed, impl="threefry2x32")
         params = {
             # All experts share one compiled program.
-            name: _initialize(
-                cfg, name.rstrip("0123456789"), jax.random.fold_in(root, _stream(name))
-            )
+            name: _initialize(cfg, _kind(name), jax.random.fold_in(root, _stream(name)))
             for name in names or cfg.components
         }
     return put_on_mesh(params, {name: table(cfg)[name] for name in params}, mesh)
 
 
+def _kind(component: str) -> str:
+    """What all experts have in common, or the component itself."""
+    return component.rstrip("0123456789")
+
+
 def _stream(component: str) -> int:
     """Number of a component's random stream; it does not depend on how many experts there are."""
-    kind = component.rstrip("0123456789")
-    if kind != "expert":
+    if (kind := _kind(component)) != "expert":
         return {"embedding": 0, "router": 5, "trunk": 6}[kind]
     e = int(component.removeprefix("expert"))
     return 1 + e if e < 4 else 3 + e  # 5 and 6 are taken

@@ -126,7 +126,7 @@ def _beside(links: Sequence[Link], run: RunFolder, again: Iterator[tuple[str, st
 def _of_run(origin: Origin, run: RunFolder) -> Iterator[tuple[str, str]]:
     """The same digests computed from a run's folder, by the names of the links."""
     from s7jax.mesh import single  # noqa: PLC0415 JAX takes seconds, and the seal alone needs none
-    from s7jax.train import checkpoint  # noqa: PLC0415
+    from s7jax.model import parameters  # noqa: PLC0415
     from s7jax.train.finished import tables  # noqa: PLC0415
 
     names, config = origin.config.model.domains, run.config()
@@ -140,7 +140,7 @@ def _of_run(origin: Origin, run: RunFolder) -> Iterator[tuple[str, str]]:
         yield f"{name} recipe", config.phase_digest(name)
         text = prepared if isinstance(prepared, str) else prepared.digest_of(origin.domains(name))
         yield f"{name} data", text
-        like = checkpoint.abstract(table, single())
+        like = parameters.abstract(table, single())
         yield f"{name} parameters", _tried(partial(_restored, final, like, made.params))
         if name != "router":
             yield f"{name} transcript", _tried(partial(_told, run.transcript(name), made))

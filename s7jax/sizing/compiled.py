@@ -203,18 +203,11 @@ def _gradient(request: dict[str, Any]) -> Compiled:
     config, mesh = Config.from_json(request["config"]), _mesh(request)
     table = parameters.table(config.model)
 
-    def abstract(tree: Any) -> Any:
-        shardings = parameters.shardings(tree, mesh)
-        return jax.tree.map(
-            lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
-            tree,
-            shardings,
-        )
-
     phase = phase_of(config, request["phase"])
-    shared = abstract({name: table[name] for name in TRUNK})
+    shared = parameters.abstract({name: table[name] for name in TRUNK}, mesh)
     trunk = phase.expert is None
-    params, frozen = (shared, {}) if trunk else (abstract(table[phase.name]), shared)
+    params = shared if trunk else parameters.abstract(table[phase.name], mesh)
+    frozen = {} if trunk else shared
     recipe = phase.recipe
     tokens = jax.ShapeDtypeStruct(
         (recipe.microbatch, config.model.context + 1),

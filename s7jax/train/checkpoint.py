@@ -196,15 +196,6 @@ def restore_final(folder: Path, like: Params) -> Params:
     return params
 
 
-def abstract(table: Any, mesh: jax.sharding.Mesh) -> Any:
-    """What to restore: shapes and dtypes of an abstract tree, sharded over a mesh."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        table,
-        parameters.shardings(table, mesh),
-    )
-
-
 def readable(where: Path | str, read: Callable[[], Any], advice: str = "") -> Any:
     """What ``read`` gives, whatever a damaged file makes the library raise.
 

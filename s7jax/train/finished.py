@@ -58,7 +58,7 @@ class Finished:
         """
         params: Params = {}
         for name, table in tables(self.config).items():
-            like = checkpoint.abstract(table, mesh)
+            like = parameters.abstract(table, mesh)
             found = checkpoint.restore_final(self.folders[name], like)
             params |= {name: found} if name.startswith("expert") else found
         return params

@@ -296,12 +296,12 @@ def first_state(run: Run, phase: Phase) -> TrainState:
 def state_form(run: Run, phase: Phase) -> TrainState:
     """Shapes, dtypes and layout of a phase's state, for a checkpoint to be restored to."""
     table = parameters.table(run.config.model)
-    params = checkpoint.abstract({name: table[name] for name in phase.trained}, run.mesh)
+    params = parameters.abstract({name: table[name] for name in phase.trained}, run.mesh)
     form = jax.eval_shape(
         partial(initial_state, phase.recipe),
         params if phase.expert is None else params[phase.name],
     )
-    return checkpoint.abstract(form, run.mesh)
+    return parameters.abstract(form, run.mesh)
 
 
 def stepper_of(run: Run, phase: Phase, state: TrainState, frozen: Params) -> Stepper:

@@ -132,5 +132,5 @@ def load_routers(run: Run) -> Params:
         InputError: not fitted, or damaged.
     """
     table = parameters.table(run.config.model)["router"]
-    like = checkpoint.abstract(dict.fromkeys(ROUTERS, table), run.mesh)
+    like = parameters.abstract(dict.fromkeys(ROUTERS, table), run.mesh)
     return checkpoint.restore_final(run.folder.final("router"), like)

@@ -71,7 +71,7 @@ def load_trunk(run: Run) -> Params:
     if not folder.is_dir():
         raise InputError(f"{folder} is not there: run `s7jax trunk` first")
     table = parameters.table(run.config.model)
-    like = checkpoint.abstract({name: table[name] for name in TRUNK}, run.mesh)
+    like = parameters.abstract({name: table[name] for name in TRUNK}, run.mesh)
     return checkpoint.restore_final(folder, like)
 
 
@@ -86,7 +86,7 @@ def load_expert(run: Run, index: int) -> Params:
         domain = run.config.domains[index].name
         raise InputError(f"{folder} is not there: run `s7jax experts --domain {domain}` first")
     table = parameters.table(run.config.model)[f"expert{index}"]
-    return checkpoint.restore_final(folder, checkpoint.abstract(table, run.mesh))
+    return checkpoint.restore_final(folder, parameters.abstract(table, run.mesh))
 
 
 def inputs_record(run: Run, phase: str, trunk: Params | None) -> dict[str, str | int | None]:
