@@ -7,6 +7,8 @@ Shape suffixes: B batch, T query time, S key time, H heads, K head width.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,11 +59,40 @@ def plain_attention(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array) -> 
 def _piece(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array) -> jax.Array:
     """The last T of S positions as queries."""
     T, S, K = q_BTHK.shape[1], k_BSHK.shape[1], q_BTHK.shape[3]
-    score_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
+    score_BHTS = scores(q_BTHK, k_BSHK)
     visible_TS = jnp.tril(jnp.ones((T, S), jnp.bool_), S - T)
     score_BHTS = jnp.where(visible_TS[None, None], score_BHTS * K**-0.5, jnp.finfo(jnp.float32).min)
     weight_BHTS = jax.nn.softmax(score_BHTS).astype(v_BSHK.dtype)
     return jnp.einsum("BHTS,BSHK->BTHK", weight_BHTS, v_BSHK)
+
+
+@jax.custom_vjp
+def scores(q_BTHK: jax.Array, k_BSHK: jax.Array) -> jax.Array:
+    """Inner products of queries and keys, float32 [B, H, T, S].
+
+    Their gradients are written so that no thread count changes their bits, as those of
+    :func:`s7jax.model.layers.product` are.
+    """
+    return jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
+
+
+def _scores(q_BTHK: jax.Array, k_BSHK: jax.Array) -> tuple[jax.Array, Any]:
+    return scores(q_BTHK, k_BSHK), (q_BTHK, k_BSHK)
+
+
+def _gradients(factors: Any, d_BHTS: jax.Array) -> tuple[jax.Array, jax.Array]:
+    q_BTHK, k_BSHK = factors
+    # float32 by bfloat16, which einsum would not take
+    product = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+    dq_BHTK = product(d_BHTS, k_BSHK, (((3,), (1,)), ((0, 1), (0, 2))))
+    dk_BHKS = product(q_BTHK, d_BHTS, (((1,), (2,)), ((0, 2), (0, 1))))
+    return (
+        jnp.transpose(dq_BHTK, (0, 2, 1, 3)).astype(q_BTHK.dtype),
+        jnp.transpose(dk_BHKS, (0, 3, 1, 2)).astype(k_BSHK.dtype),
+    )
+
+
+scores.defvjp(_scores, _gradients)
 
 
 def _on_each_device(attend: Callable[..., jax.Array], *qkv: jax.Array) -> jax.Array:

@@ -26,9 +26,12 @@ def enforce() -> None:
 
     Threefry is counter-based: the same key gives the same bits on every backend. On GPUs XLA
     must not choose kernels by timing or add in the order threads finish. On CPUs no sum may be
-    split by the size of XLA's thread pool, the larger of cores and virtual devices: with this and
-    the gradients of :func:`s7jax.model.layers.product` training gives the same bits with pools
-    of 2 to 64 threads. A pool of one sums some products in other blocks, so it has two.
+    split by the size of XLA's thread pool, the larger of cores and virtual devices. Its library for
+    matrix products sums each in one order but takes only those whose left factor is summed over
+    its last axis, so the gradients of :func:`s7jax.model.layers.product` and
+    :func:`s7jax.model.attention.scores` and Muon's products are written to be: training gives the
+    same bits with pools of 2 to 64 threads. A pool of one sums some products in other blocks, so
+    it has two.
 
     Raises:
         UsageError: this process has used JAX already, with settings of its own.

@@ -69,9 +69,14 @@ def orthogonal(update: jax.Array) -> jax.Array:
     both axes, so every device of a model group computes them whole.
     """
     whole = jax.sharding.reshard(update, P())
+    tall = update.shape[-2] > update.shape[-1]
+    if tall:
+        # A copy: read as columns XLA on CPUs splits the sums of XᵀX by its number of threads.
+        whole = jax.lax.optimization_barrier(whole.mT)
     made, _ = _NEWTON_SCHULZ.update(whole, _NEWTON_SCHULZ.init(whole))
     scale = math.sqrt(max(1.0, update.shape[-1] / update.shape[-2]))
-    return jax.sharding.reshard(scale * made, jax.typeof(update).sharding.spec)
+    made = scale * (made.mT if tall else made)
+    return jax.sharding.reshard(made, jax.typeof(update).sharding.spec)
 
 
 def _decays(path: tuple[Any, ...], _: Any) -> bool:

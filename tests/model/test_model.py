@@ -132,6 +132,23 @@ def test_attention_against_float64_numpy(T: int):
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+def test_gradients_of_attention_are_those_of_the_whole_square():
+    """Scores have a backward pass of their own; here beside what JAX derives from the formula."""
+
+    def whole(q, k, v):
+        score = jnp.einsum("bthk,bshk->bhts", q, k) * q.shape[3] ** -0.5
+        visible = jnp.tril(jnp.ones(score.shape[2:], bool))[None, None]
+        return jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(jnp.where(visible, score, -1e30)), v)
+
+    qkv = np.random.default_rng(4).normal(size=(3, 2, 150, 2, 8)).astype(np.float32)
+    found, expected = (
+        jax.grad(lambda *qkv, f=f: jnp.sum(jnp.sin(f(*qkv))), (0, 1, 2))(*qkv)
+        for f in (causal_attention, whole)
+    )
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_rms_normalize_gives_unit_mean_square():
     x = np.random.default_rng(3).normal(scale=50, size=(4, 64)).astype(np.float32)
     y = np.asarray(rms_normalize(jnp.asarray(x)))

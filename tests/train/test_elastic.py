@@ -189,9 +189,8 @@ def train_in_processes(
 @pytest.mark.parametrize(
     "shapes",
     [
-        pytest.param(("1x1", "2x1", "one core"), marks=pytest.mark.long(minutes=2)),
-        pytest.param(("1x1", "4x1", "16x1"), marks=pytest.mark.long(minutes=2.5)),
-        pytest.param(("1x2", "4x2"), marks=pytest.mark.long(minutes=2.5)),
+        pytest.param(("1x1", "4x1", "one core"), marks=pytest.mark.long(minutes=3)),
+        pytest.param(("1x2", "4x2"), marks=pytest.mark.long(minutes=4)),
     ],
     ids=str,
 )
@@ -201,10 +200,10 @@ def test_commands_give_the_same_bytes_on_any_number_of_devices_and_cores(
     """Each a process of its own, at shapes that XLA spreads over as many threads as devices."""
     digests = {}
     for shape in shapes:
-        arguments = ["--run", f"r{shape[:3]}", "--mesh", shape if "x" in shape else "1x1"]
-        arguments += ["--prepared", str(prepared_nano), "--set", "eval_sequences=4"]
-        arguments += [f"{phase}.batch=48" for phase in ("trunk", "experts")]
-        arguments += [f"{phase}.tokens=24576" for phase in ("trunk", "domains.code")]
+        run = ["--run", f"r{shape[:3]}", "--mesh", shape if "x" in shape else "1x1"]
+        settings = ["--prepared", str(prepared_nano), "--set", "eval_sequences=4"]
+        settings += [f"{phase}.batch=48" for phase in ("trunk", "experts")]
+        settings += [f"{phase}.tokens=24576" for phase in ("trunk", "domains.code")]
         cores = {min(os.sched_getaffinity(0))} if shape == "one core" else os.sched_getaffinity(0)
         pin = (
             f"import os, sys; os.sched_setaffinity(0, {cores}); "
@@ -212,17 +211,17 @@ def test_commands_give_the_same_bytes_on_any_number_of_devices_and_cores(
         )
         # What many cores have compiled a single one must not be given.
         alone = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "alone")} if len(cores) == 1 else {}
-        for phase in (["trunk.py"], ["experts.py", "--domain", "code"]):
-            script = str(ROOT / "experiments" / phase[0])
+        for script, arguments in (("trunk.py", settings), ("experts.py", ["--domain", "code"])):
             done = subprocess.run(
-                [sys.executable, "-c", pin, script, *phase[1:], *arguments],
+                [sys.executable, "-c", pin, str(ROOT / "experiments" / script), *run, *arguments],
                 env=os.environ | alone,
                 cwd=tmp_path,
                 capture_output=True,
                 text=True,
-                check=True,
+                check=False,
             )
-            digests[shape, phase[0]] = done.stdout.rsplit("sha256 ", 1)[1].strip()
+            assert done.returncode == 0, done.stderr
+            digests[shape, script] = done.stdout.rsplit("sha256 ", 1)[1].strip()
     assert len(set(digests.values())) == 2, digests
 
 

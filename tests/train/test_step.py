@@ -21,11 +21,13 @@ from s7jax.train import step
 from s7jax.train.phase import TRUNK
 from s7jax.train.step import (
     Stepper,
+    everywhere,
     expert_loss,
     gradient_program,
     initial_state,
     place,
     trunk_loss,
+    update_program,
 )
 from tests.compiling import READ_ALONE
 from tests.train.training import train_trunk
@@ -130,6 +132,30 @@ def test_nor_does_what_is_compiled_of_it(tiny: Config, single):
     expert = parameters.initial(tiny.model, 0, single, ("expert0",))["expert0"]
     assert backward(trunk_loss, shared, {}) == {"Trunk"}
     assert backward(expert_loss, expert, shared) == {"Expert"}
+
+
+def test_no_product_of_a_step_is_left_to_what_splits_its_sums_over_threads(tiny: Config, single):
+    """On CPUs: all go to the library that sums in one order, in Muon, backward and forward."""
+    recipe = dataclasses.replace(tiny.experts, optimizer="muon")
+    params = parameters.initial(tiny.model, 0, single)
+    trained, frozen = params["expert0"], {name: params[name] for name in TRUNK}
+    with jax.set_mesh(single):
+        batch, one = place(tokens(tiny), single), everywhere(np.float32(1), single)
+        state, yes = initial_state(recipe, trained), everywhere(np.bool_(True), single)
+        gradient = gradient_program(tiny.model, expert_loss, tiny.compute)
+        update = update_program(recipe)
+        programs = (
+            gradient.lower(trained, frozen, batch),
+            update.lower(state, (one, trained), one, one, yes),
+        )
+        texts = [program.compile(READ_ALONE).as_text() for program in programs]
+    for text in texts:
+        given = set(re.findall(r"kind=kCustom, calls=(%\S+?),.*__ynn_fusion", text))
+        computations = re.findall(r"^(?:ENTRY )?(%\S+) \(.*?^}", text, re.M | re.S)
+        bodies = re.split(r"^(?=(?:ENTRY )?%\S+ \()", text, flags=re.M)[1:]
+        own = [body for name, body in zip(computations, bodies, strict=True) if name not in given]
+        assert given
+        assert not [line for body in own for line in body.splitlines() if " dot(" in line]
 
 
 def test_what_a_step_moves_it_moves_explicitly(new_run, monkeypatch):
