@@ -189,7 +189,7 @@ def train_in_processes(
 @pytest.mark.parametrize(
     "shapes",
     [
-        pytest.param(("1x1", "4x1", "one core"), marks=pytest.mark.long(minutes=3)),
+        pytest.param(("1x1", "4x1", "one core"), marks=pytest.mark.long(minutes=4)),
         pytest.param(("1x2", "4x2"), marks=pytest.mark.long(minutes=4)),
     ],
     ids=str,
