@@ -17,7 +17,7 @@ from s7jax.runtime import Compute, Session
 from s7jax.runtime import gate as gate_module
 from s7jax.runtime.cm1 import Control, Phase
 from s7jax.runtime.compute import Reference, open_compute
-from s7jax.runtime.gate import Gate, GateError
+from s7jax.runtime.gate import Gate, GateError, issue
 from s7jax.runtime.policy import Policy
 from s7jax.runtime.prompt import Prompt
 from s7jax.runtime.proof import Step
@@ -243,6 +243,19 @@ def test_a_spent_gate(compute):
     refused(compute, [gate], "spent: its session is CLOSED")
     session.collapse()
     refused(compute, [gate], "COLLAPSED")
+
+
+def test_of_two_gates_handed_out_at_once_the_last_is_the_one(compute, session, monkeypatch):
+    """Two threads that begin one session may both come as far as being handed a gate."""
+    handed_out = []
+
+    def twice(session: Session) -> Gate:
+        handed_out.extend([issue(session), issue(session)])
+        return handed_out[-1]
+
+    monkeypatch.setattr("s7jax.runtime.session.issue", twice)
+    session.begin(PROMPT, Policy())
+    refused(compute, handed_out[:1], "forged")
 
 
 def test_an_illegal_session_computes_no_more(compute):
