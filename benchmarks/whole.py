@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -254,7 +255,7 @@ def run_row(row: Row, log: Path) -> Taken:
             if row.during:
                 process.terminate()
             process.wait()
-    if process.returncode:
+    if process.returncode not in (0, 128 + signal.SIGTERM if row.during else 0):
         words = log.read_text().strip().splitlines() or ["no message"]
         raise InputError(f"{row.name} on {row.mesh or 'no mesh'} failed: {words[-1]} ({log})")
     usage = json.loads(taken.read_text())
@@ -275,7 +276,7 @@ def _ask(port: int) -> None:
     base, patience = f"http://127.0.0.1:{port}", time.monotonic() + 600
     while True:
         try:
-            urllib.request.urlopen(f"{base}/healthz", timeout=5).close()
+            urllib.request.urlopen(f"{base}/readyz", timeout=5).close()
             break
         except OSError as e:
             if time.monotonic() > patience:

@@ -1,14 +1,14 @@
 """Whether experts are worth it: a finished run beside dense models that cost as much to train.
 
 Examples:
-  s7jax controls                  the newest run, beside three dense models
+  s7jax controls                  the newest run, beside four dense models
   s7jax controls --run demo --equal flops tokens
   s7jax controls --json
 
 A dense model is the trunk alone, trained for longer: equal to the whole run in FLOPs; in tokens;
-or in FLOPs and, being deeper, in the parameters that read a token. Each takes about as long as
-the run did, lies in runs/NAME/controls, and goes on where it stopped. All models are scored on the
-same held-out text, into runs/NAME/controls.json and `s7jax report`.
+in the seconds of its steps; or in FLOPs and, being deeper, in the parameters that read a token.
+Each takes about as long as the run did, lies in runs/NAME/controls, and goes on where it stopped.
+All models are scored on the same held-out text, into runs/NAME/controls.json and `s7jax report`.
 """
 
 import json

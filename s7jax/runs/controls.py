@@ -1,14 +1,15 @@
 """Dense controls of a run: are its experts worth what they cost?
 
 A control is a trunk alone, trained on the run's own mixture for longer, with the schedule
-stretched: for as many operations as all phases of the run took together, for as many tokens, or,
-made deeper until it has as many parameters as trunk and one expert, for as many operations again.
+stretched: for as many operations as all phases of the run took together, for as many tokens, for
+as many seconds, or, made deeper until it has as many parameters as trunk and one expert, for as
+many operations again.
 Each is a run of Phase 1 alone in a folder inside the run, and stops, resumes and reports as every
 run does. All models are then scored on the same held-out sequences.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from s7jax.terminal.processes import say
 from s7jax.train.evaluate import (
     held_out_rows,
     mean_interval,
-    nats_by_sequence,
+    nats_by_document,
     nats_per_bit,
     paired_interval,
     trunk_nats,
@@ -32,18 +33,24 @@ from s7jax.train.evaluate import (
 from s7jax.train.folder import CONTROLS, RunFolder, start
 from s7jax.train.phase import ROUTERS, Phase, phases
 from s7jax.train.run import Run, load_trunk
+from s7jax.train.watch import journal
 
 CHOICES = ("routed", "oracle", "random", "nearest_centroid")  # of an expert, for every position
 
-Nats = dict[str, dict[str, np.ndarray]]  # float64 [N] by domain and model
+Nats = dict[str, dict[str, np.ndarray]]  # float64 [N] by domain and model, of each document
 
 
-def controlled(config: Config, equal: str) -> Config:
-    """The configuration of a dense control, equal to the run in operations, tokens or parameters.
+def controlled(config: Config, equal: str, seconds: Mapping[str, float] | None = None) -> Config:
+    """The configuration of a dense control, equal to the run in one of :data:`CONTROLS`.
 
     Matrix products of training count (:mod:`s7jax.model.flops`), not the router's fit. The one of
     equal parameters has equal operations too, and layers of the trunk's own shape: as many more as
     come nearest to an expert's parameters.
+
+    Args:
+        config: of the run.
+        equal: in what.
+        seconds: that the steps of each phase took (:func:`spent`), for the one of equal time.
 
     Raises:
         UsageError: it would have more layers than a trunk can have.
@@ -56,11 +63,34 @@ def controlled(config: Config, equal: str) -> Config:
         model = dataclasses.replace(model, trunk=deeper)
     if equal == "tokens":
         tokens = sum(phase.tokens for phase in phases(config))
+    elif equal == "time":
+        assert seconds is not None
+        tokens = int(config.trunk.tokens * sum(seconds.values()) / seconds["trunk"])
     else:
         spent = sum(phase.tokens * _operations(config.model, phase) for phase in phases(config))
         tokens = spent // _operations(model, Phase(config))
     trunk = dataclasses.replace(config.trunk, tokens=tokens)
     return dataclasses.replace(config, model=model, trunk=trunk)
+
+
+def spent(run: Run) -> dict[str, float]:
+    """Seconds that the steps of each phase took, one phase after the other, as the run wrote them.
+
+    Steps that were lost and done again, compiling, saving and measuring do not count.
+
+    Raises:
+        InputError: they are not all there.
+    """
+    seconds = {phase.name: 0.0 for phase in phases(run.config)}
+    for line in journal.read(run.folder.metrics):
+        if line["phase"] in seconds:
+            seconds[line["phase"]] += line.get("spent", {}).get("step", 0.0)
+    if missing := [name for name, value in seconds.items() if not value]:
+        raise InputError(
+            f"{run.folder.metrics} does not say how long {', '.join(missing)} took, which a "
+            "control of equal time needs; name the others with --equal"
+        )
+    return seconds
 
 
 def controls(run: Run, equal: Sequence[str] = CONTROLS) -> dict[str, Any]:
@@ -79,7 +109,7 @@ def controls(run: Run, equal: Sequence[str] = CONTROLS) -> dict[str, Any]:
         say(f"{control.folder.path}: a trunk of {layers} layers, {tokens:,} tokens")
         train_trunk(control)
     rows = [_row("trunk", run, [Phase(run.config)])]
-    nats = nats_by_sequence(run, final_params(run))
+    nats = nats_by_document(run, final_params(run))
     for e, phase in enumerate(phases(run.config)[1:]):
         rows.append(_row(f"expert{e}", run, [Phase(run.config), phase]))
     rows += [_row(name, run, phases(run.config)) for name in CHOICES]
@@ -102,12 +132,12 @@ def compare(run: Run, rows: list[dict[str, Any]], nats: Nats) -> dict[str, Any]:
     Args:
         run: the finished run.
         rows: each model's ``model``, ``tokens``, ``operations`` and ``parameters``.
-        nats: its loss of every held-out sequence.
+        nats: its loss of every held-out document.
 
     Returns:
-        ``domains``; ``sequences`` of each; ``models``: the rows, each with ``bits_per_byte`` by
-        domain, their ``mean``, and ``routed``, by domain and in ``mean``: how the routed model's
-        bits per byte differ from this one's, with the interval of that
+        ``domains``; ``sequences`` and ``documents`` of each; ``models``: the rows, each with
+        ``bits_per_byte`` by domain, their ``mean``, and ``routed``, by domain and in ``mean``: how
+        the routed model's bits per byte differ from this one's, with the interval of that
         (:func:`s7jax.train.evaluate.paired_interval`), the domains drawn from one by one.
     """
     domains = run.config.model.domains
@@ -122,13 +152,15 @@ def compare(run: Run, rows: list[dict[str, Any]], nats: Nats) -> dict[str, Any]:
     return {
         "domains": list(domains),
         "sequences": {domain: len(text[domain]) for domain in domains},
+        "documents": {domain: len(nats[domain]["routed"]) for domain in domains},
         "models": rows,
     }
 
 
 def _control(run: Run, equal: str) -> Run:
     """The run of a control, opened where the run keeps it, on the run's data and meshes."""
-    config, data = controlled(run.config, equal), str(run.prepared.path.absolute())
+    seconds = spent(run) if equal == "time" else None
+    config, data = controlled(run.config, equal, seconds), str(run.prepared.path.absolute())
     folder = start(run.folder.control(equal), config, None, data)
     return dataclasses.replace(run, folder=folder, config=config)
 

@@ -175,7 +175,7 @@ def gain_rows(quality: dict[str, Any]) -> Rows:
         cells = (tuple(100 * x for x in gains[domain][name]) for name in ("oracle", "routed"))
         rows.append([domain, *(f"{m:+.2f} % [{low:+.2f}, {high:+.2f}]" for m, low, high in cells)])
     title = (
-        "Bits per byte against the trunk, 95 % intervals (bootstrap over sequences); "
+        "Bits per byte against the trunk, 95 % intervals (bootstrap over documents); "
         f"a domain's own expert is the best in {best} of {len(domains)}"
     )
     return title, ("domain", "its own expert", "routed"), rows
@@ -185,7 +185,7 @@ def control_rows(report: dict[str, Any]) -> Rows:
     """Every model of a run beside dense ones: what it cost, and how far the routed one is off."""
     domains, rows = report["domains"], []
     names = {f"expert{e}": f"expert {domain}" for e, domain in enumerate(domains)}
-    names |= {f"dense_{equal}": f"dense, equal {equal}" for equal in ("flops", "tokens")}
+    names |= {f"dense_{equal}": f"dense, equal {equal}" for equal in ("flops", "tokens", "time")}
     names |= {"dense_parameters": "dense, equal FLOPs and parameters", "oracle": "its own expert"}
     names |= {"random": "random expert", "nearest_centroid": "nearest centroid"}
     for row in report["models"]:
@@ -197,7 +197,7 @@ def control_rows(report: dict[str, Any]) -> Rows:
         rows.append([names.get(row["model"], row["model"]), *cost, *cells, against])
     title = (
         "Bits per byte on the same held-out text; the last column is the routed model's against "
-        "each, in mean over the domains, with 95 % intervals (bootstrap over sequences)"
+        "each, in mean over the domains, with 95 % intervals (bootstrap over documents)"
     )
     costs = ("tokens", "FLOPs", "parameters read")
     return title, ("model", *costs, *domains, "mean", "routed against it"), rows

@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -104,7 +103,7 @@ def _batches(tokens: np.ndarray, mesh: Mesh) -> Iterator[tuple[np.ndarray, NDArr
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _row_losses(
+def _losses(
     cfg: Architecture,
     compute: ComputeConfig,
     expert: bool,
@@ -112,14 +111,14 @@ def _row_losses(
     frozen: Params,
     tokens_BT: jax.Array,
 ) -> jax.Array:
-    """Loss of each sequence, of the trunk or of an expert on it, float32 [B], in nats."""
+    """Loss of each position, of the trunk or of an expert on it, float32 [B, T], in nats."""
     shared = frozen if expert else params
     h_BTD = trunk_output(cfg, shared, tokens_BT[:, :-1], compute)
     if expert:
         h_BTD = expert_output(cfg, params, h_BTD, compute)
     nll_BT = losses(cfg, compute, shared, h_BTD, tokens_BT[:, 1:])
     # On every device, so that every process can read it.
-    return jax.sharding.reshard(jnp.sum(nll_BT, axis=1), P())
+    return jax.sharding.reshard(nll_BT, P())
 
 
 def bits_per_byte(run: Run, phase: Phase, params: Params, frozen: Params) -> dict[str, float]:
@@ -129,41 +128,56 @@ def bits_per_byte(run: Run, phase: Phase, params: Params, frozen: Params) -> dic
     """
     cfg, expert = run.config.model, phase.expert is not None
     rows = held_out_rows(run, phase.shares if expert else cfg.domains)
-    nats = _row_nats(run, run.config.compute, rows, params, frozen if expert else None)
-    return {d: sum(nats[d]) / nats_per_bit(run, tokens) for d, tokens in rows.items()}
+    nats = _nats(run, run.config.compute, rows, params, frozen if expert else None)
+    return {d: float(nats[d].sum()) / nats_per_bit(run, tokens) for d, tokens in rows.items()}
 
 
 def trunk_nats(run: Run, trunk: Params) -> dict[str, np.ndarray]:
-    """Loss of every held-out sequence of each domain, float64 [N] nats, of a trunk alone.
+    """Loss of every held-out document of each domain, float64 [N] nats, of a trunk alone.
 
     In float32, as :func:`score` computes it.
     """
     rows = held_out_rows(run, run.config.model.domains)
-    nats = _row_nats(run, exact(run.config.compute), rows, trunk)
-    return {domain: np.array(values) for domain, values in nats.items()}
+    nats = _nats(run, exact(run.config.compute), rows, trunk)
+    return {domain: _by_document(documents(run, rows[domain]), nats[domain]) for domain in rows}
 
 
-def _row_nats(
+def _nats(
     run: Run,
     compute: ComputeConfig,
     rows: dict[str, np.ndarray],
     params: Params,
     frozen: Params | None = None,
-) -> dict[str, list[float]]:
-    """Nats of every sequence by domain, of a trunk; with ``frozen`` of an expert on that trunk."""
-    nats: list[float] = []
+) -> dict[str, np.ndarray]:
+    """Nats of every position by domain, float64 [N, T], of a trunk; with ``frozen`` of an expert.
+
+    The expert stands on that trunk.
+    """
+    nats: list[np.ndarray] = []
     with jax.set_mesh(run.mesh):
         for filled, counted in _batches(np.concatenate(list(rows.values())), run.mesh):
-            program = partial(_row_losses, run.config.model, compute, frozen is not None)
-            losses_B = program(params, frozen or {}, place(filled, run.mesh))
-            nats += np.asarray(losses_B)[counted].astype(np.float64).tolist()
+            program = partial(_losses, run.config.model, compute, frozen is not None)
+            losses_BT = program(params, frozen or {}, place(filled, run.mesh))
+            nats += [*np.asarray(losses_BT)[counted].astype(np.float64)]
     left = iter(nats)
-    return {domain: list(islice(left, len(tokens))) for domain, tokens in rows.items()}
+    return {domain: np.stack([*islice(left, len(tokens))]) for domain, tokens in rows.items()}
 
 
 def held_out_rows(run: Run, domains: Iterable[str]) -> dict[str, np.ndarray]:
     """What evaluation reads, by domain; on a mesh they go in one stream, so that few fill it."""
     return {d: held_out(run.prepared, d, run.config.eval_sequences) for d in domains}
+
+
+def documents(run: Run, tokens: np.ndarray) -> NDArray[np.int64]:
+    """The document each predicted token is of, int64 [N, T], numbered from 0 in the order of text.
+
+    Held-out sequences [N, context + 1] follow each other in the text, so a long document has
+    positions in several. The token at its end is the document's.
+    """
+    last = tokens == run.prepared.tokenizer.eod
+    before = np.cumsum(last).reshape(tokens.shape) - last
+    _, numbers = np.unique(before[:, 1:], return_inverse=True)
+    return np.asarray(numbers, np.int64).reshape(len(tokens), -1)
 
 
 def nats_per_bit(run: Run, tokens: np.ndarray) -> float:
@@ -190,17 +204,17 @@ def evaluate(run: Run, params: Params) -> dict[str, Any]:
     sums = _summed(run, params, rows)
     for index, ((domain, tokens), total) in enumerate(zip(rows.items(), sums, strict=True)):
         per_byte = nats_per_bit(run, tokens)
-        trunk, *experts = (total.nll / per_byte).tolist()
+        trunk, *experts = (total.nats[: 1 + E] / per_byte).tolist()
         bits[domain] = {"trunk": trunk}
         bits[domain] |= {f"expert{e}": value for e, value in enumerate(experts)}
-        for name in ROUTERS:
-            routers[name]["bits_per_byte"][domain] = total.routed[name] / per_byte
+        for name, nats in zip(ROUTERS, total.nats[1 + E :].tolist(), strict=True):
+            routers[name]["bits_per_byte"][domain] = nats / per_byte
             routers[name]["confusion"].append(total.votes[name].tolist())
         bits[domain]["routed"] = routers["router"]["bits_per_byte"][domain]
         bits[domain]["oracle"] = experts[index]
-        nats_NM = np.concatenate(total.by_sequence)
+        nats_DM = total.by_document
         gains[domain] = {
-            name: paired_interval(nats_NM[:, 0], nats_NM[:, i])
+            name: paired_interval(nats_DM[:, 0], nats_DM[:, i])
             for name, i in (("oracle", 1 + index), ("routed", 1 + E))
         }
     for row in routers.values():
@@ -225,15 +239,15 @@ def evaluate(run: Run, params: Params) -> dict[str, Any]:
     }
 
 
-def nats_by_sequence(run: Run, params: Params) -> dict[str, dict[str, np.ndarray]]:
-    """Loss of every held-out sequence, float64 [N] nats, by domain and model.
+def nats_by_document(run: Run, params: Params) -> dict[str, dict[str, np.ndarray]]:
+    """Loss of every held-out document, float64 [N] nats, by domain and model.
 
     Models are the trunk, each expert, and what each of :data:`ROUTERS` chooses.
     """
     rows = held_out_rows(run, run.config.model.domains)
     names = ("trunk", *(f"expert{e}" for e in range(len(rows))), *ROUTERS)
     return {
-        domain: dict(zip(names, np.concatenate(total.by_sequence).T, strict=True))
+        domain: dict(zip(names, total.by_document.T, strict=True))
         for domain, total in zip(rows, _summed(run, params, rows), strict=True)
     }
 
@@ -242,7 +256,7 @@ def _summed(run: Run, params: Params, rows: dict[str, np.ndarray]) -> list["_Sum
     """Every model's scores on held-out text, of one domain after the other."""
     cfg = run.config.model
     domain_N = np.repeat(np.arange(len(rows)), [len(tokens) for tokens in rows.values()])
-    sums = [_Sums(len(rows)) for _ in rows]
+    sums = [_Sums(cfg, documents(run, tokens)) for tokens in rows.values()]
     with jax.set_mesh(run.mesh), Progress("evaluate", len(domain_N), "sequences") as progress:
         done, every = 0, np.concatenate(list(rows.values()))
         for scores in score(cfg, params, every, run.mesh, run.config.compute):
@@ -255,11 +269,11 @@ def _summed(run: Run, params: Params, rows: dict[str, np.ndarray]) -> list["_Sum
 
 
 def paired_interval(before_N: np.ndarray, after_N: np.ndarray) -> list[float]:
-    """Change of a sum from one model to another on the same sequences, and where it may lie.
+    """Change of a sum from one model to another on the same documents, and where it may lie.
 
     Returns:
         after / before − 1; and the 2.5th and 97.5th percentile of it over :data:`RESAMPLES` draws
-        of as many sequences with replacement (paired bootstrap), the same draws every time.
+        of as many documents with replacement (paired bootstrap), the same draws every time.
     """
     return mean_interval([(before_N, after_N)])
 
@@ -279,23 +293,37 @@ def mean_interval(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]
 class _Sums:
     """What a report needs of one domain's scores, float64."""
 
-    def __init__(self, experts: int) -> None:
-        self.by_sequence: list[np.ndarray] = []  # [N, 1 + E + R] nats: trunk, experts, routed
-        self.nll = np.zeros(1 + experts)  # nats: trunk, experts
-        self.routed = dict.fromkeys(ROUTERS, 0.0)
+    def __init__(self, cfg: Architecture, documents_NT: NDArray[np.int64]) -> None:
+        models, experts = 1 + len(cfg.domains) + len(ROUTERS), len(cfg.domains)
+        self._documents, self._done = documents_NT, 0
+        # [D, 1 + E + R] nats: trunk, experts, routed
+        self.by_document = np.zeros((documents_NT.max() + 1, models))
         self.votes = {name: np.zeros(experts, np.int64) for name in ROUTERS}
 
+    @property
+    def nats(self) -> NDArray[np.float64]:
+        """Of all documents: trunk, experts, routed."""
+        return self.by_document.sum(axis=0)
+
     def add(self, scores: Scores, mine_B: NDArray[np.bool_]) -> None:
-        """Add those sequences of a batch that are the domain's."""
+        """Add those sequences of a batch that are the domain's, its next ones."""
         nll = scores["nll"][:, mine_B].astype(np.float64)
-        self.nll += nll.sum(axis=(1, 2))
+        documents_BT = self._documents[self._done : self._done + nll.shape[1]]
+        self._done += len(documents_BT)
         models = [*nll]
         for name in ROUTERS:
             chosen = np.take_along_axis(nll[1:], scores[f"{name}_route"][mine_B][None], axis=0)
-            self.routed[name] += float(chosen.sum())
             self.votes[name] += _window_votes(scores[name][mine_B])
             models.append(chosen[0])
-        self.by_sequence.append(np.stack([x.sum(axis=1) for x in models], axis=1))
+        for i, nats_BT in enumerate(models):
+            self.by_document[:, i] += _by_document(documents_BT, nats_BT, len(self.by_document))
+
+
+def _by_document(
+    documents_NT: NDArray[np.int64], nats_NT: np.ndarray, least: int = 0
+) -> NDArray[np.float64]:
+    """Sums by document, of at least so many."""
+    return np.bincount(documents_NT.ravel(), nats_NT.ravel(), least)
 
 
 def _window_votes(evidence_BTE: np.ndarray) -> NDArray[np.int64]:

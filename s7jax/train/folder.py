@@ -14,7 +14,7 @@ runs/NAME/
   evaluation.json      quality on held-out text
   sealed.json          the sealed model beside the float one
   tasks.json           both on benchmark tasks (s7jax evaluate --tasks)
-  controls/            flops/ tokens/ parameters/: dense models of equal cost, each a run of Phase 1
+  controls/            dense models of equal flops/ tokens/ time/ parameters/, each a run of Phase 1
   controls.json        the model beside them (s7jax controls)
   samples.json         what the sealed model answers, and every rule with its evidence
   report.json          the final tables
@@ -35,7 +35,12 @@ from s7jax.errors import InputError, UsageError
 from s7jax.storage import write_json
 
 ROOT = Path("runs")
-CONTROLS = ("flops", "tokens", "parameters")  # what a dense control has as many of as the run
+CONTROLS = (
+    "flops",
+    "tokens",
+    "time",
+    "parameters",
+)  # in which a dense control is equal
 
 
 @dataclass(frozen=True)

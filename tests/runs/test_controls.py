@@ -29,6 +29,7 @@ from tests.compiling import hardly_optimised
 from tests.conftest import TINY
 from tests.train.conftest import open_run, prepared  # noqa: F401 fixtures
 
+SPENT = [("trunk", 1.0), ("trunk", 3.0), *((f"expert{e}", 0.5) for e in range(4))]
 CONFIGS = {**PRESETS, "tiny": TINY}
 
 
@@ -57,6 +58,11 @@ def run(tmp_path_factory, open_run):  # noqa: F811
     for name, tree in finals.items():
         record = {"phase": name, "inputs": {}}
         checkpoint.save_final(run.folder.final(name), jax.tree.map(np.float32, tree), record)
+    with run.folder.metrics.open("w") as file:
+        for name, seconds in SPENT:
+            line = {"phase": name, "step": 0, "tokens": 256, "loss": 5.0, "seconds": 9}
+            line |= {"spent": {"step": seconds, "save": 7}}
+            file.write(json.dumps(line) + "\n")
     return run
 
 
@@ -84,10 +90,12 @@ def test_a_control_costs_what_the_run_costs(name):
     config = CONFIGS[name]
     tokens, operations = cost(config)
     for equal in CONTROLS:
-        control = controlled(config, equal)
+        control = controlled(config, equal, {"trunk": 4.0, "expert0": 1.0, "expert1": 1.0})
         a_token = flops_per_token(control.model, True, causal=False)
         if equal == "tokens":
             assert control.trunk.tokens == tokens
+        elif equal == "time":
+            assert control.trunk.tokens == int(1.5 * config.trunk.tokens)
         else:
             spent = control.trunk.tokens * a_token
             assert operations - a_token < spent <= operations
@@ -115,6 +123,8 @@ def test_every_model_is_scored_as_the_run_and_its_phases_are(run, report):
         assert row["bits_per_byte"] == pytest.approx(found["held_out"], rel=1e-5)
         assert row["tokens"] == found["tokens"]
         assert row["mean"] < models["trunk"]["mean"], "which nothing has trained"
+    assert report["documents"].keys() == report["sequences"].keys()
+    assert models["dense_time"]["tokens"] == 768, "1.5 times what the trunk saw: 6 seconds for 4"
     tokens = sum(phase.steps * phase.tokens_per_step for phase in phases(run.config))
     assert models["routed"]["tokens"] == tokens
     assert models["trunk"]["parameters"] == models["dense_tokens"]["parameters"]
@@ -143,7 +153,9 @@ def test_each_domain_of_a_mean_is_drawn_from_by_itself():
 def test_what_is_trained_is_not_trained_again(run, report, capsys):
     capsys.readouterr()
     assert controls(run, ["flops"])["models"] == [
-        row for row in report["models"] if row["model"] not in ("dense_tokens", "dense_parameters")
+        row
+        for row in report["models"]
+        if row["model"] not in ("dense_tokens", "dense_time", "dense_parameters")
     ]
     assert capsys.readouterr().out.count("already trained") == 1
 
@@ -201,3 +213,8 @@ def test_a_run_that_is_not_trained_or_has_changed_is_refused(run, report, open_r
     changed = dataclasses.replace(run, config=dataclasses.replace(run.config, domains=longer))
     with pytest.raises(UsageError, match=r"controls/tokens holds a run with another config"):
         controls(changed, ["tokens"])
+    folder = RunFolder(shutil.copytree(run.folder.path, tmp_path / "cut"))
+    lines = folder.metrics.read_text().splitlines(keepends=True)
+    folder.metrics.write_text("".join(lines[:-1]))
+    with pytest.raises(InputError, match=r"does not say how long expert3 took"):
+        controls(dataclasses.replace(run, folder=folder), ["time"])

@@ -8,7 +8,15 @@ from s7jax.data.mixture import held_out
 from s7jax.data.prepared import Prepared
 from s7jax.model import parameters
 from s7jax.train import router
-from s7jax.train.evaluate import CHUNK, evaluate, exact, model_losses, paired_interval, score
+from s7jax.train.evaluate import (
+    CHUNK,
+    documents,
+    evaluate,
+    exact,
+    model_losses,
+    paired_interval,
+    score,
+)
 from s7jax.train.phase import TRUNK
 from s7jax.train.step import place
 from tests.compiling import hardly_optimised
@@ -96,13 +104,28 @@ def test_gains_are_those_of_the_table_within_their_intervals(tiny: Config, repor
             assert low < change < high
 
 
+def test_a_document_has_its_positions_wherever_they_are(opened):
+    eod = opened.prepared.tokenizer.eod
+    text = [
+        [5, 6, eod],
+        [7] * 9 + [eod],
+        [8, eod],
+        [eod],
+        [9] * 5,
+    ]  # the first of a row has no loss
+    tokens = np.array([token for part in text for token in part], np.int32).reshape(3, 7)
+    of = np.array([n for n, part in enumerate(text) for _ in part]).reshape(3, 7)[:, 1:]
+    assert (documents(opened, tokens) == of).all()
+    assert documents(opened, tokens[1:]).min() == 0, "numbered from the first that is read"
+
+
 def test_an_interval_holds_the_truth_as_often_as_it_says():
     rng, held = np.random.default_rng(1), 0
     for _ in range(200):
         before = rng.gamma(9.0, size=60)
         _, low, high = paired_interval(before, before * rng.normal(0.97, 0.05, 60))
         held += low <= -0.03 <= high
-    assert 180 <= held <= 198  # 95 % of 200, and what few sequences cost
+    assert 180 <= held <= 198  # 95 % of 200, and what few documents cost
     assert paired_interval(before, before) == [0, 0, 0]
 
 
