@@ -323,7 +323,8 @@ def _by_document(
     documents_NT: NDArray[np.int64], nats_NT: np.ndarray, least: int = 0
 ) -> NDArray[np.float64]:
     """Sums by document, of at least so many."""
-    return np.bincount(documents_NT.ravel(), nats_NT.ravel(), least)
+    sums = np.bincount(documents_NT.ravel(), nats_NT.ravel(), least)
+    return np.asarray(sums, np.float64)
 
 
 def _window_votes(evidence_BTE: np.ndarray) -> NDArray[np.int64]:
