@@ -3,7 +3,8 @@
 Shapes are those of the preset, budgets are not: one step of training, few sequences to evaluate
 and to calibrate. Each row is a process of its own; wall and CPU time, and the peak of resident
 memory, are what the kernel says of it when it ends (of several processes, the largest). Beside the
-peak stands what the planner says of that very configuration on this machine. Programs that one
+peak stands what the planner says of that very configuration on this machine; more than 15 % off
+is an error. Programs that one
 row has compiled the next ones load. A row that is already measured is not run again, so what was
 stopped resumes; --only runs some again.
 
@@ -40,6 +41,7 @@ from s7jax.train.phase import TRUNK
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "benchmarks/measured.py"
 LIMIT, SEALING_LIMIT = 12.0, 8.0  # GiB; of Phase 3 the latter
+WITHIN = 0.15  # of the peak: what the planner says of it
 SEQUENCES = 1  # per domain to route, evaluate and calibrate with
 BATCH = 8  # sequences of the one step of Phase 1, one to a microbatch: as many groups at most
 
@@ -92,8 +94,14 @@ def rows(root: Path, name: str) -> list[Row]:
         where, batch = (run, 2) if mesh == "1x1" else (root / f"trunk-{mesh}", BATCH)
         flags = ("--preset", name, "--prepared", str(prepared), "--run", str(where), "--mesh", mesh)
         start = ("experiments/trunk.py", *flags, "--set", *small, f"experts.batch={batch}")
-        made = (where / "checkpoints/trunk_final",)
-        return Row("trunk", start, mesh, made, planned=lambda: training("trunk", mesh, batch))
+        return Row(
+            "trunk",
+            start,
+            mesh,
+            (where / "checkpoints/trunk_final",),
+            before=fresh(where / "checkpoints/trunk"),
+            planned=lambda: training("trunk", mesh, batch),
+        )
 
     def training(phase: str, mesh: str, batch: int = 2) -> int:
         made = override(config, [*small, f"experts.batch={batch}"])
@@ -123,15 +131,10 @@ def rows(root: Path, name: str) -> list[Row]:
         return (f"tools/{script}.py", *map(str, flags))
 
     def fresh(*paths: Path) -> Callable[[], None]:
-        def remove() -> None:
-            for path in paths:
-                shutil.rmtree(path, ignore_errors=True)
-                path.unlink(missing_ok=True)
-
-        return remove
+        return lambda: _remove(*paths)
 
     every = config.model.components
-    experts = tuple(f"checkpoints/expert{e}_final" for e in range(len(config.domains)))
+    experts = tuple(f"checkpoints/expert{e}" for e in range(len(config.domains)))
     weights = (run / "model/weights", run / "model/vocab.json")
     compiled = ("--target", "cpu", "--compile", "--mesh", "2x2", "--json")
     prompt = ("--prompt", "def main():", "--max-tokens", "32")
@@ -140,16 +143,17 @@ def rows(root: Path, name: str) -> list[Row]:
         *(trunk(mesh) for mesh in ("1x1", "4x2", "8x1")),
         Row(
             "experts",
-            on("experiments/experts.py"),
+            on("experiments/experts.py", "--mesh", "1x1"),
             "1x1",
-            tuple(run / e for e in experts),
+            tuple(run / f"{e}_final" for e in experts),
+            before=fresh(*(run / e for e in experts)),
             planned=lambda: training("experts", "1x1"),
         ),
         Row(
             "experts",
             on("experiments/experts.py", "--mesh", "4x2x2", folder=pooled),
             "4x2x2",
-            tuple(pooled / e for e in experts),
+            tuple(pooled / f"{e}_final" for e in experts),
             before=clone,
             planned=lambda: training("experts", "4x2x2"),
         ),
@@ -183,7 +187,7 @@ def rows(root: Path, name: str) -> list[Row]:
             SEALING_LIMIT,
             planned=using("calibrate", "2x2", *every),
         ),
-        Row("pack", on("tools/pack.py"), "", (sealed,), SEALING_LIMIT, fresh(sealed)),
+        Row("pack", on("tools/pack.py"), "", (sealed,), SEALING_LIMIT),
         Row("verify", tool("verify", sealed), ""),
         Row("verify, second", tool("s7l_verify", sealed), ""),
         Row("selftest", tool("selftest", sealed), ""),
@@ -193,10 +197,13 @@ def rows(root: Path, name: str) -> list[Row]:
             tool("generate", sealed, *prompt, "--proof", proof),
             "1x1",
             (proof,),
-            before=fresh(proof),
         ),
         Row("replay", tool("verify", sealed, "--replay", proof), ""),
-        Row("replay by XLA", tool("verify", sealed, "--replay", proof, "--mesh", "2x2"), "2x2"),
+        Row(
+            "replay by XLA",
+            tool("verify", sealed, "--replay", proof, "--engine", "xla", "--mesh", "2x2"),
+            "2x2",
+        ),
         Row("serve", tool("serve", sealed, "--rows", "2"), "1x1", during=_ask),
         Row("verify running", tool("verify", sealed, "--run"), "1x1"),
         Row("compare", on("experiments/evaluate.py", "--sealed", sealed), "1x1"),
@@ -208,7 +215,6 @@ def rows(root: Path, name: str) -> list[Row]:
             tool("inspect_checkpoint", sealed, "--extract", "expert1", "--out", bundle),
             "",
             (bundle,),
-            before=fresh(bundle),
         ),
         Row("verify bundle", tool("verify", bundle), ""),
         Row(
@@ -216,7 +222,6 @@ def rows(root: Path, name: str) -> list[Row]:
             tool("convert", sealed, tensors),
             "",
             (tensors,),
-            before=fresh(tensors),
         ),
         Row("convert back", tool("convert", tensors, again), "", (again,), before=fresh(again)),
         Row("plan", tool("plan", "--preset", name, "--json"), ""),
@@ -229,11 +234,12 @@ def rows(root: Path, name: str) -> list[Row]:
 
 
 def run_row(row: Row, log: Path) -> Taken:
-    """Run one row's process and measure it.
+    """Run one row's process, without what it made before, and measure it.
 
     Raises:
         InputError: it failed; its last words are in the message.
     """
+    _remove(*row.made)
     if row.before:
         row.before()
     taken = log.with_suffix(".json")
@@ -268,6 +274,13 @@ def run_row(row: Row, log: Path) -> Taken:
         sum(_size(path) for path in row.made),
         row.limit,
     )
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
 
 
 def _ask(port: int) -> None:
@@ -348,6 +361,9 @@ def main() -> None:
     print(table(done), end="")
     if over := [f"{t.name} {t.mesh}" for t in done if t.peak > t.limit]:
         raise InputError(f"more memory than allowed: {', '.join(over)}")
+    said = [t for t in done if t.planned]
+    if off := [f"{t.name} {t.mesh}" for t in said if abs(t.planned / t.peak - 1) > WITHIN]:
+        raise InputError(f"planned and peak differ by more than {WITHIN:.0%}: {', '.join(off)}")
 
 
 if __name__ == "__main__":

@@ -322,6 +322,12 @@ def test_every_link_from_the_data_to_a_proof_is_equal_beside_the_run(work: Path,
     assert {"trunk transcript", "expert3 data", "router parameters", "proof"} <= set(links)
 
 
+def test_numpy_computes_on_no_mesh(work: Path, here):
+    sealed = work / "runs/tiny/model/moe.s7l"
+    code, _, err = here("tools/selftest.py", sealed, "--mesh", "1x2")
+    assert (code, "mesh 1x2 wants engine xla" in err) == (2, True), err
+
+
 def test_selftest_notices_any_changed_bit(work: Path, tmp_path: Path):
     sealed = work / "runs/tiny/model/moe.s7l"
     assert "16 tokens in 4 domains" in good("tools/selftest.py", sealed, cwd=work)

@@ -150,9 +150,16 @@ def host(params: Params) -> Params:
     """Parameters as whole NumPy arrays, in every process."""
 
     def fetch(leaf: Any) -> np.ndarray:
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        return np.asarray(leaf)
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        if not leaf.is_fully_addressable:
+            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        # A split array that NumPy is given keeps the copy made for it as long as it lives.
+        whole = np.empty(leaf.shape, leaf.dtype)
+        for shard in leaf.addressable_shards:
+            if shard.replica_id == 0:
+                whole[shard.index] = shard.data
+        return whole
 
     return jax.tree.map(fetch, params)
 

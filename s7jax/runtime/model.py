@@ -302,6 +302,10 @@ class Answer:
 def by_engine(seal: s7l.Seal, engine: str = "numpy", mesh: str = "1x1") -> Forward:
     """What a seal answers by one of :data:`REPLAYERS`; raises as :class:`Model`."""
     if engine == "numpy":
+        if mesh != "1x1":
+            raise UsageError(
+                f"the NumPy specification has no devices: mesh {mesh} wants engine xla"
+            )
         return by_specification(seal)
     return by_devices(Model(seal, engine=engine, mesh=mesh))
 

@@ -16,10 +16,11 @@ from s7jax.sizing.compiled import Compiled
 from s7jax.sizing.schedule import Job
 
 JAX = 560 << 20  # Python, JAX, XLA and what it has compiled; measured
+COMPILER = 512 << 20  # of a step, and what the allocator does not give back after it; measured
 
 
 def training(found: Compiled, job: Job, pools: int = 1, cores: int | None = None) -> int:
-    """Bytes of a process that trains a job on each of its pools.
+    """Bytes of a process that trains a job on each of its pools, each of which compiles.
 
     While gradients are computed each group holds its sum of them and one more, if it has several
     microbatches; while groups exchange sums, those, the partner's and the new ones.
@@ -30,7 +31,7 @@ def training(found: Compiled, job: Job, pools: int = 1, cores: int | None = None
     working = _at_once(devices, job.shape.model, cores) * found.temporaries
     computing = devices * (held + sums * found.gradients + found.batch) + working
     exchanging = devices * (held + 3 * found.gradients) if job.shape.data > 1 else 0
-    return JAX + max(computing, exchanging)
+    return JAX + pools * COMPILER + max(computing, exchanging)
 
 
 def using(

@@ -105,6 +105,15 @@ def test_weights_are_really_split_over_the_mesh(tiny: Config):
     assert {shard.data.shape for shard in embedding.addressable_shards} == {(160, 32)}
 
 
+def test_a_host_copy_is_whole_and_is_not_kept(tiny: Config):
+    split = parameters.initial(tiny.model, 0, mesh.make(mesh.parse("4x2")))
+    whole = parameters.host(parameters.initial(tiny.model, 0, mesh.make(mesh.SINGLE)))
+    once, again = parameters.host(split), parameters.host(split)
+    assert jax.tree.all(jax.tree.map(np.array_equal, once, whole))
+    fc1 = [copy["trunk"]["layers"]["ffn"]["fc1"]["weight"] for copy in (once, again)]
+    assert not np.shares_memory(*fc1), "the array keeps what NumPy was given"
+
+
 def test_digest_sees_every_bit_and_every_name(tiny: Config):
     params = parameters.host(parameters.initial(tiny.model, 0, mesh.make(mesh.SINGLE)))
     before = parameters.digest(params)

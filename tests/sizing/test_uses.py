@@ -97,15 +97,18 @@ def test_the_sealed_model_has_no_float_on_any_target(target, module):
 def test_what_a_process_of_virtual_devices_holds():
     """By hand: states of all groups, then sums being exchanged, or as many temporaries as cores."""
     config = override(NANO, ["trunk.batch=8", "trunk.microbatch=1"])
+    base = process.JAX + process.COMPILER
     found = Compiled(100, 0, 200, 100, 0, 500, {}, 0)
     (job,) = jobs(config, parse("1x1"), "trunk")
-    assert process.training(found, job, cores=2) == process.JAX + 300 + 2 * 100 + 500
+    assert process.training(found, job, cores=2) == base + 300 + 2 * 100 + 500
     (job,) = jobs(config, parse("8x1"), "trunk")  # one microbatch in each group
-    assert process.training(found, job, cores=2) == process.JAX + 8 * (300 + 3 * 100)
+    assert process.training(found, job, cores=2) == base + 8 * (300 + 3 * 100)
     big = Compiled(100, 0, 200, 100, 0, 10_000, {}, 0)
-    assert process.training(big, job, cores=2) == process.JAX + 8 * (300 + 100) + 2 * 10_000
+    assert process.training(big, job, cores=2) == base + 8 * (300 + 100) + 2 * 10_000
     (job,) = jobs(config, parse("4x2"), "trunk")
-    assert process.training(big, job, cores=2) == process.JAX + 8 * (300 + 200) + 4 * 10_000
+    assert process.training(big, job, cores=2) == base + 8 * (300 + 200) + 4 * 10_000
+    two = process.training(big, job, pools=2, cores=2)
+    assert two == base + process.COMPILER + 16 * (300 + 200) + 4 * 10_000
 
 
 def test_what_a_process_holds_that_runs_the_experts_side_by_side():
