@@ -1,13 +1,16 @@
 """Bits per byte for the CPU-minutes of training: one recipe after another on the same data.
 
 Each row is Phase 1 in a process of its own, with nothing changed but what the row says; bits per
-byte are those of its last step on the held-out text, CPU seconds those of the whole process. The
-first row is what the others are compared with. A row that is already trained is not trained again.
+byte are those of its last step on the held-out text, CPU seconds those of the whole process. Rows
+of nanoGPT are the same network, text and budget by its recipe in PyTorch (benchmarks/nanogpt.py).
+The first row is what the others are compared with. A row that is already trained is not trained
+again.
 
 Examples:
   s7jax prepare --preset s7-nano --out data/nano --data code=… math=… reason=… general=…
   python benchmarks/recipe.py --prepared data/nano
   python benchmarks/recipe.py --prepared data/nano --rows adamw default --tokens 4000000
+  python benchmarks/recipe.py --prepared data/nano --rows default nanogpt-0.001 nanogpt-0.003
 """
 
 import argparse
@@ -18,13 +21,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from s7jax.config import PRESETS
+from s7jax.config import PRESETS, preset
 from s7jax.errors import InputError
 from s7jax.terminal import cli
 
 ROOT = Path(__file__).parents[1]
 ADAMW = 'trunk.optimizer="adamw"'
 LARGE = ("trunk.batch=40", "trunk.microbatch=5")
+SCORES = "bits_per_byte.json"
 ROWS = {
     "adamw, batch 40": (ADAMW, *LARGE),
     "adamw": (ADAMW,),
@@ -34,6 +38,7 @@ ROWS = {
         *("trunk.batch=20", "trunk.microbatch=5", "trunk.final_lr=0", "trunk.muon_rate=3"),
     ),
 }
+NANOGPT = {f"nanogpt-{peak}": peak for peak in (0.0006, 0.001, 0.003, 0.01)}  # learning rates
 
 
 def parse() -> argparse.Namespace:
@@ -42,7 +47,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prepared", type=Path, required=True, help="by s7jax prepare")
     parser.add_argument("--preset", choices=PRESETS, default="s7-nano")
     parser.add_argument("--tokens", type=int, help="of Phase 1 (default: the preset's)")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, *NANOGPT], default=list(ROWS))
     parser.add_argument("--out", type=Path, default=Path("runs/recipe"), help="for the runs")
     parser.add_argument("--json", action="store_true", help="JSON on standard output")
     return parser.parse_args()
@@ -59,20 +64,26 @@ def measure(args: argparse.Namespace, row: str) -> dict[str, Any]:
     taken = folder.with_suffix(".json")
     if not taken.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        changes = [*ROWS[row], *([f"trunk.tokens={args.tokens}"] if args.tokens else [])]
+        changes = [f"trunk.tokens={args.tokens}"] if args.tokens else []
         command = [sys.executable, "-S", ROOT / "benchmarks/measured.py", taken, sys.executable]
-        command += [ROOT / "experiments/trunk.py", "--preset", args.preset, "--run", name]
-        command += [
-            "--prepared",
-            args.prepared.absolute(),
-            *(["--set", *changes] if changes else []),
-        ]
+        if row in NANOGPT:
+            command += [ROOT / "benchmarks/nanogpt.py", "--peak", NANOGPT[row]]
+            command += ["--out", folder / SCORES]
+            changes += [f"trunk.microbatch={preset(args.preset).trunk.batch}"]
+        else:
+            command += [ROOT / "experiments/trunk.py", "--run", name]
+            changes += ROWS[row]
+        command += ["--preset", args.preset, "--prepared", args.prepared.absolute()]
+        command += ["--set", *changes] if changes else []
         done = subprocess.run([*map(str, command)], cwd=args.out, check=False)
         if done.returncode:
             taken.unlink(missing_ok=True)
             raise InputError(f"{row}: training ended with exit code {done.returncode}")
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    bits = [found["held_out"] for found in map(json.loads, lines) if "held_out" in found][-1]
+    if row in NANOGPT:
+        bits = json.loads((folder / SCORES).read_text())
+    else:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        bits = [found["held_out"] for found in map(json.loads, lines) if "held_out" in found][-1]
     return {"row": row, "bits_per_byte": bits, "cpu_s": json.loads(taken.read_text())["cpu_s"]}
 
 

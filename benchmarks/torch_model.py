@@ -150,8 +150,10 @@ class Trainer:
         )
         self._trained = trained
 
-    def step(self, tokens: np.ndarray) -> float:
-        """One optimizer step on the global batch; returns its loss."""
+    def step(self, tokens: np.ndarray, rate: float | None = None) -> float:
+        """One optimizer step on the global batch, at the peak or another rate; returns its loss."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._recipe.peak_lr if rate is None else rate
         total = 0.0
         pieces = torch.from_numpy(tokens).long().to(self._device).split(self._recipe.microbatch)
         cuda = self._device == "cuda"

@@ -141,6 +141,7 @@ def test_the_seal_chains_back_to_data_and_checkpoints(work: Path):
     assert provenance["quality"]["bits_per_byte"]["code"]["trunk"] > 0
 
 
+@pytest.mark.long(minutes=1)
 def test_an_audit_seals_it_again_and_notices_another_seal(work: Path, tmp_path: Path):
     key, report = tmp_path / "me.pem", tmp_path / "a.s7a"
     public = note.new_key(key)

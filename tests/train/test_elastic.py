@@ -52,6 +52,7 @@ def test_in_bf16_too(tiny, new_run):
     assert len(digests) == 1
 
 
+@pytest.mark.long(minutes=0.4)
 def test_a_plain_all_reduce_does_not(tiny, new_run):
     """So the test above can fail."""
     config = override(tiny, ['reduction="psum"'])

@@ -130,7 +130,7 @@ def start_and_wait_for_step(prepared: Prepared, folder: Path, step: int) -> subp
     ("number", "code"),
     [
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long(minutes=0.3)),
-        (signal.SIGINT, 130),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.long(minutes=0.3)),
     ],
 )
 def test_a_signal_saves_and_the_same_command_goes_on(

@@ -66,7 +66,7 @@ def test_an_expert_alone_is_the_expert_beside_the_others(finished, new_run):
     [
         pytest.param("4x1x1", marks=pytest.mark.long(minutes=1)),
         pytest.param("2x2x1", marks=pytest.mark.long(minutes=0.5)),
-        "3x1x1",
+        pytest.param("3x1x1", marks=pytest.mark.long(minutes=0.6)),
     ],
 )
 def test_experts_at_once_on_pools_are_the_experts_one_by_one(finished, new_run, pools: str):

@@ -102,6 +102,7 @@ def test_intervals_in_steps():
     assert Every(tokens=1).in_steps(1_048_576) == 1
 
 
+@pytest.mark.long(minutes=0.4)
 def test_a_trace_of_some_steps(new_run):
     x = dataclasses.replace(new_run("traced"), options=Options(profile=2))
     train_trunk(x)
