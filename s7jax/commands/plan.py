@@ -13,7 +13,6 @@ hand, and their memory is reported. --set reaches any field of the configuration
 """
 
 import json
-import math
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -32,6 +31,8 @@ from s7jax.sizing.goodput import RATE, RESTART, Failures
 from s7jax.sizing.plan import compile_for, plan, sweep
 from s7jax.sizing.schedule import MFU, jobs, measured_mfu
 from s7jax.storage import write_bytes
+
+MOST = 1_000_000  # dollars per device-hour
 
 
 def add_flags(p: ArgumentParser) -> None:
@@ -64,8 +65,15 @@ def check(args: Namespace) -> None:
         raise UsageError("--fit needs --phase trunk or --phase experts")
     if not 0 < args.mfu <= 1:
         raise UsageError(f"--mfu {args.mfu}: expected more than 0 and at most 1")
-    if args.price is not None and not 0 <= args.price < math.inf:
-        raise UsageError(f"--price {args.price}: expected dollars, at least 0")
+    if args.price is not None and not 0 <= args.price <= MOST:
+        raise UsageError(f"--price {args.price}: expected dollars, from 0 to {MOST:,}")
+    if args.measured and not args.document:
+        raise UsageError("--measured goes with --document FILE")
+    if args.measured and not args.measured.is_file():
+        raise UsageError(f"--measured {args.measured}: no such file; `make whole` writes one")
+    for flag, path in (("--document", args.document), ("--html", args.html)):
+        if path and not path.absolute().parent.is_dir():
+            raise UsageError(f"{flag} {path}: no such folder")
 
 
 def main(args: Namespace) -> None:

@@ -21,6 +21,7 @@ from s7jax.sizing.schedule import HOUR, Job, roofline
 RATE = 419 / (54 * 24 * 16_384)  # per device-hour: one in 50,700
 RESTART = 600.0  # seconds until a run computes again: noticed, placed, loaded, compiled
 DEVICES = (8, 64, 512)
+LEAST = 1e-12  # failures per device-hour: below, a float no longer tells a run with one from none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,8 @@ class Failures:
     restart: float = RESTART  # seconds
 
     def __post_init__(self) -> None:
-        if not (self.rate > 0 and math.isfinite(self.rate)):
-            raise UsageError(f"--failures {self.rate}: expected more than 0 per device-hour")
+        if not LEAST <= self.rate < math.inf:
+            raise UsageError(f"--failures {self.rate}: expected {LEAST:g} a device-hour or more")
         if not (self.restart >= 0 and math.isfinite(self.restart)):
             raise UsageError(f"--restart {self.restart}: expected no negative number of seconds")
 
@@ -53,8 +54,17 @@ def expected(work: float, interval: float, save: float, between: float, restart:
         save: during which steps wait.
         between: two failures, on the average.
         restart: during which the next failure may come as well.
+
+    Raises:
+        UsageError: it would never end.
     """
-    once = between * math.exp(restart / between) * math.expm1((interval + save) / between)
+    try:
+        once = between * math.exp(restart / between) * math.expm1((interval + save) / between)
+    except OverflowError:
+        raise UsageError(
+            f"--failures, --restart: with a failure every {between:.3g} s and {restart:.3g} s to "
+            f"restart no {interval:.3g} s of steps are ever done; expected fewer or shorter ones"
+        ) from None
     return once * work / interval
 
 

@@ -82,3 +82,10 @@ def test_a_batch_too_small_for_the_devices_is_left_out():
 def test_impossible_failures_are_refused(wrong):
     with pytest.raises(UsageError, match="expected"):
         Failures(**wrong)
+
+
+@pytest.mark.parametrize(("rate", "restart"), [(1e5, 600.0), (1e-3, 1e12)])
+def test_a_run_that_never_ends_is_said(rate: float, restart: float):
+    failures = Failures(rate=rate, restart=restart)
+    with pytest.raises(UsageError, match=r"--failures, --restart: .*ever done"):
+        expected(1e6, 600, 5, failures.between(64), failures.restart)

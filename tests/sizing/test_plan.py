@@ -314,6 +314,11 @@ def test_the_tool_in_every_form(tmp_path):
         (("--mesh", "99999x99999x99999"), "meshes that work: 32x4, 32x2, 16x4"),
         (("--price", "nan"), "--price nan: expected dollars"),
         (("--price=-1",), "--price -1.0: expected dollars"),
+        (("--measured", "x.md"), "--measured goes with --document"),
+        (("--document", "d.md", "--measured", "none.md"), "none.md: no such file"),
+        (("--html", "none/x.html"), "--html none/x.html: no such folder"),
+        (("--failures", "1e300"), "--failures, --restart: with a failure every"),
+        (("--failures", "5e-324"), "--failures 5e-324: expected 1e-12"),
         (("--set", "trunk.checkpoint=0"), "trunk.checkpoint is 0; expected from 1"),
     ],
 )
