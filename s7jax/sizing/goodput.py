@@ -79,6 +79,8 @@ def best_interval(save: float, between: float) -> float:
 def lost(interval: float, save: float, between: float, restart: float) -> float:
     """Seconds that one failure costs: the work since the last checkpoint, and the restart."""
     segment = interval + save
+    if segment > 100 * between:  # which no segment outlives, nor exp a thousand of
+        return between + restart
     return between - segment / math.expm1(segment / between) + restart
 
 
