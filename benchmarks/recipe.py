@@ -68,6 +68,7 @@ def measure(args: argparse.Namespace, row: str) -> dict[str, Any]:
         command = [sys.executable, "-S", ROOT / "benchmarks/measured.py", taken, sys.executable]
         if row in NANOGPT:
             command += [ROOT / "benchmarks/nanogpt.py", "--peak", NANOGPT[row]]
+            folder.mkdir(exist_ok=True)
             command += ["--out", folder / SCORES]
             changes += [f"trunk.microbatch={preset(args.preset).trunk.batch}"]
         else:

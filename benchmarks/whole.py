@@ -4,9 +4,8 @@ Shapes are those of the preset, budgets are not: one step of training, few seque
 and to calibrate. Each row is a process of its own; wall and CPU time, and the peak of resident
 memory, are what the kernel says of it when it ends (of several processes, the largest). Beside the
 peak stands what the planner says of that very configuration on this machine; more than 15 % off
-is an error. Programs that one
-row has compiled the next ones load. A row that is already measured is not run again, so what was
-stopped resumes; --only runs some again.
+is an error. Programs that one row has compiled the next ones load. A row that is already measured
+is not run again, so what was stopped resumes; --only runs some again.
 
 Examples:
   python benchmarks/whole.py                      s7-140m in runs/whole: an hour on two cores

@@ -35,12 +35,7 @@ from s7jax.errors import InputError, UsageError
 from s7jax.storage import write_json
 
 ROOT = Path("runs")
-CONTROLS = (
-    "flops",
-    "tokens",
-    "time",
-    "parameters",
-)  # in which a dense control is equal
+CONTROLS = ("flops", "tokens", "time", "parameters")  # in which a dense control is equal
 
 
 @dataclass(frozen=True)

@@ -106,15 +106,10 @@ def test_gains_are_those_of_the_table_within_their_intervals(tiny: Config, repor
 
 def test_a_document_has_its_positions_wherever_they_are(opened):
     eod = opened.prepared.tokenizer.eod
-    text = [
-        [5, 6, eod],
-        [7] * 9 + [eod],
-        [8, eod],
-        [eod],
-        [9] * 5,
-    ]  # the first of a row has no loss
+    text = [[5, 6, eod], [7] * 9 + [eod], [8, eod], [eod], [9] * 5]
     tokens = np.array([token for part in text for token in part], np.int32).reshape(3, 7)
-    of = np.array([n for n, part in enumerate(text) for _ in part]).reshape(3, 7)[:, 1:]
+    of = np.array([n for n, part in enumerate(text) for _ in part]).reshape(3, 7)
+    of = of[:, 1:]  # the first of a row has no loss
     assert (documents(opened, tokens) == of).all()
     assert documents(opened, tokens[1:]).min() == 0, "numbered from the first that is read"
 

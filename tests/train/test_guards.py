@@ -126,13 +126,8 @@ def start_and_wait_for_step(prepared: Prepared, folder: Path, step: int) -> subp
     return process
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long(minutes=0.3)),
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.long(minutes=0.3)),
-    ],
-)
+@pytest.mark.long(minutes=0.3)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_same_command_goes_on(
     undisturbed, prepared: Prepared, tmp_path: Path, number: int, code: int
 ):
