@@ -122,7 +122,7 @@ def test_with_experts_spread_over_devices(seal, tokens, wanted):
     "lengths",
     [
         pytest.param([7] * 9 + [1], marks=pytest.mark.long(minutes=0.4)),
-        [64],
+        pytest.param([64], marks=pytest.mark.long(minutes=0.4)),
         pytest.param([1] * 3 + [7] * 8 + [1] * 5, marks=pytest.mark.long(minutes=0.4)),
         [1] * 64,
     ],

@@ -163,6 +163,7 @@ def test_calibration_reads_a_run(tmp_path):
 
 
 # What a program holds is laid out before the passes that are left out.
+@pytest.mark.long(minutes=0.3)
 @pytest.mark.usefixtures("quick_compiling")
 def test_the_compiled_step_on_two_model_devices():
     (job,) = jobs(NANO, parse("2x2"), "trunk")

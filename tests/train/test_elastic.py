@@ -60,6 +60,7 @@ def test_a_plain_all_reduce_does_not(tiny, new_run):
     assert len(digests) > 1
 
 
+@pytest.mark.long(minutes=0.4)
 def test_a_run_resized_by_restarts_ends_with_the_same_bytes(new_run, monkeypatch):
     undisturbed = train_trunk(new_run("undisturbed", on="2x1"))
     for shape, step in (("4x1", 4), ("1x1", 7)):

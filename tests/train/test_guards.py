@@ -283,6 +283,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.long(minutes=0.4)
 def test_a_full_disk_loses_nothing(undisturbed, prepared: Prepared, tmp_path: Path):
     """SIGTERM saves; then no file may grow beyond 16 kB: what a full disk does to a save."""
     _, digest = undisturbed
@@ -312,6 +313,7 @@ def test_a_full_disk_loses_nothing(undisturbed, prepared: Prepared, tmp_path: Pa
     assert result.stdout.rsplit("sha256 ", 1)[1].strip() == digest
 
 
+@pytest.mark.long(minutes=0.4)
 @pytest.mark.usefixtures("own_programs")
 def test_a_step_that_never_ends_ends_the_process(prepared: Prepared, tmp_path: Path):
     """Two processes; one is stopped in its tracks, so the other's collective never returns."""

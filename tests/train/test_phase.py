@@ -238,6 +238,7 @@ def test_metrics_have_one_line_a_step(finished, tiny: Config):
     assert all(bits[-1][domain] < bits[0][domain] for domain in tiny.model.domains)
 
 
+@pytest.mark.long(minutes=0.4)
 def test_held_out_figures_while_training_are_those_of_the_report(finished, tiny: Config):
     x, _ = finished
     lines = [json.loads(line) for line in x.folder.metrics.read_text().splitlines()]
