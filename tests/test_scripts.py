@@ -327,6 +327,8 @@ def test_numpy_computes_on_no_mesh(work: Path, here):
     sealed = work / "runs/tiny/model/moe.s7l"
     code, _, err = here("tools/selftest.py", sealed, "--mesh", "1x2")
     assert (code, "mesh 1x2 wants engine xla" in err) == (2, True), err
+    code, _, err = here("tools/verify.py", sealed, "--engine", "native")
+    assert (code, "--engine and --mesh go with --replay" in err) == (2, True), err
 
 
 def test_selftest_notices_any_changed_bit(work: Path, here, tmp_path: Path):

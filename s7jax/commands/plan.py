@@ -52,11 +52,12 @@ def add_flags(p: ArgumentParser) -> None:
     p.add_argument("--sockets", type=int, default=2, help="NUMA sockets to place weights on (§8)")
     p.add_argument("--compile", action="store_true", help="compile the step for the target")
     p.add_argument("--fit", action="store_true", help="search for the fastest plan that fits")
-    p.add_argument("--json", action="store_true")
-    p.add_argument("--markdown", action="store_true")
-    p.add_argument("--document", type=Path, metavar="FILE", help="the whole of docs/sizing.md")
+    form = p.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true")
+    form.add_argument("--markdown", action="store_true")
+    form.add_argument("--document", type=Path, metavar="FILE", help="the whole of docs/sizing.md")
+    form.add_argument("--html", type=Path, metavar="FILE", help="one page with plots")
     p.add_argument("--measured", type=Path, metavar="FILE", help="for it: make whole's whole.md")
-    p.add_argument("--html", type=Path, metavar="FILE", help="one page with plots")
 
 
 def check(args: Namespace) -> None:

@@ -52,6 +52,8 @@ def complete(args: Namespace) -> None:
         raise UsageError("--min-version and --signature mean nothing without --trust PUBKEY")
     if not args.provenance and (args.proof or (args.file and isinstance(args.run, str))):
         raise UsageError("--proof PROOF and --run RUN go with --provenance")
+    if not args.replay and (args.engine, args.mesh) != ("numpy", "1x1"):
+        raise UsageError("--engine and --mesh go with --replay PROOF")
     if args.provenance and args.run:
         args.run = newest(lambda run: run.sealed) if args.run is True else named(args.run)
     elif isinstance(args.run, str):  # --run FILE

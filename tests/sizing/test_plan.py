@@ -14,6 +14,7 @@ from tiny import MODEL, write_inputs
 
 from s7jax import s7l
 from s7jax.architecture import Architecture, Stack, counts
+from s7jax.commands import run
 from s7jax.config import override, preset
 from s7jax.devices import DEVICES, of_kind
 from s7jax.errors import InputError, UsageError
@@ -33,6 +34,18 @@ A100 = DEVICES["a100-40gb"]
 def tool(*args, cwd=ROOT):
     command = [sys.executable, str(ROOT / "tools/plan.py"), *map(str, args)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def here(capsys):
+    """The command in this process: exit code, standard output, standard error."""
+
+    def told(*args):
+        with pytest.raises(SystemExit) as end:
+            run("plan", [*map(str, args)])
+        return end.value.code or 0, *capsys.readouterr()
+
+    return told
 
 
 def test_parameters_by_hand():
@@ -281,19 +294,19 @@ def test_predicted_memory_is_what_a_real_step_takes():
 
 
 @pytest.mark.usefixtures("quick_compiling")
-def test_the_tool_in_every_form(tmp_path):
+def test_the_tool_in_every_form(here, tmp_path):
     nano = ("--preset", "s7-nano", "--phase", "trunk", "--mesh", "2x1")
-    tree = json.loads(tool(*nano, "--json").stdout)
+    tree = json.loads(here(*nano, "--json")[1])
     assert tree["total"]["cost"] > 0
     assert tree == json.loads(
         json.dumps(plan(override(NANO, ['compute.precision="bf16"']), parse("2x1"), "trunk", A100))
     )
-    text = tool(*nano, "--markdown").stdout
+    text = here(*nano, "--markdown")[1]
     assert "| component | parameters | FP32 bytes |" in text
     assert text == show.markdown(tree)
-    assert "Time by roofline" in tool(*nano).stdout
+    assert "Time by roofline" in here(*nano)[1]
     page = tmp_path / "plan.html"
-    assert tool(*nano, "--html", page).returncode == 0
+    assert here(*nano, "--html", page)[0] == 0
     first = page.read_text()
     assert first.count("<svg") == 3
     assert "http" not in first.replace("http://www.w3.org", "")
@@ -315,6 +328,7 @@ def test_the_tool_in_every_form(tmp_path):
         (("--mesh", "99999x99999x99999"), "meshes that work: 32x4, 32x2, 16x4"),
         (("--price", "nan"), "--price nan: expected dollars"),
         (("--price=-1",), "--price -1.0: expected dollars"),
+        (("--json", "--markdown"), "--markdown: not allowed with argument --json"),
         (("--measured", "x.md"), "--measured goes with --document"),
         (("--document", "d.md", "--measured", "none.md"), "none.md: no such file"),
         (("--html", "none/x.html"), "--html none/x.html: no such folder"),
@@ -323,11 +337,11 @@ def test_the_tool_in_every_form(tmp_path):
         (("--set", "trunk.checkpoint=0"), "trunk.checkpoint is 0; expected from 1"),
     ],
 )
-def test_bad_input_says_what_fixes_it(args, message):
-    done = tool(*args)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_bad_input_says_what_fixes_it(here, args, message):
+    code, _, err = here(*args)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("columns", [40, 80, 300])
