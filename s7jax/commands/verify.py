@@ -21,9 +21,8 @@ from typing import Any
 from s7jax import s7l
 from s7jax.errors import InputError, UsageError
 from s7jax.runs import lineage
-from s7jax.runtime import evidence, proof
+from s7jax.runtime import evidence, proof, replay
 from s7jax.runtime.model import REPLAYERS, by_engine
-from s7jax.runtime.replay import replay
 from s7jax.s7l import signature
 from s7jax.terminal import cli, compiling
 from s7jax.terminal.tables import show_findings, show_replay
@@ -108,4 +107,4 @@ def again(args: Namespace, opened: s7l.Seal | s7l.Bundle) -> dict[str, Any]:
         raise UsageError("a proof is replayed with the whole sealed model, not with a bundle")
     forward = by_engine(opened, args.engine, args.mesh)
     compiling.announce()
-    return replay(proof.load(args.replay), opened, forward)
+    return replay.replay(proof.load(args.replay), opened, forward)
