@@ -61,7 +61,7 @@ def measure(args: argparse.Namespace, row: str) -> dict[str, Any]:
     """
     name = f"{args.preset}-{row}-{args.tokens or 'all'}".replace(", ", "-").replace(" ", "-")
     folder = args.out.absolute() / "runs" / name
-    taken = folder.with_suffix(".json")
+    taken = folder.with_name(f"{name}.json")  # a rate has a point of its own
     if not taken.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         changes = [f"trunk.tokens={args.tokens}"] if args.tokens else []
