@@ -1,4 +1,4 @@
-"""Mutants, re-sealed by an attacker who knows the format: three thousand, or a hundred thousand.
+"""Mutants, re-sealed by an attacker who knows the format: five thousand, or a hundred thousand.
 
 Each must be refused with the one error, or be a seal whose every part is as it says: then it
 verifies again by the second verifier, to the same root, and has another root than the
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from micro import Judge, Mutants, make
 
 BATCH = 500
-FEW, MANY = 6, 200  # batches
+FEW, MANY = 10, 200  # batches
 
 
 @pytest.fixture(scope="module")
@@ -44,5 +44,5 @@ def test_mutants(mutants, judge, examples):
 
 def test_the_mutants_are_of_every_kind(mutants, judge):
     rng = random.Random(0)
-    accepted = sum(judge.judged(mutants, mutants.draw(rng), both=True) for _ in range(1_000))
-    assert 0 < accepted < 500
+    accepted = sum(judge.judged(mutants, mutants.draw(rng), both=True) for _ in range(2_000))
+    assert 0 < accepted < 1_000
