@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has what the process that started it set
@@ -29,7 +29,7 @@ import pytest
 from hypothesis import settings
 from tiny import write_inputs
 
-from s7jax import s7l
+from s7jax import commands, s7l
 from s7jax.architecture import Architecture, Stack
 from s7jax.config import ComputeConfig, Config, Domain, Recipe, TrunkRecipe
 from s7jax.train import determinism
@@ -92,6 +92,20 @@ def quick_compiling() -> Iterator[None]:
     """For integers and for what commands compile: no program of this process is dropped."""
     with quick():
         yield
+
+
+@pytest.fixture
+def here(monkeypatch, capsys, tmp_path) -> Callable[..., tuple[int, str, str]]:
+    """A command in this process, for what computes little: exit code, both outputs."""
+    jax.devices()  # as many as there are: no command decides it any more
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            commands.run(name, [*map(str, words)])
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from s7jax import s7l, sample
-from s7jax.commands import run
 
 
 def s7jax(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -54,8 +53,7 @@ def test_it_is_small_and_signed():
         (["a", "--root", ""], "--root: '': expected 64 hexadecimal digits"),
     ],
 )
-def test_what_is_not_one_text_or_out_of_range_is_refused(words, problem, capsys):
-    with pytest.raises(SystemExit) as end:
-        run("generate", words)
-    assert end.value.code == 2
-    assert problem in capsys.readouterr().err
+def test_what_is_not_one_text_or_out_of_range_is_refused(words, problem, here):
+    code, _, err = here("generate", *words)
+    assert code == 2
+    assert problem in err

@@ -40,8 +40,8 @@ def add_flags(p: ArgumentParser) -> None:
     p.add_argument("--provenance", action="store_true", help="every link from data to proof")
     p.add_argument("--proof", type=Path, help="a .s7p at the end of --provenance")
     p.add_argument("--replay", type=Path, metavar="PROOF", help="a .s7p to compute again")
-    p.add_argument("--engine", choices=REPLAYERS, default="numpy", help="of a replay")
-    p.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="XLA devices")
+    p.add_argument("--engine", choices=REPLAYERS, help="of a replay; default: numpy")
+    p.add_argument("--mesh", metavar="[PxDx]M", help="XLA devices; default: 1x1")
     p.add_argument("--signature", type=Path, metavar="NOTE", help="default: FILE.sig")
 
 
@@ -51,7 +51,7 @@ def complete(args: Namespace) -> None:
         raise UsageError("--min-version and --signature mean nothing without --trust PUBKEY")
     if not args.provenance and (args.proof or (args.file and isinstance(args.run, str))):
         raise UsageError("--proof PROOF and --run RUN go with --provenance")
-    if not args.replay and (args.engine, args.mesh) != ("numpy", "1x1"):
+    if not args.replay and (args.engine or args.mesh):
         raise UsageError("--engine and --mesh go with --replay PROOF")
     if args.provenance and args.run:
         args.run = newest(lambda run: run.sealed) if args.run is True else named(args.run)
@@ -105,6 +105,6 @@ def again(args: Namespace, opened: s7l.Seal | s7l.Bundle) -> dict[str, Any]:
     """A proof computed again."""
     if isinstance(opened, s7l.Bundle):
         raise UsageError("a proof is replayed with the whole sealed model, not with a bundle")
-    forward = by_engine(opened, args.engine, args.mesh)
+    forward = by_engine(opened, args.engine or "numpy", args.mesh or "1x1")
     compiling.announce()
     return replay.replay(proof.load(args.replay), opened, forward)

@@ -4,10 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import pytest
 
-from s7jax import commands, sample
+from s7jax import sample
 from s7jax.errors import UsageError
 from s7jax.train.folder import RunFolder, named, newest, newest_seal, start
 from tests.conftest import TINY
@@ -20,20 +19,6 @@ def begun(name: str, *has: str) -> Path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(json.dumps({"config": TINY.to_json()}))
     return folder
-
-
-@pytest.fixture
-def trunk(monkeypatch, capsys, tmp_path):
-    """The command in an empty folder, in this process: for what is refused."""
-    jax.devices()  # as many as there are: the command decides it no more
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as end:
-            commands.run("trunk", words)
-        return end.value.code, capsys.readouterr().err
-
-    return run
 
 
 def test_the_newest_run_is_the_newest_that_has_what_is_needed(monkeypatch, tmp_path):
@@ -66,18 +51,18 @@ def test_no_name_is_no_run():
     ],
     ids=" ".join,
 )
-def test_a_refused_start_leaves_nothing(trunk, tmp_path, wrong):
-    code, err = trunk(*wrong)
+def test_a_refused_start_leaves_nothing(here, tmp_path, wrong):
+    code, _, err = here("trunk", *wrong)
     assert code in (1, 2)
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_refused_start_leaves_what_was_there(trunk, tmp_path):
+def test_a_refused_start_leaves_what_was_there(here, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/mine.txt").write_text("text")
-    code, err = trunk("--run", "./", "--data", *[f"{d}=no" for d in TINY.model.domains])
+    code, _, err = here("trunk", "--run", "./", "--data", *[f"{d}=no" for d in TINY.model.domains])
     assert code == 1, err
     assert [p.name for p in tmp_path.rglob("*")] == ["data", "mine.txt"]
 

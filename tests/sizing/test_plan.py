@@ -14,7 +14,6 @@ from tiny import MODEL, write_inputs
 
 from s7jax import s7l
 from s7jax.architecture import Architecture, Stack, counts
-from s7jax.commands import run
 from s7jax.config import override, preset
 from s7jax.devices import DEVICES, of_kind
 from s7jax.errors import InputError, UsageError
@@ -34,18 +33,6 @@ A100 = DEVICES["a100-40gb"]
 def tool(*args, cwd=ROOT):
     command = [sys.executable, str(ROOT / "tools/plan.py"), *map(str, args)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture
-def here(capsys):
-    """The command in this process: exit code, standard output, standard error."""
-
-    def told(*args):
-        with pytest.raises(SystemExit) as end:
-            run("plan", [*map(str, args)])
-        return end.value.code or 0, *capsys.readouterr()
-
-    return told
 
 
 def test_parameters_by_hand():
@@ -296,17 +283,17 @@ def test_predicted_memory_is_what_a_real_step_takes():
 @pytest.mark.usefixtures("quick_compiling")
 def test_the_tool_in_every_form(here, tmp_path):
     nano = ("--preset", "s7-nano", "--phase", "trunk", "--mesh", "2x1")
-    tree = json.loads(here(*nano, "--json")[1])
+    tree = json.loads(here("plan", *nano, "--json")[1])
     assert tree["total"]["cost"] > 0
     assert tree == json.loads(
         json.dumps(plan(override(NANO, ['compute.precision="bf16"']), parse("2x1"), "trunk", A100))
     )
-    text = here(*nano, "--markdown")[1]
+    text = here("plan", *nano, "--markdown")[1]
     assert "| component | parameters | FP32 bytes |" in text
     assert text == show.markdown(tree)
-    assert "Time by roofline" in here(*nano)[1]
+    assert "Time by roofline" in here("plan", *nano)[1]
     page = tmp_path / "plan.html"
-    assert here(*nano, "--html", page)[0] == 0
+    assert here("plan", *nano, "--html", page)[0] == 0
     first = page.read_text()
     assert first.count("<svg") == 3
     assert "http" not in first.replace("http://www.w3.org", "")
@@ -338,7 +325,7 @@ def test_the_tool_in_every_form(here, tmp_path):
     ],
 )
 def test_bad_input_says_what_fixes_it(here, args, message):
-    code, _, err = here(*args)
+    code, _, err = here("plan", *args)
     assert code == 2
     assert message in err
     assert "Traceback" not in err
