@@ -28,15 +28,22 @@ from s7jax.terminal import cli
 ROOT = Path(__file__).parents[1]
 ADAMW = 'trunk.optimizer="adamw"'
 LARGE = ("trunk.batch=40", "trunk.microbatch=5")
+SMALL = ("trunk.batch=20", "trunk.microbatch=5")
 SCORES = "bits_per_byte.json"
-ROWS = {
-    "adamw, batch 40": (ADAMW, *LARGE),
-    "adamw": (ADAMW,),
-    "muon, batch 40": LARGE,
-    "default": (),
-    "muon, batch 20, to a rate of 0": (
-        *("trunk.batch=20", "trunk.microbatch=5", "trunk.final_lr=0", "trunk.muon_rate=3"),
-    ),
+FIRST_RATE = {"s7-140m": 6e-4, "s7-mini": 2e-3, "s7-nano": 1e-2}  # what the presets began with
+ROWS: dict[str, tuple[float | None, tuple[str, ...]]] = {  # times that rate, and what else differs
+    "adamw, batch 40": (1, (ADAMW, *LARGE)),
+    "adamw": (1, (ADAMW,)),
+    "muon, batch 40": (1, LARGE),
+    "muon": (1, ()),
+    "muon, batch 20, to a rate of 0": (1, (*SMALL, "trunk.final_lr=0", "trunk.muon_rate=3")),
+    "muon, to a rate of 0": (1, ("trunk.final_lr=0",)),
+    "muon, to three tenths of the rate": (1, ("trunk.final_lr=0.3",)),
+    "muon, a fifth of the decay": (1, ("trunk.weight_decay=0.02",)),
+    "muon, 1.5 times the rate": (1.5, ()),
+    "muon, 2.2 times the rate": (2.2, ()),
+    "muon, 3.2 times the rate": (3.2, ()),
+    "default": (None, ()),
 }
 NANOGPT = {f"nanogpt-{peak}": peak for peak in (0.0006, 0.001, 0.003, 0.01)}  # learning rates
 
@@ -73,7 +80,9 @@ def measure(args: argparse.Namespace, row: str) -> dict[str, Any]:
             changes += [f"trunk.microbatch={preset(args.preset).trunk.batch}"]
         else:
             command += [ROOT / "experiments/trunk.py", "--run", name]
-            changes += ROWS[row]
+            times, others = ROWS[row]
+            changes += [f"trunk.peak_lr={times * FIRST_RATE[args.preset]:g}"] if times else []
+            changes += others
         command += ["--preset", args.preset, "--prepared", args.prepared.absolute()]
         command += ["--set", *changes] if changes else []
         done = subprocess.run([*map(str, command)], cwd=args.out, check=False)
