@@ -173,12 +173,15 @@ def test_rows_of_different_lengths_and_padding(program, tokens, wanted):
 @pytest.mark.usefixtures("quick_compiling")
 def test_a_late_expert_catches_up(program, tokens, wanted):
     """An expert that has seen nothing takes the trunk's outputs so far in one chunk."""
-    start, after = np.zeros(1), np.full(1, 64)
-    h, _, cache = program.trunk(tokens[None, :64], start, program.trunk_cache(1, 96))
-    _, caught_up = program.expert(2, h, start, program.expert_cache(2, 1, 96))
-    h, _, _ = program.trunk(tokens[None, 64:71], after, cache)
-    y, _ = program.expert(2, h, after, caught_up)
-    assert np.array_equal(np.asarray(program.head(y))[0], wanted[0][3, 64:71])
+    cache, history = program.trunk_cache(1, 96), []
+    for at in range(71):  # one token, 96 slots: compiled for the test of chunks
+        h, _, cache = program.trunk(tokens[None, at : at + 1], np.full(1, at), cache)
+        history.append(np.asarray(h))
+    seen = np.concatenate(history[:64], axis=1)
+    _, caught_up = program.expert(2, seen, np.zeros(1), program.expert_cache(2, 1, 96))
+    for at in range(64, 71):
+        y, caught_up = program.expert(2, history[at], np.full(1, at), caught_up)
+        assert np.array_equal(np.asarray(program.head(y))[0, 0], wanted[0][3, at]), at
 
 
 def test_what_is_compiled_does_not_grow_with_the_layers(seal):
