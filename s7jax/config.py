@@ -282,7 +282,7 @@ S7_NANO = Config(
         optimizer="muon",
         batch=24,
         microbatch=3,
-        peak_lr=1e-2,
+        peak_lr=2.2e-2,
         warmup=50,
         checkpoint=250_000,
     ),

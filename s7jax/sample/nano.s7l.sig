@@ -1,6 +1,6 @@
 s7l release
-root 28e526012ddf6a265955e20340c0b832c0444b5c05035a56adb6794319625999
+root b254f2d24a0b344c4cdbb6e57a66eecadde2d23fb2ba4690f2284618e9597ddc
 length 2262263
 version 1
 
-— s7l Ei0sgT8Ct/wEY7CL7xcMjWxhVyM2+7Rrg7ODt5MO4mn4vNefYdW1ZNmZUVCZuhtuYcppITM5UyJnu6lmIN4r/FfiEAg=
+— s7l eUTO2nTw2/PQtSnWJa8GR0mY1czgqXy9bobKlr7pe0Egv2Iovo93ZWZjoY7lqODV3Cr/UZiLJMss/SKSmOY70hyVggo=
