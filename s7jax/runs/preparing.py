@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from s7jax import config
-from s7jax.data.prepare import MEMORY, How, prepare
+from s7jax.data.job import MEMORY, How
+from s7jax.data.prepare import prepare
 from s7jax.data.prepared import Prepared
 from s7jax.data.sources import absolute, parse_data_flags, require_all
 from s7jax.errors import UsageError

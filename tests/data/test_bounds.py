@@ -54,7 +54,8 @@ BOMB = """
 import sys
 from pathlib import Path
 from s7jax.config import PRESETS
-from s7jax.data.prepare import How, prepare
+from s7jax.data.job import How
+from s7jax.data.prepare import prepare
 from s7jax.errors import InputError
 
 def peak():

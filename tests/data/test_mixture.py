@@ -209,7 +209,7 @@ def test_a_bad_receipt_is_refused(tree):
 
 
 def test_rows_over_many_shards_are_the_same_rows(small, small_sources, tmp_path, monkeypatch):
-    monkeypatch.setattr("s7jax.data.prepare.SHARD_ROWS", 100)
+    monkeypatch.setattr("s7jax.data.job.SHARD_ROWS", 100)
     sharded = prepare(
         small_sources,
         tmp_path,

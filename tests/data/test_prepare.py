@@ -17,7 +17,8 @@ from s7jax.data import prepare as data_prepare
 from s7jax.data.builtin import math
 from s7jax.data.documents import Counts
 from s7jax.data.files import listing
-from s7jax.data.prepare import How, prepare
+from s7jax.data.job import How
+from s7jax.data.prepare import prepare
 from s7jax.data.prepared import SPLITS, Prepared, manifest_digest, token_dtype
 from s7jax.data.sources import Source
 from s7jax.data.tokenizer import Tokenizer
@@ -145,7 +146,7 @@ def test_the_seed_decides_the_order_and_nothing_else(small, small_sources, tmp_p
 
 def test_any_number_of_buckets_gives_the_same_bytes(small, small_sources, tmp_path, monkeypatch):
     for buckets in (1, 13):
-        monkeypatch.setattr("s7jax.data.prepare._buckets", lambda *_, b=buckets: b)
+        monkeypatch.setattr("s7jax.data.job._buckets", lambda *_, b=buckets: b)
         other = prepare(small_sources, tmp_path / str(buckets), workers=1, **ARGUMENTS)
         assert list(files_of(other).values()) == list(files_of(small).values())
 
@@ -324,8 +325,8 @@ def test_the_tokenizer_sees_only_training_text_and_no_more_than_asked(
 ):
     seen = []
     train = Tokenizer.train
-    monkeypatch.setattr("s7jax.data.prepare._SAMPLE_AT_LEAST", 5_000 * len(DOMAINS))
-    monkeypatch.setattr("s7jax.data.prepare._SAMPLE_PER_TOKEN", 1)
+    monkeypatch.setattr("s7jax.data.job._SAMPLE_AT_LEAST", 5_000 * len(DOMAINS))
+    monkeypatch.setattr("s7jax.data.job._SAMPLE_PER_TOKEN", 1)
     monkeypatch.setattr(Tokenizer, "train", lambda t, v: seen.extend(t) or train(t, v))
     prepare(small_sources, tmp_path, workers=1, **ARGUMENTS)
     for domain in DOMAINS:
@@ -562,7 +563,7 @@ def test_growing_is_the_same_bytes_for_any_workers_and_after_a_kill(
         patch.setattr(data_prepare, "_publish", stopped)
         with pytest.raises(KeyboardInterrupt):
             prepare({"code": [more]}, tmp_path / "2", workers=1, how=how, **ARGUMENTS)
-    monkeypatch.setattr(data_prepare, "_buckets", lambda *_: 7)
+    monkeypatch.setattr("s7jax.data.job._buckets", lambda *_: 7)
     two = prepare({"code": [more]}, tmp_path / "2", workers=1, how=how, **ARGUMENTS)
     (tmp_path / "3").mkdir()
     three = prepare({"code": [more]}, tmp_path / "3", workers=1, how=how, **ARGUMENTS)
