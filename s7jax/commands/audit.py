@@ -45,9 +45,7 @@ def add_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON alone")
     group = parser.add_argument_group("signed reports")
     group.add_argument("--report", type=Path, metavar="FILE.s7a", help="write the report, signed")
-    group.add_argument(
-        "--sign", type=Path, nargs="+", action="extend", default=[], metavar="KEY", help="by these"
-    )
+    cli.add_sign_flag(group)
     group.add_argument("--read", type=Path, metavar="FILE.s7a", help="somebody's report; no audit")
     cli.add_signers_flag(group)
 

@@ -24,6 +24,7 @@ from s7jax import s7l
 from s7jax.errors import UsageError
 from s7jax.runtime.sealing import reseal, seal_with_answers
 from s7jax.s7l import note, signature
+from s7jax.terminal import cli
 from s7jax.terminal.tables import show_table
 from s7jax.train.folder import named, newest
 
@@ -34,9 +35,7 @@ def add_flags(p: ArgumentParser) -> None:
     p.add_argument("--weights-dir", type=Path, help="folder of quantised weights")
     p.add_argument("--vocab", type=Path, help="vocab.json")
     p.add_argument("--out", type=Path, help="file to create")
-    p.add_argument(
-        "--sign", type=Path, nargs="+", action="extend", metavar="KEY", help="private keys, PEM"
-    )
+    cli.add_sign_flag(p)
     p.add_argument("--release", type=int, default=1, help="release number under the signature")
     p.add_argument("--no-answers", action="store_true", help="seal no known-answer transcript")
     p.add_argument("--reseal", type=Path, metavar="OLD", help="seal an older file's weights again")

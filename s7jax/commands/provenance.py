@@ -28,14 +28,7 @@ def add_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default="slsa", help="default: slsa")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: standard output")
     parser.add_argument("--root", type=cli.root, metavar="HEX", help="the root it must have")
-    parser.add_argument(
-        "--sign",
-        type=Path,
-        nargs="+",
-        action="extend",
-        metavar="KEY",
-        help="private keys, PEM: a DSSE envelope",
-    )
+    cli.add_sign_flag(parser, ": a DSSE envelope")
 
 
 def main(args: Namespace) -> None:

@@ -39,14 +39,14 @@ def table(cfg: Architecture) -> Params:
     return {name: forms[kind] for name, kind in kinds.items()}
 
 
-def shardings(abstract: Params, mesh: Mesh) -> Params:
+def shardings(forms: Params, mesh: Mesh) -> Params:
     """The partition specs of a table, or of what is made from it, on a mesh."""
 
     def on_mesh(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         # A scalar, such as a count of steps, has no spec.
         return NamedSharding(mesh, P() if leaf.sharding is None else leaf.sharding.spec)
 
-    return jax.tree.map(on_mesh, abstract)
+    return jax.tree.map(on_mesh, forms)
 
 
 def abstract(tree: Any, mesh: Mesh) -> Any:
@@ -58,7 +58,7 @@ def abstract(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def put_on_mesh(params: Params, abstract: Params, mesh: Mesh) -> Params:
+def put_on_mesh(params: Params, forms: Params, mesh: Mesh) -> Params:
     """Lay host or device arrays out on a mesh; bytes are copied, never computed.
 
     Every process gives the whole arrays and keeps what its devices need.
@@ -68,7 +68,7 @@ def put_on_mesh(params: Params, abstract: Params, mesh: Mesh) -> Params:
         array = np.asarray(leaf)
         return jax.make_array_from_callback(array.shape, sharding, lambda at: array[at])
 
-    return jax.tree.map(lay_out, params, shardings(abstract, mesh))
+    return jax.tree.map(lay_out, params, shardings(forms, mesh))
 
 
 def initial(

@@ -79,10 +79,6 @@ def _phase(phase: Phase, lines: list[dict[str, Any]]) -> dict[str, Any]:
     """One phase's curves and events by tokens trained on, its speed and where its time went."""
     label = "trunk" if phase.expert is None else phase.config.domains[phase.expert].name
     speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
-    spent = dict.fromkeys(KINDS, 0.0)
-    for line in lines:
-        for kind, seconds in line.get("spent", {}).items():
-            spent[kind] = spent.get(kind, 0.0) + seconds
     domains = {domain for line in lines for domain in line.get("held_out", {})}
     return {
         "name": phase.name,
@@ -103,7 +99,7 @@ def _phase(phase: Phase, lines: list[dict[str, Any]]) -> dict[str, Any]:
         "stops": [b["tokens"] for a, b in itertools.pairwise(lines) if b["seconds"] < a["seconds"]],
         "skipped": [line["tokens"] for line in lines if line.get("skipped")],
         "tokens_per_second": statistics.median(speeds) if speeds else None,
-        "spent": {kind: seconds for kind, seconds in spent.items() if seconds},
+        "spent": {kind: seconds for kind, seconds in journal.spent(lines).items() if seconds},
     }
 
 

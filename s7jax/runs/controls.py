@@ -81,10 +81,10 @@ def spent(run: Run) -> dict[str, float]:
     Raises:
         InputError: they are not all there.
     """
-    seconds = {phase.name: 0.0 for phase in phases(run.config)}
-    for line in journal.read(run.folder.metrics):
-        if line["phase"] in seconds:
-            seconds[line["phase"]] += line.get("spent", {}).get("step", 0.0)
+    lines, seconds = journal.read(run.folder.metrics), {}
+    for phase in phases(run.config):
+        its = [line for line in lines if line["phase"] == phase.name]
+        seconds[phase.name] = float(journal.spent(its)["step"])
     if missing := [name for name, value in seconds.items() if not value]:
         raise InputError(
             f"{run.folder.metrics} does not say how long {', '.join(missing)} took, which a "

@@ -49,6 +49,19 @@ def add_trust_flags(parser: argparse.ArgumentParser) -> None:
     add_signers_flag(parser)
 
 
+def add_sign_flag(parser: argparse._ActionsContainer, of: str = "") -> None:
+    """Whose signatures to make; ``of`` says of what."""
+    parser.add_argument(
+        "--sign",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY",
+        help=f"private keys, PEM{of}",
+    )
+
+
 def add_signers_flag(parser: argparse._ActionsContainer) -> None:
     """Whose file it must be."""
     parser.add_argument(

@@ -7,7 +7,8 @@ appended under a lock, and whoever cuts the file back writes a new one, which th
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -55,6 +56,14 @@ def read(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError) as e:
         raise InputError(f"{path}: {e}") from None
     return list(_parsed(path, _whole(text)))
+
+
+def spent(lines: Iterable[dict[str, Any]]) -> Counter[str]:
+    """Seconds of each kind that lines say went by, in all."""
+    total: Counter[str] = Counter()
+    for line in lines:
+        total.update(line.get("spent", {}))
+    return total
 
 
 def _whole(text: str) -> list[str]:
