@@ -19,6 +19,8 @@ typedef struct {
     Scale row[QUERIES];
 } Scratch;
 
+_Static_assert(RUN % PANEL == 0 && FEW * SUMS >= BLOCK * WIDTH, "sums of a block, run by run");
+
 /* One token on its way: where it comes from, its row and position. */
 typedef struct {
     int64_t at;
@@ -128,17 +130,18 @@ typedef struct {
     Product *products;
 } Products;
 
-/* Sums T of one token's columns → their values, and where they belong. */
-static void finish(const Tokens *t, const Product *p, int m, int first, int count,
-                   const int64_t *T, int32_t *line) {
+/* Sums of one token's columns, from `at` on → their values, and where they belong. */
+static void finish(const Tokens *t, const Product *p, int m, int first, int count, Sums sums,
+                   size_t at, int32_t *line) {
     const Matrix *w = p->matrix;
     int32_t bound = 127 * 127 * w->in, kept = spare_bits(bound), cut = 7 - kept;
     bound = bound * (1 << kept) + (bound >> 1);
     int32_t spare = 30 - bit_length((uint32_t)bound), up = 1 << spare;
     const int32_t *channel = w->scale + first;
-    int64_t half = (1 << cut) >> 1;
-    for (int n = 0; n < count; n++) line[n] = (int32_t)((T[n] + half) >> cut) * up;
+    cut_sums(sums, at, count, cut, line);
+    for (int n = 0; n < count; n++) line[n] *= up;
     int32_t *to = p->to + (p->scattered ? t->items[m].at : m) * w->out + first;
+    __builtin_prefetch(to + w->out); /* the next token's: rows lie too far apart to be foreseen */
     if (p->finish == DIRECTION) {
         for (int n = 0; n < count; n++) to[n] = mulhi(line[n], channel[n]);
         return;
@@ -159,10 +162,12 @@ static void finish(const Tokens *t, const Product *p, int m, int first, int coun
     } else {
         int K = t->stack->hidden / t->stack->heads;
         size_t row = (size_t)t->items[m].row * (size_t)t->stack->heads;
-        for (int n = 0; n < count; n++) {
-            size_t head = row + (size_t)((first + n) / K), slot = (size_t)t->items[m].position;
-            t->values[(head * (size_t)t->slots + slot) * (size_t)K + (size_t)((first + n) % K)] =
-                (int8_t)clip(line[n], 127);
+        for (int n = 0, some; n < count; n += some) { /* what lies in one head */
+            int h = (first + n) / K, c = (first + n) % K;
+            size_t slot = (row + (size_t)h) * (size_t)t->slots + (size_t)t->items[m].position;
+            int8_t *value = t->values + slot * (size_t)K + c;
+            some = K - c < count - n ? K - c : count - n;
+            for (int i = 0; i < some; i++) value[i] = (int8_t)clip(line[n + i], 127);
         }
     }
 }
@@ -191,14 +196,15 @@ static void product_job(void *context, int job, int thread) {
         return;
     }
     int count = w->out - first < p->size ? w->out - first : p->size;
+    Sums sums = {NULL, scratch->T};
     if (p->transposed) {
         const int8_t *rows = w->weight + (size_t)w->in * (size_t)first;
         dots(t->a, t->stride, M, w->in, rows, (size_t)w->in, count, scratch->T, WIDTH);
     } else
-        panel_product(t->a, t->stride, M, w->in, w->weight + first, (size_t)w->out, 0, count,
-                      scratch->panel, scratch->T);
+        sums = panel_product(t->a, t->stride, M, w->in, w->weight + first, (size_t)w->out, 0,
+                             count, scratch->panel, scratch->sums, scratch->T);
     for (int m = 0; m < M; m++)
-        finish(t, p, m, first, count, scratch->T + m * WIDTH, scratch->line);
+        finish(t, p, m, first, count, sums, (size_t)m * WIDTH, scratch->line);
 }
 
 /* Sums of the parts, and what is done with them. */
@@ -209,7 +215,8 @@ static void put_together(Tokens *t, const Product *p, int parts) {
     for (int m = 0; m < t->M; m++)
         for (int n = 0; n < p->matrix->out; n += SPAN) {
             int count = p->matrix->out - n < SPAN ? p->matrix->out - n : SPAN;
-            finish(t, p, m, n, count, p->partial + (size_t)m * out + n, t->scratch->line);
+            finish(t, p, m, n, count, (Sums){NULL, p->partial}, (size_t)m * out + (size_t)n,
+                   t->scratch->line);
         }
 }
 
@@ -314,15 +321,16 @@ static void mix_job(void *context, int job, int thread) {
     for (int n = 0; n < seen; n += columns) {
         int count = seen - n < columns ? seen - n : columns;
         const int8_t *from = keys + (size_t)n * (size_t)K;
+        Sums sums = {NULL, scratch->T};
         if (M == 1) dots(queries, stride, 1, K, from, (size_t)K, count, scratch->T, SPAN);
-        else panel_product(queries, stride, M, K, from, (size_t)K, 1, count, scratch->panel, scratch->T);
+        else sums = panel_product(queries, stride, M, K, from, (size_t)K, 1, count, scratch->panel,
+                                  scratch->sums, scratch->T);
         for (int m = 0; m < M; m++) {
             Scale unit = times(t->query_unit[first + (size_t)m * (size_t)s->heads], s->score);
             Shift by = shift_by(31 - spare + unit.e + 16);
-            const int64_t *T = scratch->T + (size_t)m * WIDTH;
             int32_t *z = scratch->z + (size_t)m * (size_t)seen + n;
-            for (int i = 0; i < count; i++)
-                z[i] = shifted(mulhi((int32_t)T[i] * up, unit.m * 2), by);
+            cut_sums(sums, (size_t)m * WIDTH, count, 0, z);
+            for (int i = 0; i < count; i++) z[i] = shifted(mulhi(z[i] * up, unit.m * 2), by);
         }
     }
     int32_t kept = spare_bits((int64_t)127 * 127 * t->context), cut = 7 - kept;
@@ -337,17 +345,17 @@ static void mix_job(void *context, int job, int thread) {
         row[m] = (Scale){(1 << 30) / shift(sum, -n) * (1 << 14), 32 - 14 - 30 - n + cut + 8};
     }
     columns = M == 1 ? SPAN : WIDTH;
-    int64_t half = (1 << cut) >> 1;
     for (int c = 0; c < K; c += columns) {
         int count = K - c < columns ? K - c : columns;
+        Sums sums = {NULL, scratch->T};
         if (M == 1) few_products(scratch->p, wide, 1, 0, seen, seen, values + c, (size_t)K, count, scratch->sums, scratch->T, SPAN);
-        else panel_product(scratch->p, wide, M, seen, values + c, (size_t)K, 0, count, scratch->panel, scratch->T);
+        else sums = panel_product(scratch->p, wide, M, seen, values + c, (size_t)K, 0, count,
+                                  scratch->panel, scratch->sums, scratch->T);
         for (int m = 0; m < M; m++) {
             Shift by = shift_by(row[m].e);
-            const int64_t *T = scratch->T + (size_t)m * WIDTH;
             int32_t *y = t->y + (size_t)(g.first + m) * (size_t)s->hidden + h * K + c;
-            for (int i = 0; i < count; i++)
-                y[i] = shifted(mulhi((int32_t)((T[i] + half) >> cut), row[m].m), by);
+            cut_sums(sums, (size_t)m * WIDTH, count, cut, y);
+            for (int i = 0; i < count; i++) y[i] = shifted(mulhi(y[i], row[m].m), by);
         }
     }
 }

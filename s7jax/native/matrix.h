@@ -11,6 +11,24 @@
 #include "tuning.h"
 #include "vector.h"
 
+/* Sums of products: int32 where at most RUN were added, int64 where more. */
+typedef struct {
+    const int32_t *narrow;
+    const int64_t *wide; /* where narrow is not */
+} Sums;
+
+/* (sum + 2^cut / 2) >> cut of sums from `at` on; the int32 ones without room for a carry. */
+static inline void cut_sums(Sums sums, size_t at, int count, int32_t cut, int32_t *to) {
+    if (!sums.narrow) {
+        const int64_t *from = sums.wide + at, half = (1 << cut) >> 1;
+        for (int n = 0; n < count; n++) to[n] = (int32_t)((from[n] + half) >> cut);
+        return;
+    }
+    const int32_t *from = sums.narrow + at;
+    int32_t last = cut > 0, others = cut - last;
+    for (int n = 0; n < count; n++) to[n] = ((from[n] >> others) + last) >> last;
+}
+
 #define WIDTH (2 * LANES) /* columns of a panel: two vectors */
 #define SUMS (SPAN + LINE / 4) /* apart enough that rows of sums share no set of the cache */
 #define ROWS (LANES / 2)  /* rows that share a loaded piece of the panel in registers */
@@ -103,12 +121,16 @@ static void pack_transposed(const int8_t *w, size_t ld, int k, int K, int pairs,
     }
 }
 
-/* T[m, n] += over one panel, for `rows` ≤ ROWS rows known at compile time. */
+/* sums[m, n] += over one panel, for `rows` ≤ ROWS rows known at compile time. */
 static inline __attribute__((always_inline)) void tile(const int rows, const int16_t *a,
                                                        size_t stride, const int16_t *panel,
-                                                       int pairs, int64_t *T) {
+                                                       int pairs, int32_t *at) {
     Vector sums[ROWS][2];
-    for (int m = 0; m < rows; m++) sums[m][0] = sums[m][1] = zero();
+    for (int m = 0; m < rows; m++) {
+        sums[m][0] = load_lanes(at + m * WIDTH);
+        sums[m][1] = load_lanes(at + m * WIDTH + LANES);
+    }
+#pragma GCC unroll 4
     for (int j = 0; j < pairs; j++, panel += 2 * WIDTH) {
         Vector left = load_pairs(panel), right = load_pairs(panel + WIDTH);
         for (int m = 0; m < rows; m++) {
@@ -118,31 +140,33 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
         }
     }
     for (int m = 0; m < rows; m++) {
-        int32_t lanes[WIDTH];
-        store_lanes(lanes, sums[m][0]);
-        store_lanes(lanes + LANES, sums[m][1]);
-        for (int n = 0; n < WIDTH; n++) T[m * WIDTH + n] += lanes[n];
+        store_lanes(at + m * WIDTH, sums[m][0]);
+        store_lanes(at + m * WIDTH + LANES, sums[m][1]);
     }
 }
 
-/* T[m, n] = Σ a[m, k] w[k, n] (or w[n, k] if transposed) for n < count ≤ WIDTH, T [M, WIDTH];
-   panel has room for PANEL · WIDTH numbers. */
-static void panel_product(const int16_t *a, size_t stride, int M, int K, const int8_t *w,
-                          size_t ld, int transposed, int count, int16_t *panel, int64_t *T) {
-    memset(T, 0, sizeof *T * WIDTH * (size_t)M);
+/* Σ a[m, k] w[k, n] (or w[n, k] if transposed) for n < count ≤ WIDTH, [M, WIDTH], in sums or in T;
+   panel has room for PANEL · WIDTH numbers, PANEL divides RUN. */
+static Sums panel_product(const int16_t *a, size_t stride, int M, int K, const int8_t *w, size_t ld,
+                          int transposed, int count, int16_t *panel, int32_t *sums, int64_t *T) {
+    size_t all = WIDTH * (size_t)M;
     for (int k = 0; k < K; k += PANEL) {
         int pairs = ((k + PANEL < K ? PANEL : K - k) + 1) / 2;
         (transposed ? pack_transposed : pack)(w, ld, k, K, pairs, count, panel);
+        if (k % RUN == 0) memset(sums, 0, sizeof *sums * all);
         for (int m = 0; m < M;) {
             const int16_t *at = a + stride * (size_t)m + k;
             int left = M - m, done = left >= ROWS ? ROWS : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-            if (done == ROWS) tile(ROWS, at, stride, panel, pairs, T + m * WIDTH);
-            else if (done == 4) tile(4, at, stride, panel, pairs, T + m * WIDTH);
-            else if (done == 2) tile(2, at, stride, panel, pairs, T + m * WIDTH);
-            else tile(1, at, stride, panel, pairs, T + m * WIDTH);
+            if (done == ROWS) tile(ROWS, at, stride, panel, pairs, sums + m * WIDTH);
+            else if (done == 4) tile(4, at, stride, panel, pairs, sums + m * WIDTH);
+            else if (done == 2) tile(2, at, stride, panel, pairs, sums + m * WIDTH);
+            else tile(1, at, stride, panel, pairs, sums + m * WIDTH);
             m += done;
         }
+        if (K <= RUN || ((k + PANEL) % RUN && k + PANEL < K)) continue;
+        for (size_t i = 0; i < all; i++) T[i] = (k < RUN ? 0 : T[i]) + sums[i];
     }
+    return K > RUN ? (Sums){NULL, T} : (Sums){sums, NULL};
 }
 
 /* T[m · wide] = Σ a[m, k] w[k] along one row of weights, for `rows` known at compile time. */

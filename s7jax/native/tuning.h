@@ -12,7 +12,7 @@
 #define PART 64     /* fewest rows of a matrix that are worth a thread */
 #define RUN 1024    /* products that are added in int32: 127 · 16,256 · 1,024 < 2^31 */
 #define PANEL 256   /* rows of a matrix widened at a time for many tokens: 16 KiB, in the cache */
-#define BLOCK 128   /* tokens that go through the layers together */
+#define BLOCK 256   /* tokens that go through the layers together */
 #define QUERIES 32  /* of one row and head whose scores are computed together */
 #define SCORES 65536 /* of one piece of attention: 256 KiB of scores */
 #define SPINS 4000  /* looks at a counter before a thread goes to sleep */

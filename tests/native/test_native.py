@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from models import random_model
 from synthetic import MODEL
 
+from s7jax.architecture import Architecture, Stack
 from s7jax.config import PRESETS
 from s7jax.errors import UsageError
 from s7jax.integer.specification import Specification
@@ -39,10 +40,10 @@ def answered(model, tokens):
     return h, specification.router(h), outputs, [specification.head(x) for x in outputs]
 
 
-def agree(seed, isa, threads, most=11):
+def agree(seed, isa, threads, most=11, cfg=None):
     """A random model over a batch of up to ``most`` rows, in random chunks, experts late."""
     rng = np.random.default_rng(seed)
-    model = random_model(rng)
+    model = random_model(rng, cfg)
     d = model.manifest.dimensions
     program = NativeProgram(model, threads, isa)
     lengths = rng.integers(1, d.context + 1, rng.integers(1, most + 1))
@@ -88,6 +89,18 @@ def agree(seed, isa, threads, most=11):
 @settings(max_examples=15, deadline=None)
 def test_random_models_agree_with_the_specification(isa, seed, threads):
     agree(seed, isa, threads)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("ffn", [1_024, 1_025, 2_300])
+def test_more_products_than_int32_adds_up(isa, ffn):
+    """One run of 1,024 products, one more product, three runs."""
+    stack = Stack(layers=1, hidden=24, heads=2, ffn=ffn)
+    cfg = Architecture(
+        vocab=64, context=60, trunk=stack, expert=stack, domains=("a",), routing_window=8
+    )
+    for seed in range(6):  # some of them have weights of ±127 alone
+        agree(seed, isa, 2, most=2, cfg=cfg)
 
 
 @pytest.mark.long(minutes=8)
