@@ -41,9 +41,7 @@ ROWS: dict[str, tuple[float | None, tuple[str, ...]]] = {  # times that rate, an
     "muon, to three tenths of the rate": (1, ("trunk.final_lr=0.3",)),
     "muon, a fifth of the decay": (1, ("trunk.weight_decay=0.02",)),
     "muon, 1.5 times the rate": (1.5, ()),
-    "muon, 2.2 times the rate": (2.2, ()),
     "muon, 3.2 times the rate": (3.2, ()),
-    "muon, 5 times the rate": (5, ()),
     "default": (None, ()),
 }
 NANOGPT = {f"nanogpt-{peak}": peak for peak in (0.0006, 0.001, 0.003, 0.01)}  # learning rates

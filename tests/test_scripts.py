@@ -63,7 +63,7 @@ def good(name: str, *args: object, cwd: Path) -> str:
 
 
 @pytest.fixture
-def here(monkeypatch, capsys, tmp_path):
+def script_here(monkeypatch, capsys, tmp_path):
     """Run a script in this process, where JAX is loaded: for what computes nothing."""
     jax.devices()  # as many as there are: no script decides it any more
 
@@ -201,7 +201,9 @@ def test_by_way_of_the_hub_a_run_gives_the_same_seal(work: Path, tmp_path: Path)
 
 
 @pytest.mark.long(minutes=1)
-def test_the_same_run_elsewhere_gives_the_same_seal(work: Path, corpus, here, tmp_path: Path):
+def test_the_same_run_elsewhere_gives_the_same_seal(
+    work: Path, corpus, script_here, tmp_path: Path
+):
     """Phase by phase with the single scripts, from another folder: the same bytes."""
     arguments = ("--run", "again", "--data", *corpus, "--set", *SIZE)
     good("experiments/trunk.py", "--preset", "s7-nano", *arguments, cwd=tmp_path)
@@ -217,10 +219,10 @@ def test_the_same_run_elsewhere_gives_the_same_seal(work: Path, corpus, here, tm
     trunks = (
         folder / "checkpoints/trunk_final" for folder in (work / "runs/tiny", again.parents[1])
     )
-    code, out, _ = here("tools/inspect_checkpoint.py", "--diff", *trunks)
+    code, out, _ = script_here("tools/inspect_checkpoint.py", "--diff", *trunks)
     assert (code, "identical" in out) == (0, True), out
     final = tmp_path / "runs/again/checkpoints/expert1_final"
-    code, out, _ = here("tools/inspect_checkpoint.py", final, "--verify-data")
+    code, out, _ = script_here("tools/inspect_checkpoint.py", final, "--verify-data")
     assert code == 0
     assert out.startswith("data verified: Receipt(sequences=(0, ")
 
@@ -295,9 +297,9 @@ def test_a_sealed_model_answers_and_proves_it(work: Path, tmp_path: Path):
         (("--prompt", "x " * 100), 2, "tokens; expected 1 to 31"),
     ],
 )
-def test_what_cannot_be_generated_is_said(work: Path, here, args, code: int, message: str):
+def test_what_cannot_be_generated_is_said(work: Path, script_here, args, code: int, message: str):
     sealed = () if "none.s7l" in args else (work / "runs/tiny/model/moe.s7l",)
-    found, _, err = here("tools/generate.py", *sealed, *args)
+    found, _, err = script_here("tools/generate.py", *sealed, *args)
     assert (found, message in err) == (code, True), err
 
 
@@ -314,24 +316,26 @@ def test_every_rule_is_shown_by_a_run(work: Path):
     assert {"s8", "s32"} <= set(types) <= INTEGERS  # of XLA or of a processor's instructions
 
 
-def test_every_link_from_the_data_to_a_proof_is_equal_beside_the_run(work: Path, here):
+def test_every_link_from_the_data_to_a_proof_is_equal_beside_the_run(work: Path, script_here):
     proof = work / "runs/tiny/model/sample.s7p"
     words = ("--provenance", "--run", "tiny", "--proof", proof, "--json")
-    code, out, _ = here("tools/verify.py", *words, cwd=work)
+    code, out, _ = script_here("tools/verify.py", *words, cwd=work)
     links = {one["link"]: one["verdict"] for one in json.loads(out)["provenance"]}
     assert (code, set(links.values())) == (0, {"equal"})
     assert {"trunk transcript", "expert3 data", "router parameters", "proof"} <= set(links)
 
 
-def test_numpy_computes_on_no_mesh(work: Path, here):
+def test_numpy_computes_on_no_mesh(work: Path, script_here):
     sealed = work / "runs/tiny/model/moe.s7l"
-    code, _, err = here("tools/selftest.py", sealed, "--mesh", "1x2")
+    code, _, err = script_here("tools/selftest.py", sealed, "--mesh", "1x2")
     assert (code, "mesh 1x2 wants engine xla" in err) == (2, True), err
-    code, _, err = here("tools/verify.py", sealed, "--engine", "native")
+    code, _, err = script_here("tools/verify.py", sealed, "--engine", "native")
+    assert (code, "--engine and --mesh go with --replay" in err) == (2, True), err
+    code, _, err = script_here("tools/verify.py", sealed, "--mesh=")
     assert (code, "--engine and --mesh go with --replay" in err) == (2, True), err
 
 
-def test_selftest_notices_any_changed_bit(work: Path, here, tmp_path: Path):
+def test_selftest_notices_any_changed_bit(work: Path, script_here, tmp_path: Path):
     sealed = work / "runs/tiny/model/moe.s7l"
     assert "16 tokens in 4 domains" in good("tools/selftest.py", sealed, cwd=work)
     assert "as sealed" in good("tools/selftest.py", "--engine", "xla", "--mesh", "1x2", cwd=work)
@@ -340,7 +344,7 @@ def test_selftest_notices_any_changed_bit(work: Path, here, tmp_path: Path):
         changed = bytearray(data)
         changed[at] ^= 1
         (tmp_path / "changed.s7l").write_bytes(changed)
-        code, _, err = here("tools/selftest.py", tmp_path / "changed.s7l", cwd=work)
+        code, _, err = script_here("tools/selftest.py", tmp_path / "changed.s7l", cwd=work)
         assert code == 1
         assert "changed.s7l" in err or "FIELD" in err
 
@@ -366,11 +370,11 @@ def test_the_commands_of_the_specification_work_as_written(work: Path, tmp_path:
 
 
 @pytest.fixture
-def tensor_digests(here):
+def tensor_digests(script_here):
     """SHA-256 of every tensor of a checkpoint or, with ``--weights``, of a sealed file."""
 
     def told(path: Path, *flags: str) -> dict[str, str]:
-        code, out, err = here("tools/inspect_checkpoint.py", path, *flags, "--json")
+        code, out, err = script_here("tools/inspect_checkpoint.py", path, *flags, "--json")
         assert code == 0, err
         return {row["name"]: row["sha256"] for row in json.loads(out)}
 
@@ -379,7 +383,7 @@ def tensor_digests(here):
 
 @pytest.mark.long(minutes=1)
 def test_a_fifth_domain_is_added_to_a_finished_run(
-    work: Path, here, tensor_digests, tmp_path: Path
+    work: Path, script_here, tensor_digests, tmp_path: Path
 ):
     """BUILD.md's recipe: one expert more; trunk and other experts keep their bytes."""
     shutil.copytree(work / "runs/tiny", tmp_path / "runs/tiny")
@@ -421,7 +425,7 @@ def test_a_fifth_domain_is_added_to_a_finished_run(
         (("--add-domain", "Tax", "--data", "Tax=x"), "lower-case"),
         (("--add-domain", "tax", "--data", "tax=law.jsonl", "--seed", "3"), "--add-domain with"),
     ):
-        found, _, err = here("experiments/pipeline.py", "--run", "tiny", *flags)
+        found, _, err = script_here("experiments/pipeline.py", "--run", "tiny", *flags)
         assert (found, message in err) == (2, True), err
 
 
@@ -446,9 +450,9 @@ def test_verify_rejects_one_flipped_weight_bit(work: Path, tmp_path: Path):
     assert "embedding.scale" in result.stdout
 
 
-def test_inspect_shows_checkpoints_and_seals(work: Path, here):
+def test_inspect_shows_checkpoints_and_seals(work: Path, script_here):
     def shown(*args: object, code: int = 0) -> str:
-        found, out, err = here("tools/inspect_checkpoint.py", *args)
+        found, out, err = script_here("tools/inspect_checkpoint.py", *args)
         assert found == code, err
         return out
 
@@ -512,8 +516,8 @@ def test_a_mesh_of_virtual_devices_trains_and_says_so(work: Path, corpus, tmp_pa
         (("--data", "code=x", "--prepared", "y"), 2, "give one of them"),
     ],
 )
-def test_wrong_usage_is_one_clear_message(here, arguments, code: int, message: str):
-    found, _, err = here("experiments/trunk.py", *arguments)
+def test_wrong_usage_is_one_clear_message(script_here, arguments, code: int, message: str):
+    found, _, err = script_here("experiments/trunk.py", *arguments)
     assert found == code, err
     assert message in err
     assert "Traceback" not in err
@@ -527,25 +531,25 @@ def test_so_it_is_for_a_process_of_its_own(tmp_path: Path):
     assert "Traceback" not in result.stderr
 
 
-def test_broken_data_is_named_by_file_and_line(corpus, here, tmp_path: Path):
+def test_broken_data_is_named_by_file_and_line(corpus, script_here, tmp_path: Path):
     (tmp_path / "broken.jsonl").write_text('{"text": "fine"}\n{"text": oops}\n')
     flags = [f"code={tmp_path / 'broken.jsonl'}", *corpus[1:]]
-    code, _, err = here("experiments/trunk.py", "--data", *flags)
+    code, _, err = script_here("experiments/trunk.py", "--data", *flags)
     assert code == 1
     assert "broken.jsonl" in err
     assert "line 2" in err or ":2" in err
     assert "Traceback" not in err
 
 
-def test_a_run_of_another_configuration_is_refused(work: Path, here):
-    code, _, err = here("experiments/pipeline.py", "--run", "tiny", "--seed", 1, cwd=work)
+def test_a_run_of_another_configuration_is_refused(work: Path, script_here):
+    code, _, err = script_here("experiments/pipeline.py", "--run", "tiny", "--seed", 1, cwd=work)
     assert code == 2
     assert "another configuration" in err
 
 
-def test_without_a_run_the_command_that_makes_one_is_named(here):
+def test_without_a_run_the_command_that_makes_one_is_named(script_here):
     for name in ("experiments/experts.py", "tools/pack.py", "tools/quantize.py"):
-        code, _, err = here(name)
+        code, _, err = script_here(name)
         assert code == 2
         assert "experiments/pipeline.py" in err
 
@@ -553,8 +557,8 @@ def test_without_a_run_the_command_that_makes_one_is_named(here):
 @pytest.mark.parametrize(
     "path", sorted([*(ROOT / "experiments").glob("*.py"), *(ROOT / "tools").glob("*.py")]), ids=str
 )
-def test_help_has_examples(path: Path, here):
+def test_help_has_examples(path: Path, script_here):
     name = str(path.relative_to(ROOT))
-    code, out, _ = here(name, "--help")
+    code, out, _ = script_here(name, "--help")
     assert code == 0
     assert f"  python {name}" in out

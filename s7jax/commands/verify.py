@@ -51,7 +51,7 @@ def complete(args: Namespace) -> None:
         raise UsageError("--min-version and --signature mean nothing without --trust PUBKEY")
     if not args.provenance and (args.proof or (args.file and isinstance(args.run, str))):
         raise UsageError("--proof PROOF and --run RUN go with --provenance")
-    if not args.replay and (args.engine or args.mesh):
+    if not args.replay and (args.engine, args.mesh) != (None, None):
         raise UsageError("--engine and --mesh go with --replay PROOF")
     if args.provenance and args.run:
         args.run = newest(lambda run: run.sealed) if args.run is True else named(args.run)
@@ -105,6 +105,6 @@ def again(args: Namespace, opened: s7l.Seal | s7l.Bundle) -> dict[str, Any]:
     """A proof computed again."""
     if isinstance(opened, s7l.Bundle):
         raise UsageError("a proof is replayed with the whole sealed model, not with a bundle")
-    forward = by_engine(opened, args.engine or "numpy", args.mesh or "1x1")
+    forward = by_engine(opened, args.engine or "numpy", "1x1" if args.mesh is None else args.mesh)
     compiling.announce()
     return replay.replay(proof.load(args.replay), opened, forward)
