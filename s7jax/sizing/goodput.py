@@ -20,7 +20,7 @@ from s7jax.sizing.schedule import HOUR, Job, roofline
 # Llama 3 (arXiv 2407.21783, §3.3.4): 419 unexpected interruptions in 54 days of 16,384 H100s.
 RATE = 419 / (54 * 24 * 16_384)  # per device-hour: one in 50,700
 RESTART = 600.0  # seconds until a run computes again: noticed, placed, loaded, compiled
-DEVICES = (8, 64, 512)
+DEVICES = (8, 64, 512)  # that a table tells of, beside those planned for
 LEAST = 1e-12  # failures per device-hour: below, a float no longer tells a run with one from none
 
 
@@ -140,10 +140,10 @@ def on_devices(
 def table(
     work: list[Job], device: Device, mfu: float, failures: Failures, storage: float
 ) -> list[dict[str, Any]]:
-    """:func:`on_devices` for every job on each of :data:`DEVICES`."""
+    """:func:`on_devices` for every job on its own devices and on each of :data:`DEVICES`."""
     rows = [
         on_devices(job, devices, device, mfu, failures, storage)
         for job in work
-        for devices in DEVICES
+        for devices in sorted({job.shape.devices, *DEVICES})
     ]
     return [row | asdict(failures) for row in rows if row is not None]

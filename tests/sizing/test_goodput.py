@@ -71,6 +71,11 @@ def test_the_planned_rows():
     assert all(b["hours_at_best"] > a["hours_at_best"] for a, b in zip(rows, often, strict=True))
 
 
+def test_the_mesh_that_is_planned_has_its_row():
+    rows = table(jobs(BIG, parse("2x1"), "trunk"), A100, 0.5, Failures(), 1e9)
+    assert [row["mesh"] for row in rows] == ["2x1", "8x1", "64x1", "512x1"]
+
+
 def test_a_batch_too_small_for_the_devices_is_left_out():
     small = dataclasses.replace(BIG, trunk=dataclasses.replace(BIG.trunk, batch=64, microbatch=1))
     (job,) = jobs(small, parse("8x1"), "trunk")
