@@ -184,12 +184,20 @@ class Compute:
         """``length`` positions of x from ``start_B`` on."""
         return self._program.recall(x_BTD, start_B, length)
 
-    def _check(self, gates: Sequence[Gate | None], rows: int) -> list[Session | None]:
+    def require_own_process(self) -> None:
+        """Refuse to go on after a fork, before waiting for a lock that nobody there holds.
+
+        Raises:
+            InputError: the model was opened in another process.
+        """
         if os.getpid() != self._process:
             raise InputError(
                 "the model was opened in another process, whose threads a fork lacks: start "
                 "processes by spawn, and open it in each"
             )
+
+    def _check(self, gates: Sequence[Gate | None], rows: int) -> list[Session | None]:
+        self.require_own_process()
         if not any(held is not None for held in gates):
             gates_.check(None, self)
         sessions = [None if held is None else gates_.check(held, self) for held in gates]

@@ -15,7 +15,8 @@ drawn is seldom guessed.
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,6 +73,7 @@ class Completion:
     reason: str | None = None  # why it has ended: see :mod:`s7jax.runtime.policy`
     proof: Proof | None = None  # when it has ended
     dropped: bool = False  # nobody wants it any more; may be set by any thread at any time
+    lost: str = ""  # the error or interrupt in the middle of a step, after which it never ends
     held: bool = False  # it keeps its row, and steps pass it by
     watch: Callable[["Completion"], None] = lambda _: None  # called after every change
 
@@ -136,18 +138,23 @@ class Engine:
         if drafter not in DRAFTERS:
             raise UsageError(f"drafter {drafter!r}; expected {', '.join(DRAFTERS)}")
         self._compute, self._drafts, self._drafter = compute, drafts, drafter
-        self._rows: list[_Row | None] = [None] * rows
         self._waiting: deque[Completion] = deque()
-        self._cache = compute.trunk_cache(rows, self.slots)
-        self._beyond = self._cache[0].shape[3]  # where rows are parked: the cache may hold more
-        self._history = compute.history(rows, self.slots)
-        self._experts: dict[int, Cache] = {}
         self._turn = threading.RLock()  # one thread at a time; others wait
+        self._clear(rows)
+
+    def _clear(self, rows: int) -> None:
+        """Free rows, new caches: a step that was interrupted may have used up the old ones."""
+        self._rows: list[_Row | None] = [None] * rows
+        self._cache = self._compute.trunk_cache(rows, self.slots)
+        self._beyond = self._cache[0].shape[3]  # where rows are parked: the cache may hold more
+        self._history = self._compute.history(rows, self.slots)
+        self._experts: dict[int, Cache] = {}
 
     def submit(
         self, request: Request, watch: Callable[[Completion], None] = lambda _: None
     ) -> Completion:
         """Queue a request; ``watch`` is called whenever it has changed; raises as :meth:`check`."""
+        self._compute.require_own_process()
         self.check(request)
         completion = Completion(request, watch=watch)
         with self._turn:
@@ -197,10 +204,11 @@ class Engine:
 
     def cut(self, completion: Completion, end: str) -> None:
         """End a request early, as ``client`` or ``time``; what came so far is proven."""
-        with self._turn:
+        with self._turn, self._whole():
             if completion in self._waiting:
+                row = self._enter(completion)
                 self._waiting.remove(completion)
-                self._leave(None, self._enter(completion), end)
+                self._leave(None, row, end)
             for index, row in self._active():
                 if row.completion is completion:
                     self._leave(index, row, end)
@@ -211,9 +219,25 @@ class Engine:
             self.step()
 
     def step(self) -> None:
-        """One iteration: at most one chunk of every row that is not held."""
-        with self._turn:
+        """One iteration: at most one chunk of every row that is not held.
+
+        An error or interrupt in the middle leaves the rows half done: their completions are
+        :attr:`~Completion.lost`. Those that wait, and those to come, are not concerned.
+        """
+        with self._turn, self._whole():
             self._step()
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What changes rows happens whole, or they are given up."""
+        try:
+            yield
+        except BaseException as e:
+            for _, row in self._active():
+                row.completion.lost = repr(e)
+            self._waiting = deque(c for c in self._waiting if not c.lost)
+            self._clear(len(self._rows))
+            raise
 
     def _step(self) -> None:
         held = (row.completion for _, row in self._active())
@@ -255,7 +279,8 @@ class Engine:
         """Fill free rows from the queue: SOH and STX of each."""
         for b, row in enumerate(self._rows):
             if row is None and self._waiting:
-                self._rows[b] = self._enter(self._waiting.popleft())
+                self._rows[b] = self._enter(self._waiting[0])
+                self._waiting.popleft()
 
     def _enter(self, completion: Completion) -> _Row:
         session = Session(self._compute)

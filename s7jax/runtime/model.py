@@ -180,6 +180,7 @@ class Model:
 
     def engine(self, request: Request) -> Engine:
         """An engine of one row with room for a request; engines are kept, and hold caches."""
+        self.compute.require_own_process()
         context = self.compute.cfg.context
         wanted = len(request.prompt.ids) + (request.policy.max_new_tokens or context)
         slots = min(context, -(-wanted // SLOT_STEP) * SLOT_STEP)
@@ -234,7 +235,12 @@ class Answer:
             self.completion.dropped = True
 
     def __iter__(self) -> Iterator[str]:
-        """Pieces of text; none ends inside a character."""
+        """Pieces of text; none ends inside a character.
+
+        Raises:
+            InputError: an interrupt came in the middle of a step: what follows is not known.
+        """
+        self._model.compute.require_own_process()
         told = 0
         while True:
             with self._turn:
@@ -247,15 +253,24 @@ class Answer:
     def _advance(self) -> bool:
         """One step further; whether there was one."""
         completion = self.completion
-        if self._shown == len(completion.output):
-            if completion.reason is not None:
-                return False
-            self._engine.step()
-        ended, count = completion.reason is not None, len(completion.output)
-        if count > self._shown or ended:
-            self._shown = count
-            if piece := self._decoder.feed(completion.output[:count], ended):
-                self._pieces.append(piece)
+        if completion.lost:
+            raise InputError(
+                f"the answer broke off in the middle of a step ({completion.lost}); ask again: the "
+                "same prompt and policy give the same answer"
+            )
+        try:
+            if self._shown == len(completion.output):
+                if completion.reason is not None:
+                    return False
+                self._engine.step()
+            ended, count = completion.reason is not None, len(completion.output)
+            if count > self._shown or ended:
+                self._shown = count
+                if piece := self._decoder.feed(completion.output[:count], ended):
+                    self._pieces.append(piece)
+        except BaseException as e:  # a piece may be missing, or a step
+            completion.lost, completion.dropped = repr(e), True
+            raise
         return True
 
     @property

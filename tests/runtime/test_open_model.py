@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,81 @@ def test_a_dropped_answer_is_computed_no_further(model):
     assert completion.reason == "client"
     assert len(completion.output) < 10
     assert not engine.busy
+
+
+def interrupted(act: Callable[[], object], after: int) -> bool:
+    """Whether an act was ended by an interrupt, when so many lines of the runtime had run."""
+    left = after
+
+    def trace(frame, event, argument):
+        nonlocal left
+        if "/runtime/" not in frame.f_code.co_filename:
+            return None
+        left -= event == "line"
+        if left == 0:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        act()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+def test_an_interrupt_at_any_line_spoils_nothing(model):
+    ask, other = partial(model.generate, "{", max_new_tokens=3), "2 + 2 ="
+    wanted, others = ask().report(), model.generate(other, max_new_tokens=2).report()
+    outcomes, after = {True: 0, False: 0}, 1
+    while True:
+        kept = ask()
+        if not interrupted(lambda kept=kept: kept.text, after):
+            break
+        try:
+            assert kept.report() == wanted, f"another answer after line {after}"
+        except InputError as e:
+            assert "broke off in the middle of a step (KeyboardInterrupt())" in str(e)
+        outcomes[bool(kept.completion.lost)] += 1
+        assert model.generate(other, max_new_tokens=2).report() == others, f"line {after}"
+        after += 11
+    assert min(outcomes.values()) > 0
+    assert after > 700
+
+
+FORK = """
+import os, signal, sys, threading
+import s7jax
+from s7jax.errors import InputError
+model = s7jax.open(sys.argv[1])
+answer = model.generate("{")
+held = threading.Event()
+def hold():
+    with model._turn, answer._turn, answer._engine._turn, model.compute._turn:
+        held.set()
+        threading.Event().wait()
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+if os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+signal.alarm(60)
+for act in (lambda: answer.text, lambda: model.generate("{"), lambda: model.generate_all(["{"])):
+    try:
+        act()
+    except InputError as e:
+        print(e)
+os._exit(sys.stdout.flush() or 0)
+"""
+
+
+def test_a_fork_is_refused_whatever_another_thread_does(sealed):
+    command = [sys.executable, "-W", "ignore", "-c", FORK, sealed]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("opened in another process") == 3
 
 
 @pytest.mark.parametrize("most", [2**64, 0, -1])
