@@ -318,7 +318,10 @@ def override(config: Config, assignments: list[str]) -> Config:
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
-            raise UsageError(f"--set {assignment}: {text!r} is not a JSON value") from None
+            raise UsageError(
+                f"--set {assignment}: {text!r} is not a JSON value; numbers are written out, such "
+                'as 5000000, text as "text"'
+            ) from None
         *parents, last = path.split(".")
         for node in _nodes(tree, parents, path):
             if not isinstance(node, dict) or last not in node:

@@ -8,12 +8,12 @@ JSON types and names the field with its whole path. A field with a default may b
 
 import dataclasses
 import difflib
-import math
 import re
+import sys
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from s7jax.errors import UsageError
+from s7jax.errors import UsageError, show
 
 NAME = r"[a-z0-9_]{1,64}"
 T = TypeVar("T")
@@ -140,7 +140,7 @@ def _built(hint: Any, value: Any, where: str) -> Any:
             raise UsageError(f"{where} has {len(value)} entries; expected {len(hints)}")
         pairs = enumerate(zip(hints, value, strict=True))
         return tuple(_built(h, v, f"{where}[{i}]") for i, (h, v) in pairs)
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     return value
 
@@ -163,11 +163,12 @@ def _problem(f: Any, hint: Any, value: Any) -> str | None:
 
 def _type_problem(hint: Any, value: Any) -> str | None:
     if hint is float:
-        right = type(value) in (int, float) and math.isfinite(value)
+        right = type(value) in (int, float) and abs(value) <= sys.float_info.max
     else:
         right = type(value) is hint
     expected = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
-    return None if right else f"is {value!r}; expected {expected.get(hint, 'an object')}"
+    shown = show(value) if type(value) is int else repr(value)  # of any number of digits
+    return None if right else f"is {shown}; expected {expected.get(hint, 'an object')}"
 
 
 def _value_problem(f: Any, value: Any) -> str | None:

@@ -18,12 +18,13 @@ from jax.sharding import PartitionSpec as P
 
 from s7jax.architecture import Architecture, Parameter, Split, TensorSpec, divisors
 from s7jax.config import Recipe
-from s7jax.errors import UsageError
+from s7jax.errors import InputError, UsageError
 
 DATA, MODEL = AXES = "data", "model"
 # XLA ends a process whose devices come to a collective too far apart. Virtual devices take turns on
 # the cores: with one gradient of s7-140m each, eight of them on two busy cores come 27 s apart.
 PATIENCE = {"warn_stuck": 600, "terminate": 3_600}  # seconds
+MOST_VIRTUAL = 256  # devices that a CPU is presented as: each has threads of its own
 EXPLICIT = (AxisType.Explicit, AxisType.Explicit)
 
 
@@ -132,7 +133,9 @@ def provision(shape: MeshShape | None, cluster: Cluster | None = None, virtual: 
 
     Raises:
         UsageError: there are accelerators, but fewer than one pool of the mesh needs; CPU devices
-            do not divide over the processes; or this process has used JAX on fewer.
+            do not divide over the processes, or are more than :data:`MOST_VIRTUAL` in one; or
+            this process has used JAX on fewer.
+        InputError: JAX finds none of the devices that JAX_PLATFORMS names.
     """
     wanted, processes = shape.devices if shape else virtual, 1
     if cluster:
@@ -143,6 +146,8 @@ def provision(shape: MeshShape | None, cluster: Cluster | None = None, virtual: 
         raise UsageError(
             f"--mesh {shape}: {wanted} devices do not divide over {processes} processes"
         )
+    if wanted // processes > MOST_VIRTUAL:
+        raise UsageError(f"--mesh {shape}: {wanted:,} devices; expected at most {MOST_VIRTUAL}")
     if wanted > 1:
         try:
             jax.config.update("jax_num_cpu_devices", wanted // processes)
@@ -154,7 +159,11 @@ def provision(shape: MeshShape | None, cluster: Cluster | None = None, virtual: 
                 ) from None
             wanted = jax.device_count()
         _wait_for_slow_devices()
-    backend, found = jax.default_backend(), jax.device_count()
+    try:
+        backend, found = jax.default_backend(), jax.device_count()
+    except (RuntimeError, AssertionError) as e:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise InputError(f"JAX finds no device (JAX_PLATFORMS is {asked!r}): {e}") from None
     enough = shape.data * shape.model if shape else 1
     if found < enough:
         raise UsageError(

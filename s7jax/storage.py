@@ -57,7 +57,14 @@ def read_regular(path: Path, most: int) -> bytes:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file: a reader sees the old one or the whole new one, even after a crash."""
+    """Write a file: a reader sees the old one or the whole new one, even after a crash.
+
+    Raises:
+        InputError: a folder, device or pipe is there, which a file would take the place of.
+        OSError: it cannot be written; it is named.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is there and no file; nothing was written")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     # A new file or none: a name that somebody has put there is not followed or written over.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -161,6 +161,23 @@ def test_who_has_closed_the_output_wants_none(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_too_little_memory_is_one_message(capsys):
+    def run():
+        raise MemoryError("no room for 5 GiB")
+
+    with pytest.raises(SystemExit) as end:
+        cli.main(run)
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "error: there is not enough memory: no room for 5 GiB\n"
+
+
+def test_devices_that_jax_does_not_find_are_one_message():
+    words = "generate", "x", "--engine", "xla", "--max-tokens", "1"
+    done = run(sys.executable, "-m", "s7jax", *words, JAX_PLATFORMS="cuda")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "JAX finds no device (JAX_PLATFORMS is 'cuda')" in done.stderr
+
+
 def test_an_interrupt_while_modules_are_imported_leaves_no_trace(tmp_path):
     (tmp_path / "s7jax").symlink_to(ROOT / "s7jax")
     (tmp_path / "shtab.py").write_text(

@@ -64,6 +64,8 @@ def test_override_sets_nested_fields_and_spreads_one_value_over_all_experts():
         ("trunk.peak_lr=-0.01", "trunk.peak_lr is -0.01; expected above 0"),
         ("trunk.peak_lr=NaN", "trunk.peak_lr is nan; expected a finite number"),
         ("trunk.tokens=[1000,2000]", r"trunk.tokens is \[1000, 2000\]; expected a whole number"),
+        (f"trunk.peak_lr=1{'0' * 400}", r"trunk.peak_lr is 10+; expected a finite number"),
+        ("trunk.tokens=5B", "'5B' is not a JSON value; numbers are written out"),
         ("trunk.tokens=[]", r"trunk.tokens is \[\]; expected a whole number"),
         ("trunk.tokens=0", "trunk.tokens is 0; expected from 1"),
         ("trunk.checkpoint=0", "trunk.checkpoint is 0; expected from 1"),

@@ -21,7 +21,7 @@ import pytest
 
 from s7jax import commands
 from s7jax.config import PRESETS
-from s7jax.data.formats import zstd
+from s7jax.data.compression import zstd
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*map(ROOT.joinpath, ("README.md", "BUILD.md", "CONTRIBUTING.md"))]

@@ -13,15 +13,18 @@ Examples:
 """
 
 import json
+import os
 import sys
 import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from s7jax import runtime
-from s7jax.errors import UsageError
+from s7jax.errors import InputError, UsageError
 from s7jax.runtime.compute import ENGINES
 from s7jax.runtime.engine import DRAFTERS
+from s7jax.runtime.prompt import MOST_BYTES
+from s7jax.runtime.proof import load
 from s7jax.runtime.replay import traced
 from s7jax.terminal import cli, compiling
 from s7jax.train.folder import newest_seal
@@ -65,8 +68,8 @@ def check(args: Namespace) -> None:
         raise UsageError("give a text in quotes, --prompt TEXT or --file FILE")
     if args.trace and not args.proof:
         raise UsageError("--trace goes into the proof: give --proof FILE")
-    if args.proof and (args.proof.is_dir() or not args.proof.parent.is_dir()):
-        raise UsageError(f"--proof {args.proof}: a folder, or there is no such folder")
+    if args.proof:
+        _check_proof(args.proof)
 
 
 def main(args: Namespace) -> None:
@@ -99,5 +102,22 @@ def main(args: Namespace) -> None:
             print(f"\n{answer.summary(seconds)}", file=sys.stderr)
 
 
+def _check_proof(path: Path) -> None:
+    """A proof takes an older one's place, and nothing else's."""
+    if not path.parent.is_dir():
+        raise UsageError(f"--proof {path}: there is no folder {path.parent}")
+    if os.path.lexists(path):
+        try:
+            load(path)
+        except InputError as e:
+            raise UsageError(f"--proof {path}: is there and no proof ({e}); give another") from None
+
+
 def _read(path: Path) -> bytes:
-    return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    """A text, of which no more is read than a prompt may hold."""
+    if str(path) != "-":
+        with path.open("rb") as file:
+            return file.read(MOST_BYTES + 1)
+    if sys.stdin is None:
+        raise UsageError("--file -: standard input is closed")
+    return sys.stdin.buffer.read(MOST_BYTES + 1)

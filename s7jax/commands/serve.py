@@ -30,6 +30,7 @@ def add_flags(p: ArgumentParser) -> None:
     p.add_argument("--port", type=int, default=8000)
     p.add_argument("--name", help="of the model in requests (default: the file's)")
     p.add_argument("--engine", choices=ENGINES, default="auto", help="native C, or XLA's devices")
+    p.add_argument("--threads", type=int, metavar="N", help="of the native engine (default: all)")
     p.add_argument("--mesh", default="1x1", metavar="[PxDx]M", help="XLA devices, such as 4x2")
     p.add_argument("--rows", type=int, default=8, help="answers in one batch")
     p.add_argument("--waiting", type=int, default=64, help="answers that may queue")
@@ -56,6 +57,8 @@ def add_flags(p: ArgumentParser) -> None:
 
 def check(args: Namespace) -> None:
     """Refuse values out of range."""
+    if not args.host:
+        raise UsageError("--host is empty; expected an address or a name of this machine")
     if not 0 <= args.port < 1 << 16:
         raise UsageError(f"--port {args.port}: expected 0 to 65535")
     # So that no NaN passes.
@@ -78,7 +81,8 @@ def main(args: Namespace) -> None:
     path = args.model or newest_seal()
     sockets = bound(args.host, args.port)
     limits = Limits(rows=args.rows, waiting=args.waiting, seconds=args.seconds, grace=args.grace)
-    how = {"engine": args.engine, "mesh": args.mesh, "root": args.root, "trust": args.trust}
+    how = {"engine": args.engine, "threads": args.threads, "mesh": args.mesh}
+    how |= {"root": args.root, "trust": args.trust}
     # Who knows the token has not come from some web page that a browser was led to.
     hosts = args.allow_host or (LOCAL if _is_local(args.host) else ["*"])
     with runtime.open(path, **how) as model:
@@ -86,10 +90,10 @@ def main(args: Namespace) -> None:
         name = args.name or path.stem
         host = f"[{args.host}]" if ":" in args.host else args.host
         port = sockets[0].getsockname()[1]
-        print(f"{name}: root {model.seal.root.hex()}, http://{host}:{port}", flush=True)
         app = application(
             model, name, limits, tokens=tokens, hosts=hosts, origins=args.allow_origin
         )
+        print(f"{name}: root {model.seal.root.hex()}, http://{host}:{port}", flush=True)
         run(app, app.state.worker, limits, sockets)
 
 

@@ -78,7 +78,9 @@ def main(args: Namespace) -> int:
         print(json.dumps({**result, "passed": False, "error": str(e)}))
         return 1
     report = s7l.check(opened)
-    if args.run is True and isinstance(opened, s7l.Seal):
+    if args.run is True:
+        if isinstance(opened, s7l.Bundle):
+            raise UsageError("--run takes the whole sealed model: a bundle alone cannot run")
         report = evidence.check(opened, report)
     passed = report.passed and not lineage.broken(links)
     if args.json:  # the same file gives the same object

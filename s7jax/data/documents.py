@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from s7jax.data import files
+from s7jax.data.compression import DamagedFile
 from s7jax.data.files import File
-from s7jax.data.formats import Bad, DamagedFile, Record, Wanted
+from s7jax.data.formats import Bad, Found, LeftOut, Record, Wanted
 from s7jax.data.sources import Source
 from s7jax.errors import InputError
+
+_SHOWN = 200  # characters of the names of fields that a message holds
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ def read(
         try:
             for record in _records(file, wanted):
                 counts.records += 1
+                if isinstance(record, LeftOut):
+                    counts.skipped[record.why] += 1
+                    continue
                 bad = record if isinstance(record, Bad) else None
                 text = "" if isinstance(record, Bad) else _text(record, source)
                 if isinstance(text, Bad):
@@ -83,7 +89,8 @@ def texts(file: File, limit: int) -> Iterator[str]:
         for record in _records(file, Wanted((), limit)):
             if isinstance(record, Bad):
                 raise InputError(f"{file.url}{record.at}: {record.why}")
-            yield from _strings(record.value)
+            if isinstance(record, Record):
+                yield from _strings(record.value)
     except DamagedFile as e:
         raise InputError(f"{file.url}{e}") from e
 
@@ -110,7 +117,7 @@ def is_drawn(key: bytes, weight: float) -> bool:
     return weight >= 1 or drawn < int(weight * 2**64)
 
 
-def _records(file: File, wanted: Wanted) -> Iterator[Record | Bad]:
+def _records(file: File, wanted: Wanted) -> Iterator[Found]:
     with files.opened(file.url) as raw, file.kind.open(raw, wanted.limit) as plain:
         yield from file.kind.format.read(plain, wanted)
 
@@ -124,7 +131,8 @@ def _text(record: Record, source: Source) -> str | Bad | None:
         return wanted or None
     found = _at(record.value, source.field.split("."))
     if isinstance(found, _Missing):
-        return Bad(record.at, f"expected an object with a field {source.field!r}; {found.has}")
+        why = f"expected an object with a field {source.field!r}; {found.has}"
+        return Bad(record.at, f"{why}; say which with --field")
     parts = found if isinstance(found, list) else [found]
     for part in parts:
         if part is not None and not isinstance(part, str):
@@ -172,7 +180,7 @@ def _at(value: Any, path: list[str]) -> Any:
             return missing or flat
         if not isinstance(value, Mapping) or name not in value:
             names = ", ".join(map(str, value)) if isinstance(value, Mapping) else "no fields"
-            return _Missing(f"it has {names}; say which with --field")
+            return _Missing(f"it has {names[:_SHOWN]}{'…' * (len(names) > _SHOWN)}")
         value = value[name]
     return value
 

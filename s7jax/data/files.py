@@ -8,6 +8,7 @@ HTTP, ``file://``, ``memory://``, as its environment variables configure it (``A
 import fnmatch
 import glob
 import io
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,9 @@ _ABOUT_RECORDS = (
     "_metadata",
     "_common_metadata",
 )
+
+
+_NOTES = ("text", "json")  # formats that may be such
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,13 @@ def listing(
     found, left, explicit = _remote(path) if is_url(path) else _local(path)
     if not found and explicit:
         raise InputError(f"{domain}: {path} {explicit}")
-    files, unknown = [], Counter[str]()
-    first_unknown = ""
+    files, unknown = list[File](), Counter[str]()
+    first_unknown, records = "", set[str]() if format_name else _record_folders(found)
     for entry in sorted(found, key=lambda e: os.fsencode(e.url)):
         kind = kind_of(entry.name, format_name)
-        if kind is None:
+        if _is_note(entry, kind, records):
+            left["about the records beside it"] += 1
+        elif kind is None:
             unknown[suffix_of(entry.name)] += 1
             first_unknown = first_unknown or entry.url
         elif not entry.size:
@@ -92,8 +98,7 @@ def listing(
                 raise InputError(f"{domain}: {entry.url} is empty; remove it from the sources")
             left["empty"] += 1
         else:
-            files.append((entry, File(entry.url, entry.size, kind, entry.stamp)))
-    kept = list(_without_notes(files, left)) if format_name is None else [file for _, file in files]
+            files.append(File(entry.url, entry.size, kind, entry.stamp))
     if unknown and not skip_unknown:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unknown.items()))
         raise InputError(
@@ -101,9 +106,9 @@ def listing(
             "such as src/**/*.py, or leave out what cannot be read with --on-bad skip"
         )
     left.update({f"unknown kind {suffix}": count for suffix, count in unknown.items()})
-    if not kept:
+    if not files:
         raise InputError(f"{domain}: {path} holds no file of a known suffix with any content")
-    return Listing(tuple(kept), dict(sorted(left.items())))
+    return Listing(tuple(files), dict(sorted(left.items())))
 
 
 @contextmanager
@@ -157,20 +162,21 @@ class _RemoteFile(io.RawIOBase):
             raise InputError(f"{self._url}: {type(e).__name__}: {e}") from e
 
 
-def _without_notes(files: Sequence[tuple[_Entry, File]], left: Counter[str]) -> Iterator[File]:
-    """Files but those that only describe the records below them (cards, licences, metadata)."""
-    folders = set[str]()  # with records in them or further below
-    for entry, file in files:
-        if file.kind.format.name not in ("text", "json"):
+def _record_folders(found: Sequence[_Entry]) -> set[str]:
+    """Folders with files of records in them or further below."""
+    folders = set[str]()
+    for entry in found:
+        kind = kind_of(entry.name)
+        if kind and kind.format.name not in _NOTES and entry.size:
             folders.update(map(str, PurePosixPath(entry.url).parents))
-    for entry, file in files:
-        path = PurePosixPath(entry.url)
-        if str(path.parent) in folders and any(
-            fnmatch.fnmatch(path.name.lower(), pattern) for pattern in _ABOUT_RECORDS
-        ):
-            left["about the records beside it"] += 1
-        else:
-            yield file
+    return folders
+
+
+def _is_note(entry: _Entry, kind: Kind | None, records: set[str]) -> bool:
+    """Whether a file only describes the records beside it: a card, a licence, metadata."""
+    path = PurePosixPath(entry.url)
+    named = any(fnmatch.fnmatch(path.name.lower(), pattern) for pattern in _ABOUT_RECORDS)
+    return named and str(path.parent) in records and not (kind and kind.format.name not in _NOTES)
 
 
 def _local(path: str) -> tuple[list[_Entry], Counter[str], str]:
@@ -179,11 +185,45 @@ def _local(path: str) -> tuple[list[_Entry], Counter[str], str]:
     if source.is_dir():
         return [_entry(p, str(p.relative_to(source))) for p in _tree(source, left)], left, ""
     if source.exists():
+        if not source.is_file():
+            return [], left, "is no regular file: write what it gives to one"
         return [_entry(source, source.name)], left, ""
     if not glob.has_magic(path):
         return [], left, "does not exist"
-    matches = sorted(Path(p) for p in glob.glob(path, recursive=True))  # noqa: PTH207 (absolute too)
-    return [_entry(p, p.name) for p in matches if p.is_file()], left, "matches no file"
+    recursive = "**" in source.parts
+    matches = _below(source, left) if recursive else map(Path, glob.glob(path))  # noqa: PTH207
+    found = []
+    for match in sorted(matches):
+        if match.is_file():
+            found.append(_entry(match, match.name))
+        else:
+            left["folder" if match.is_dir() else _no_file(match)] += 1
+    return found, left, "matches no file"
+
+
+def _below(pattern: Path, left: Counter[str]) -> Iterator[Path]:
+    """What a pattern with ``**`` matches: every file once, however links lead to it."""
+    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    root = Path(*fixed)
+    if root.is_dir():
+        parts = pattern.parts[len(fixed) :]
+        yield from (p for p in _tree(root, left) if _matches(p.relative_to(root).parts, parts))
+
+
+def _matches(path: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether the parts of a path are those of a pattern, where ``**`` is any number of them."""
+    if not pattern:
+        return not path
+    if pattern == ("**",):
+        return bool(path)
+    if pattern[0] == "**":
+        return any(_matches(path[i:], pattern[1:]) for i in range(len(path)))
+    here = bool(path) and fnmatch.fnmatchcase(path[0], pattern[0])
+    return here and _matches(path[1:], pattern[1:])
+
+
+def _no_file(path: Path) -> str:
+    return "no regular file" if path.exists() else "broken link"
 
 
 def _entry(path: Path, name: str) -> _Entry:
@@ -207,12 +247,10 @@ def _tree(folder: Path, left: Counter[str]) -> Iterator[Path]:
             path = Path(parent, leaf)
             if leaf.startswith("."):
                 left["hidden"] += 1
-            elif not path.exists():
-                left["broken link"] += 1
-            elif not path.is_file():
-                left["no regular file"] += 1
-            else:
+            elif path.is_file():
                 yield path
+            else:
+                left[_no_file(path)] += 1
     for reason in [reason for reason, count in left.items() if not count]:
         del left[reason]
 

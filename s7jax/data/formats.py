@@ -5,27 +5,19 @@ A reader takes an open binary file and yields :class:`Record` and, where one can
 that a single record may take.
 """
 
-import bz2
 import csv
-import gzip
+import dataclasses
 import io
 import json
-import lzma
-import sys
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, Any
 
-from s7jax.errors import InputError, UsageError
+from s7jax.data.compression import COMPRESSIONS, DamagedFile, Joined, decompressed
+from s7jax.errors import UsageError
 from s7jax.extras import how_to_install
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 _BUFFER = 1 << 20
 _ROWS = 8  # of Parquet held at a time: as many longest records as --memory has room for
@@ -54,11 +46,16 @@ class Bad:
     why: str
 
 
-class DamagedFile(InputError):
-    """From here on nothing of the file can be read."""
+@dataclass(frozen=True)
+class LeftOut:
+    """A part of a file that is no record, and why: it is counted."""
+
+    at: str
+    why: str
 
 
-Reader = Callable[[IO[bytes], "Wanted"], Iterator[Record | Bad]]
+Found = Record | Bad | LeftOut
+Reader = Callable[[IO[bytes], "Wanted"], Iterator[Found]]
 
 
 @dataclass(frozen=True)
@@ -79,12 +76,17 @@ class Format:
     seeks: bool = False  # needs a file that can be sought in
 
 
-def _text(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
+def _text(file: IO[bytes], wanted: Wanted) -> Iterator[Found]:
     data = _whole(file, wanted.limit)
-    yield Bad("", _too_long(wanted.limit)) if data is None else _decoded(data, "", 0)
+    if data is None:
+        yield Bad("", _too_long(wanted.limit))
+    elif (at := data.find(b"\0")) >= 0:
+        yield Bad("", f"no text: a NUL at byte {at}; UTF-16 is to be written as UTF-8")
+    else:
+        yield _decoded(data, "", 0)
 
 
-def _jsonl(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
+def _jsonl(file: IO[bytes], wanted: Wanted) -> Iterator[Found]:
     offset = 0
     for number, line in enumerate(_lines(file, wanted.limit), start=1):
         at = f":{number}"
@@ -97,23 +99,28 @@ def _jsonl(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
         offset += len(line)
 
 
-def _json(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
+def _json(file: IO[bytes], wanted: Wanted) -> Iterator[Found]:
     """An array of objects, one object, JSON lines under another name, or any other JSON as text.
 
     One object is a record only if it has the columns that are wanted: source trees have others.
+    What looks like JSON and is none is text only if it names none of them.
     """
-    head = file.readline(wanted.limit).removeprefix(_BOM)
-    if (line := _object(head)) is not None and (rest := file.readline(wanted.limit)):
-        if rest.strip() and _object(rest) is None:
-            yield Bad(":2", "not a JSON line, after a first line that is one")
+    head, first = _up_to_text(file, wanted.limit)
+    if (line := _object(head.removeprefix(_BOM))) is not None:
+        rest, more = _up_to_text(file, wanted.limit)
+        if rest.strip():
+            number = first + more
+            if _object(rest) is None:
+                yield Bad(f":{number}", "not a JSON line, after a first line that is one")
+                return
+            yield Record(line, f":{first}")
+            body = io.BufferedReader(Joined(rest.lstrip(), file), _BUFFER)
+            for found in _jsonl(body, wanted):
+                at = f":{int(found.at[1:]) + number - 1}"
+                yield dataclasses.replace(found, at=at)
             return
-        yield Record(line, ":1")
-        body = io.BufferedReader(_Joined(rest, file), _BUFFER)
-        for record in _jsonl(body, wanted):
-            at = f":{int(record.at[1:]) + 1}"
-            yield Record(record.value, at) if isinstance(record, Record) else Bad(at, record.why)
-        return
-    data = _whole(io.BufferedReader(_Joined(head, file), _BUFFER), wanted.limit)
+        head += rest
+    data = _whole(io.BufferedReader(Joined(head, file), _BUFFER), wanted.limit)
     if data is None:
         yield Bad("", f"{_too_long(wanted.limit)}; write it as JSON lines (.jsonl)")
         return
@@ -121,9 +128,10 @@ def _json(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
     if isinstance(text, Bad):
         yield text
         return
-    start = str(text.value).lstrip()[:1]
-    value = _parsed(str(text.value), "") if start in ("[", "{") else text
-    if start == "[" and isinstance(value, Bad):
+    whole = str(text.value)
+    start = whole.lstrip()[:1]
+    value = _parsed(whole, "") if start in ("[", "{") else text
+    if isinstance(value, Bad) and (start == "[" or _named(whole, wanted.columns)):
         yield value
     elif isinstance(value, list) and (not value or any(isinstance(x, Mapping) for x in value)):
         for i, entry in enumerate(value):
@@ -136,7 +144,7 @@ def _json(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
         yield text
 
 
-def _csv(file: IO[bytes], wanted: Wanted, delimiter: str = ",") -> Iterator[Record | Bad]:
+def _csv(file: IO[bytes], wanted: Wanted, delimiter: str = ",") -> Iterator[Found]:
     csv.field_size_limit(wanted.limit)
     reader = csv.DictReader(_table_lines(file, wanted.limit), delimiter=delimiter, strict=True)
     try:
@@ -151,7 +159,7 @@ def _csv(file: IO[bytes], wanted: Wanted, delimiter: str = ",") -> Iterator[Reco
             else:
                 yield Record(record, at)
     except csv.Error as e:
-        raise DamagedFile(f":{reader.line_num}: not CSV: {e}") from e
+        raise DamagedFile(f":{reader.line_num + 1}: not CSV: {e}") from e  # the record's first line
 
 
 def _table_lines(file: IO[bytes], limit: int) -> Iterator[str]:
@@ -167,11 +175,11 @@ def _table_lines(file: IO[bytes], limit: int) -> Iterator[str]:
         yield from io.StringIO(str(text.value), newline="")
 
 
-def _tsv(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
+def _tsv(file: IO[bytes], wanted: Wanted) -> Iterator[Found]:
     return _csv(file, wanted, delimiter="\t")
 
 
-def _parquet(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
+def _parquet(file: IO[bytes], wanted: Wanted) -> Iterator[Found]:
     pyarrow = _pyarrow()
     from pyarrow import parquet  # noqa: PLC0415 (an optional package)
 
@@ -185,7 +193,7 @@ def _parquet(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
         raise DamagedFile(f": not readable as Parquet: {e}") from e
 
 
-def _arrow(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
+def _arrow(file: IO[bytes], wanted: Wanted) -> Iterator[Found]:
     pyarrow = _pyarrow()
     try:
         try:
@@ -199,15 +207,27 @@ def _arrow(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
             table = pyarrow.ipc.open_stream(file)
             names, batches = table.schema.names, iter(table)
         columns = _top(wanted.columns, names)
-        yield from _rows((batch.select(columns) for batch in batches), pyarrow, wanted.limit)
+        sound = (_validated(batch.select(columns), pyarrow) for batch in batches)
+        yield from _rows(sound, pyarrow, wanted.limit)
     except (pyarrow.ArrowException, OSError) as e:
         raise DamagedFile(f": not readable as Arrow IPC: {e}") from e
+
+
+def _validated(batch: Any, pyarrow: Any) -> Any:
+    """A batch whose offsets are all within its buffers: Arrow itself would read beyond them."""
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except pyarrow.ArrowInvalid as e:
+            if "UTF8" not in str(e):  # that is one row's fault, and told of it
+                raise
+    return batch
 
 
 def _archive(read: Reader) -> Reader:
     """A reader of archives, which says itself that one is damaged."""
 
-    def reader(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
+    def reader(file: IO[bytes], wanted: Wanted) -> Iterator[Found]:
         try:
             yield from read(file, wanted)
         except (tarfile.TarError, EOFError) as e:
@@ -217,9 +237,12 @@ def _archive(read: Reader) -> Reader:
 
 
 @_archive
-def _tar(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
+def _tar(file: IO[bytes], wanted: Wanted) -> Iterator[Found]:
     """Every member as a file of its own, by its own name."""
     for name, member in _members(file):
+        if isinstance(member, str):
+            yield LeftOut(f"!{name}", member)
+            continue
         kind = kind_of(name)
         if kind is None or kind.format.name in ("tar", "webdataset"):
             yield Bad(f"!{name}", f"a member of an unknown kind ({suffix_of(name)})")
@@ -233,21 +256,20 @@ def _tar(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
                         yield Bad(f"!{name}", _too_long(wanted.limit))
                         continue
                     seekable = io.BytesIO(data)
-                for record in kind.format.read(seekable, wanted):
-                    at = f"!{name}{record.at}"
-                    if isinstance(record, Record):
-                        yield Record(record.value, at)
-                    else:
-                        yield Bad(at, record.why)
+                for found in kind.format.read(seekable, wanted):
+                    yield dataclasses.replace(found, at=f"!{name}{found.at}")
         except DamagedFile as e:
             yield Bad(f"!{name}", str(e).removeprefix(": "))
 
 
 @_archive
-def _webdataset(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
+def _webdataset(file: IO[bytes], wanted: Wanted) -> Iterator[Found]:
     """Members with one name up to its first dot are one record: its columns are the endings."""
     key, record = "", dict[str, Any]()
     for name, member in _members(file):
+        if isinstance(member, str):
+            yield LeftOut(f"!{name}", member)
+            continue
         path = PurePosixPath(name)
         stem, _, ending = path.name.partition(".")
         prefix = str(path.with_name(stem)) if stem else name
@@ -256,8 +278,11 @@ def _webdataset(file: IO[bytes], wanted: Wanted) -> Iterator[Record | Bad]:
             record = {}
         key = prefix
         data = _whole(member, wanted.limit)
-        if data is None:
-            yield Bad(f"!{name}", _too_long(wanted.limit))
+        if data is None or ending in record:
+            why = (
+                _too_long(wanted.limit) if data is None else "a member of this name is there twice"
+            )
+            yield Bad(f"!{name}", why)
             continue
         if ending in {column.split(".")[0] for column in wanted.columns}:
             text = _decoded(data, f"!{name}", 0)
@@ -285,7 +310,6 @@ FORMATS = (
     Format("tar", (".tar",), _tar),
     Format("webdataset", (), _webdataset),
 )
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _SHORT = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz"}
 
 
@@ -309,7 +333,7 @@ class Kind:
         """
         if not self.compression:
             return file
-        return io.BufferedReader(_Decompressed(self.compression, file, limit), _BUFFER)
+        return decompressed(self.compression, file, limit)
 
 
 def kind_of(name: str, format_name: str | None = None) -> Kind | None:
@@ -334,67 +358,12 @@ def suffix_of(name: str) -> str:
     return "".join(PurePosixPath(name).suffixes[-2:]).lower() or "no suffix"
 
 
-class _Decompressed(io.RawIOBase):
-    """Decompressed bytes; every error of every library is a damaged file with its reason."""
-
-    def __init__(self, compression: str, file: IO[bytes], limit: int) -> None:
-        self._stream: Any
-        if compression == ".gz":
-            self._stream = gzip.GzipFile(fileobj=file)
-        elif compression == ".bz2":
-            self._stream = bz2.BZ2File(file)
-        elif compression == ".xz":
-            self._stream = lzma.LZMAFile(file)  # noqa: SIM115 (closed with the file around it)
-        else:
-            self._stream = _zstd(file, limit)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            data: bytes = self._stream.read(len(buffer))
-        except (zstd.ZstdError, zlib.error, lzma.LZMAError, OSError, EOFError) as e:
-            raise DamagedFile(f": damaged or cut off: {e}") from e
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def _zstd(file: IO[bytes], limit: int) -> Any:
-    """A zstd stream of any window that fits the limit."""
-    most = min(31, max(27, limit.bit_length() + 1))  # half of the memory, limit being an eighth
-    head = io.BufferedReader(_Joined(b"", file), _BUFFER)
-    start = head.peek(18)[:18]
-    if (size := _window(start)) > 1 << most:
-        raise DamagedFile(
-            f": needs a zstd window of {size / 2**20:,.0f} MiB, more than the {2 ** (most - 20)} "
-            "MiB that --memory leaves; give more memory or compress it again without --long"
-        )
-    options = {int(zstd.DecompressionParameter.window_log_max): most}
-    return zstd.ZstdFile(head, options=options)
-
-
-def _window(head: bytes) -> int:
-    """Bytes of the window that a zstd frame asks for (RFC 8878, 3.1.1.1.2); 0 if it has none."""
-    if len(head) < 6 or head[:4] != b"\x28\xb5\x2f\xfd" or head[4] & 0x20:
-        return 0
-    base = 1 << (10 + (head[5] >> 3))
-    return base + (base >> 3) * (head[5] & 7)
-
-
-class _Joined(io.RawIOBase):
-    """Bytes that were read already, and the file they came from."""
-
-    def __init__(self, head: bytes, file: IO[bytes]) -> None:
-        self._head, self._file = io.BytesIO(head), file
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._head.read(len(buffer)) or self._file.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+def _up_to_text(file: IO[bytes], limit: int) -> tuple[bytes, int]:
+    """The next line that is not blank, blank ones before it, and how many lines that is."""
+    read, count = b"", 0
+    while not read.removeprefix(_BOM).strip() and (line := file.readline(limit)):
+        read, count = read + line, count + 1
+    return read, count
 
 
 def _lines(file: IO[bytes], limit: int) -> Iterator[bytes | None]:
@@ -497,6 +466,11 @@ def _require_once(columns: Sequence[str], there: Sequence[str], at: str) -> None
             raise DamagedFile(f"{at}: the column {column!r} stands there twice")
 
 
+def _named(text: str, columns: Sequence[str]) -> bool:
+    """Whether a text that ought to be JSON has one of these fields."""
+    return any(f'"{column.split(".")[0]}"' in text for column in columns)
+
+
 def _has(value: Mapping[str, Any], columns: Sequence[str]) -> bool:
     """Whether an object has all these columns, as far as their first names tell."""
     return all(column in value or column.split(".")[0] in value for column in columns)
@@ -517,7 +491,7 @@ def _rows_at_a_time(metadata: Any, columns: Sequence[str], limit: int) -> int:
     return max(1, rows)
 
 
-def _rows(batches: Any, pyarrow: Any, limit: int) -> Iterator[Record | Bad]:
+def _rows(batches: Any, pyarrow: Any, limit: int) -> Iterator[Found]:
     number = 0
     for batch in batches:
         for row in range(batch.num_rows):
@@ -535,11 +509,36 @@ def _rows(batches: Any, pyarrow: Any, limit: int) -> Iterator[Record | Bad]:
             yield record
 
 
-def _members(file: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
-    """Names and contents of the regular files of an archive, in its order."""
-    with tarfile.open(fileobj=file, mode="r|") as archive:
+class _Member(tarfile.TarInfo):
+    """A member whose header is damaged ends an archive in an error, not as if it were the last."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_Member":
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            raise tarfile.ReadError("no end of the archive after its last member") from None
+        except tarfile.HeaderError as e:
+            raise tarfile.ReadError(f"{e} at byte {tarfile_.offset}") from e
+
+
+def _members(file: IO[bytes]) -> Iterator[tuple[str, IO[bytes] | str]]:
+    """Names and contents of an archive's files, in its order; or why one is left out."""
+    with tarfile.open(fileobj=file, mode="r|", tarinfo=_Member) as archive:
         for member in archive:
-            if member.isfile() and member.size:
-                content = archive.extractfile(member)
-                assert content is not None
-                yield member.name, content
+            if member.isdir():
+                continue
+            parts = PurePosixPath(member.name).parts
+            content = archive.extractfile(member) if member.isfile() else None
+            if any(part.startswith(".") and part != ".." for part in parts):
+                yield member.name, "hidden"
+            elif content is not None:
+                yield member.name, content if member.size else "empty"
+            else:
+                yield member.name, "link" if member.islnk() or member.issym() else "no regular file"
+        stream: Any = archive.fileobj
+        while rest := stream.read(_BUFFER):
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("more follows after its end: another archive, or damage")

@@ -136,7 +136,7 @@ def read_toml(path: Path, domains: Sequence[str]) -> list[tuple[str, Source]]:
         tree = tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"--data {path}: does not exist") from None
-    except (ValueError, OSError) as e:
+    except (ValueError, RecursionError, OSError) as e:
         raise InputError(f"--data {path}: not TOML: {e}") from e
     tables = tree.pop("source", None)
     if tree or not isinstance(tables, list) or not tables:

@@ -189,6 +189,11 @@ def begin(args: argparse.Namespace) -> Run:
         require_all(sources, config.model.domains)
     prepared = None if args.prepared is None else str(Path(args.prepared).absolute())
     folder = folder or named(config.preset)
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UsageError(f"--run {folder.path}: is there and no folder; choose another")
+    step = getattr(args, "resume_from", None)
+    if step is not None and not folder.config_file.exists():
+        raise UsageError(f"--resume-from {step}: {folder.path} is no run yet: it has no checkpoint")
     with _nothing_left_if_refused(folder):
         with one_after_another():
             start(folder, config, sources or None, prepared)

@@ -81,9 +81,11 @@ def whole(run: RunFolder) -> list[Path]:
     """Everything a run has made, its configuration last.
 
     Raises:
-        InputError: not a run, or something else lies in its folder too.
+        InputError: not a run, a link to one, or something else lies in its folder too.
     """
     run.read()
+    if run.path.is_symlink():
+        raise InputError(f"{run.path} is a link to {run.path.resolve()}: name that folder itself")
     made = [run.data, run.metrics, run.tensorboard, run.trackers, run.profile, run.checkpoints]
     made += [run.transcript("trunk").parent, run.model, run.evaluation, run.comparison]
     made += [run.tasks, run.controls, run.controls_file]

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from s7jax import s7l
+from s7jax import arguments, s7l
 from s7jax.data.tokenizer import Tokenizer
 from s7jax.errors import InputError, UsageError
 from s7jax.integer.routing import route
@@ -36,8 +36,8 @@ def open(
     engine: str = "auto",
     mesh: str = "1x1",
     threads: int | None = None,
-    root: bytes | None = None,
-    trust: Sequence[Path] = (),
+    root: bytes | str | None = None,
+    trust: Path | str | Sequence[Path | str] = (),
     drafts: int | None = None,
     drafter: str = "lookup",
 ) -> "Model":
@@ -49,7 +49,8 @@ def open(
             library was compiled. The answer is the same.
         threads: of the native engine; none: one for each processor.
         mesh: of XLA: ``"DATAxMODEL"`` or ``"POOLSxDATAxMODEL"``; virtual devices on CPUs.
-        root: the 32-byte root it must have; without it any honest seal is accepted.
+        root: the root it must have, 32 bytes or 64 hexadecimal digits; without it any honest
+            seal is accepted.
         trust: public keys, PEM; one of them must have signed it (``FILE.sig``).
         drafts: tokens proposed at a time in greedy decoding, none: what pays; the answer is the
             same.
@@ -57,11 +58,15 @@ def open(
 
     Raises:
         SealError: no seal, another root, or no signature by a trusted key.
-        UsageError: an engine or mesh that does not fit the model or the machine.
+        UsageError: an argument is of another type, or an engine or mesh does not fit the model
+            or the machine.
         InputError: the native engine is asked for and not there; or a GPU or TPU does not
             reproduce the known answers.
     """
-    seal = s7l.open_trusted(path, root=root, trust=trust)
+    root = None if root is None else arguments.root(root)
+    seal = s7l.open_trusted(path, root=root, trust=arguments.paths("trust", trust))
+    threads = None if threads is None else arguments.whole("threads", threads)
+    drafts = None if drafts is None else arguments.whole("drafts", drafts)
     return Model(seal, engine=engine, mesh=mesh, threads=threads, drafts=drafts, drafter=drafter)
 
 
@@ -110,10 +115,13 @@ class Model:
         """A prompt of text, after the end-of-document id unless ``start`` is false; or of ids.
 
         Ids are taken as they are: nothing is put before them.
+
+        Raises:
+            UsageError: neither text nor a flat sequence of whole numbers.
         """
         if isinstance(text, str | bytes):
             return of_text(self.tokenizer, text, start)
-        return of_ids(self.tokenizer, tuple(text))
+        return of_ids(self.tokenizer, arguments.wholes("prompt", text))
 
     def policy(
         self,
@@ -125,32 +133,37 @@ class Model:
         seed: int | None = None,
         logit_bias: Mapping[int, float] | None = None,
         stop: Sequence[int] | None = None,
-        stop_texts: Sequence[str | bytes] = (),
+        stop_texts: str | bytes | Sequence[str | bytes] = (),
     ) -> Policy:
         """A decoding policy; what is not given is as sealed. 0 ≤ temperature ≤ 256 (0: greedy).
 
         Raises:
-            UsageError: a value is out of range.
+            UsageError: a value is of another type or out of range.
         """
         sealed = self.seal.stream["defaults"]
+        temperature = arguments.number("temperature", temperature)
+        top_p = arguments.number("top_p", top_p)
+        most = sealed["max_new_tokens"] if max_new_tokens is None else max_new_tokens
         if not 0 <= temperature <= 256:
             raise UsageError(f"temperature is {temperature}; expected a number from 0 to 256")
         if not 1 / ONE <= top_p <= 1:
             raise UsageError(f"top_p is {top_p}; expected a number from 1/65,536 to 1")
         if temperature and not round(temperature * ONE):  # else greedy without a word
-            raise UsageError(f"temperature is {temperature:.2g}; expected 0 or at least 1/64")
+            raise UsageError(f"temperature is {temperature:g}; expected 0 or at least 1/64")
         sampling = Sampling(
             temperature_q16=round(temperature * ONE),
-            top_k=top_k,
+            top_k=arguments.whole("top_k", top_k),
             top_p_q16=round(top_p * ONE),
-            seed=sealed["seed"] if seed is None else seed,
-            logit_bias=tuple((i, round(b * ONE)) for i, b in (logit_bias or {}).items()),
+            seed=arguments.whole("seed", sealed["seed"] if seed is None else seed),
+            logit_bias=tuple(
+                (i, round(bias * ONE)) for i, bias in arguments.biases(logit_bias or {}).items()
+            ),
         )
         return Policy(
             sampling=sampling,
-            max_new_tokens=sealed["max_new_tokens"] if max_new_tokens is None else max_new_tokens,
-            stop=tuple(sealed["stop"] if stop is None else stop),
-            stop_texts=tuple(map(as_bytes, stop_texts)),
+            max_new_tokens=None if most is None else arguments.whole("max_new_tokens", most),
+            stop=arguments.wholes("stop", sealed["stop"] if stop is None else stop),
+            stop_texts=tuple(map(as_bytes, arguments.texts("stop_texts", stop_texts))),
         )
 
     def generate(
@@ -166,7 +179,12 @@ class Model:
         """The continuations of several prompts, made in one batch; all have ended.
 
         Each is what :meth:`generate` would have given, token for token and proof for proof.
+
+        Raises:
+            UsageError: one text in place of several.
         """
+        if isinstance(prompts, str | bytes):
+            raise UsageError("prompts: one text; expected several, or take generate")
         return self.run_all([Request(self.prompt(p), self.policy(**options)) for p in prompts])
 
     def run_all(self, requests: Sequence[Request]) -> list["Answer"]:
@@ -189,6 +207,10 @@ class Model:
                 rows = self.compute.groups
                 self._engines[slots] = self._engine(rows, slots)
             return self._engines[slots]
+
+    def __repr__(self) -> str:
+        """Which sealed file, on what."""
+        return f"<Model {self.seal.root.hex()[:16]}… on {self.compute.engine}>"
 
     def __enter__(self) -> Self:
         return self
@@ -272,6 +294,16 @@ class Answer:
             completion.lost, completion.dropped = repr(e), True
             raise
         return True
+
+    def __str__(self) -> str:
+        """The whole answer."""
+        return self.text
+
+    def __repr__(self) -> str:
+        """What has come so far; nothing is computed for it."""
+        done = self.completion
+        said = "".join(self._pieces)
+        return f"<Answer {said!r}, {len(done.output)} tokens, {done.reason or 'not ended'}>"
 
     @property
     def text(self) -> str:

@@ -42,7 +42,7 @@ class Policy:
         temperature = self.sampling.temperature_q16
         if 0 < temperature < SMALLEST_TEMPERATURE:
             raise UsageError(
-                f"temperature is {temperature / ONE:.2g}; expected 0 (greedy) or at least 1/64"
+                f"temperature is {temperature / ONE:g}; expected 0 (greedy) or at least 1/64"
             )
         most = self.max_new_tokens
         if most is not None and not (type(most) is int and 1 <= most <= MOST_TOKENS):

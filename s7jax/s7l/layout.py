@@ -27,6 +27,14 @@ LANES: Final = ("DICT", "FIELD", "LANE", "EDGE", "BATCH")
 CAPS: Final = {"DICT": 16 << 20, "LANE": 4 << 20, "EDGE": 4 << 20, "BATCH": 1 << 20}
 """Most bytes a small lane may have; FIELD is bounded by its tensor table."""
 
+_OTHERS = {
+    b"S7LB": "a bundle of one component (.s7b)",
+    b"\x87\xa6an": "a proof (.s7p)",
+    b"\x88\xa6an": "a proof with a trace (.s7p)",
+    b"GGUF": "a model for llama.cpp (GGUF)",
+}
+"""What else a file may be, by its first four bytes."""
+
 _FIXED = struct.Struct(">8s32sQ16s")  # prefix, root, file length, zeros: head[0:64]
 _RECORD = struct.Struct(">B7sQQ32s8s")  # id, zeros, offset, length, hash, zeros
 _RECORDS_END = _FIXED.size + len(LANES) * _RECORD.size
@@ -113,6 +121,8 @@ def parse_head(head: bytes, size: int) -> Head:
     Raises:
         SealError: any byte differs from what the lengths and hashes determine.
     """
+    if other := _OTHERS.get(head[:4]):
+        raise SealError("head[0:4]", f"this is {other}; expected a sealed model (.s7l)")
     if len(head) < HEAD_BYTES:
         raise SealError(f"head[{len(head)}:{HEAD_BYTES}]", f"the file ends at byte {len(head)}")
     _, root, length, _ = _FIXED.unpack_from(head)

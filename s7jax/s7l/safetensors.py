@@ -27,7 +27,7 @@ from s7jax.s7l.reader import Seal, opened
 from s7jax.s7l.schema import SealError, equal, integer, mapping, parse_json, sequence
 from s7jax.s7l.values import little_endian
 from s7jax.s7l.vocabulary import read_vocabulary
-from s7jax.s7l.weights_folder import read_weights
+from s7jax.s7l.weights_folder import read_weights, save_array
 
 _DTYPES: Final = {"int8": "I8", "int16": "I16", "int32": "I32"}
 _ALIGN: Final = 64  # of the data: a mapped file then needs no copy to be used
@@ -133,7 +133,7 @@ def import_safetensors(path: Path, out: Path) -> None:
         for spec in specs:
             begin, end = spans[spec.name]
             array = np.frombuffer(data[begin:end], little_endian(spec.dtype))
-            np.save(folder / "weights" / f"{spec.name}.npy", array.reshape(spec.shape))
+            save_array(folder / "weights" / f"{spec.name}.npy", array.reshape(spec.shape))
         read_vocabulary(folder / "vocab.json")
         read_weights(folder / "weights").verify()
 

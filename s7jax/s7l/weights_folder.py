@@ -4,8 +4,10 @@ One ``<tensor name>.npy`` per tensor and a ``manifest.json`` with each tensor's 
 SHA-256 and quantisation attributes, the model's dimensions and the provenance of the weights.
 """
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterable, Mapping
@@ -26,6 +28,19 @@ from s7jax.s7l.values import check_values, little_endian
 FORMAT, VERSION = "s7-weights", 1
 # NumPy parses a header as Python, and CPython 3.11's parser fails when threads take turns in it.
 _PARSER = threading.Lock()
+
+
+def save_array(path: Path, array: np.ndarray[Any, Any]) -> None:
+    """Write a ``.npy``; NumPy's own error of a full disk names neither file nor reason.
+
+    Raises:
+        OSError: with the file's name.
+    """
+    try:
+        np.save(path, array, allow_pickle=False)
+    except OSError as e:
+        reason = e.strerror or os.strerror(errno.ENOSPC)
+        raise OSError(e.errno or errno.ENOSPC, reason, str(path)) from None
 
 
 def write_weights(
@@ -54,7 +69,7 @@ def write_weights(
     unfinished.mkdir(parents=True)
     for name, array, attributes in tensors:
         little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        np.save(unfinished / f"{name}.npy", little, allow_pickle=False)
+        save_array(unfinished / f"{name}.npy", little)
         entries[name] = {
             "dtype": array.dtype.name,
             "shape": list(array.shape),

@@ -130,9 +130,11 @@ def application(
         responses={"4XX": {"model": Failure}, "5XX": {"model": Failure}},
     )
     app.state.worker = api.worker
-    app.get("/", include_in_schema=False)(api.index)
-    app.get("/healthz")(api.healthz)
-    app.get("/readyz")(api.readyz)
+    watched = ["GET", "HEAD"]  # balancers ask for the head alone
+    app.api_route("/", methods=watched, include_in_schema=False)(api.index)
+    for path, state in (("/healthz", api.healthz), ("/readyz", api.readyz)):
+        app.get(path)(state)
+        app.head(path, include_in_schema=False)(state)
     app.get("/metrics")(api.metrics)
     app.get("/v1/models")(api.models)
     app.get("/v1/models/{name:path}")(api.model)

@@ -78,7 +78,9 @@ class Completions:
         if body.stream and body.tries > body.choices:
             raise Refused(400, "best_of: a stream cannot tell the best before the end", "best_of")
         if count > most:
-            raise Refused(400, f"prompt: {count} answers in one request; at most {most}", "prompt")
+            tried = "n" if body.tries == body.choices else "best_of"
+            field = "prompt" if len(prompts) > most else tried
+            raise Refused(400, f"{field}: {count} answers in one request; at most {most}", field)
         context = self._model.seal.manifest.dimensions.context
         for part in prompts:
             fits = context * self._longest if isinstance(part, str) else context

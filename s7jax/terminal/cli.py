@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
+from s7jax import arguments
 from s7jax.errors import InputError, Stopped, UsageError
 
 
@@ -35,12 +36,9 @@ def size(text: str) -> int:
 def root(text: str) -> bytes:
     """The root of a sealed file, in hex; for ``type=``."""
     try:
-        found = bytes.fromhex(text)
-    except ValueError:
-        found = b""
-    if len(found) != 32:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected 64 hexadecimal digits")
-    return found
+        return arguments.root(text)
+    except UsageError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 64 hexadecimal digits") from None
 
 
 def add_trust_flags(parser: argparse.ArgumentParser) -> None:
@@ -109,8 +107,9 @@ def main(run: Callable[[], int | None], say: Callable[[str], str] = str) -> None
     A user's mistake is printed as one message on standard error, in the words that ``say`` makes
     of it, without a traceback; an error of the program keeps its traceback.
     """
-    if sys.stdout is None:  # closed, as by `>&-`
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends)
+    # Closed, as by `>&-`; what is printed to no standard error would go to standard output.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 until the process ends
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # what the encoding lacks is no failure
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -127,6 +126,9 @@ def main(run: Callable[[], int | None], say: Callable[[str], str] = str) -> None
         sys.exit(128 + signal.SIGPIPE)
     except (InputError, OSError) as e:
         print(f"error: {say(str(e))}", file=sys.stderr)
+        sys.exit(1)
+    except MemoryError as e:
+        print(f"error: there is not enough memory: {e or 'ask for less'}", file=sys.stderr)
         sys.exit(1)
     except Stopped as e:
         sys.exit(128 + e.number)

@@ -184,9 +184,12 @@ class RunFolder:
             found = json.loads(self.config_file.read_text())
         except FileNotFoundError:
             raise InputError(f"{self.path}: not a run (no config.json)") from None
-        except ValueError as e:
+        except (ValueError, RecursionError, OSError) as e:
             raise InputError(f"{self.config_file}: {e}") from None
-        if not isinstance(found, dict) or not {"config", "data", "prepared"} <= found.keys():
+        types = {"config": dict, "data": dict | None, "prepared": str | None}
+        if not isinstance(found, dict) or not all(
+            key in found and isinstance(found[key], kind) for key, kind in types.items()
+        ):
             raise InputError(f"{self.config_file}: not the configuration of a run")
         return found
 

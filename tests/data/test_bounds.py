@@ -10,9 +10,9 @@ import pytest
 from pyarrow import parquet
 
 from s7jax.data import documents
+from s7jax.data.compression import zstd
 from s7jax.data.documents import Counts
 from s7jax.data.files import listing
-from s7jax.data.formats import zstd
 from s7jax.data.sources import Source
 
 LINE = (b'{"text": "', b'"}\n')

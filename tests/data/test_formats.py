@@ -20,9 +20,10 @@ from pyarrow import parquet
 
 from s7jax.data import documents
 from s7jax.data.builtin import math
+from s7jax.data.compression import COMPRESSIONS, zstd
 from s7jax.data.documents import Counts
 from s7jax.data.files import listing
-from s7jax.data.formats import COMPRESSIONS, FORMATS, zstd
+from s7jax.data.formats import FORMATS
 from s7jax.data.prepared import Prepared
 from s7jax.data.sources import Source, parse_data_flags
 from s7jax.errors import InputError, UsageError

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from s7jax.data import documents
+from s7jax.data.compression import zstd
 from s7jax.data.documents import Counts
 from s7jax.data.files import listing
-from s7jax.data.formats import zstd
 from s7jax.data.sources import Source, parse_data_flags, require_all, source
 from s7jax.errors import InputError, UsageError
 
@@ -217,6 +217,40 @@ def test_links_are_followed_once(tmp_path):
     assert left == {"broken link": 1, "folder linked twice": 2}
 
 
+@pytest.mark.parametrize("pattern", ["**/*.txt", "**", "d/**/b.txt", "**/d/**/*.txt"])
+def test_links_that_loop_end_a_pattern_too(tmp_path, pattern):
+    (tmp_path / "d" / "e").mkdir(parents=True)
+    for name in ("b.txt", "e/b.txt"):
+        (tmp_path / "d" / name).write_text(name)
+    for name in "xyz":
+        (tmp_path / "d" / name).symlink_to(tmp_path / "d")
+    found = listing("code", f"{tmp_path}/{pattern}")
+    assert [Path(file.url).parent.name for file in found.files] == ["d", "e"]
+    assert found.left_out == {"folder linked twice": 3}
+
+
+def test_what_a_pattern_matches_and_is_no_file_is_counted(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").mkdir()
+    (tmp_path / "c.txt").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "d.txt")
+    found = listing("code", f"{tmp_path}/*.txt")
+    assert [Path(file.url).name for file in found.files] == ["a.txt"]
+    assert found.left_out == {"broken link": 1, "folder": 1, "no regular file": 1}
+    with pytest.raises(InputError, match=r"d.txt is no regular file"):
+        listing("code", str(tmp_path / "d.txt"))
+
+
+def test_records_are_records_whatever_they_are_called(tmp_path):
+    for name in ("README_corpus.jsonl", "licenses.jsonl", "a.jsonl"):
+        (tmp_path / name).write_bytes(jsonl("x"))
+    for name in ("README.md", "LICENSE", "_SUCCESS", "dataset_infos.json"):
+        (tmp_path / name).write_text("about")
+    found = listing("code", str(tmp_path))
+    assert len(found.files) == 3
+    assert found.left_out == {"about the records beside it": 4}
+
+
 def test_a_folder_that_may_not_be_read_is_an_error():
     open_folder = Path(tempfile.mkdtemp())
     try:
@@ -350,6 +384,7 @@ def test_a_file_of_sources_is_read_beside_itself(tmp_path):
     ("content", "error", "message"),
     [
         ("[source", InputError, "not TOML"),
+        ("a = " + "[" * 5_000, InputError, "not TOML"),
         ("", UsageError, r"expected \[\[source\]\] tables"),
         ('other = 1\n[[source]]\npath = "x"', UsageError, "found other"),
         ('[[source]]\npath = "x"', UsageError, "source 1: domain is missing"),

@@ -162,10 +162,12 @@ def test_a_damaged_file_is_named(tmp_path, text):
 
 def test_what_is_no_run_is_said(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.md").write_text("mine")
     for words, code, message in (
         ([], 2, "no run under runs/"),
         (["nowhere"], 1, "runs/nowhere: not a run"),
         (["x", "--out", "report.pdf"], 2, "expected a name that ends with .html"),
+        (["x", "--out", "notes.html"], 2, "notes.md, where its Markdown goes, is there"),
     ):
         with pytest.raises(SystemExit) as end:
             commands.run("report", words)

@@ -48,8 +48,12 @@ def test_no_name_is_no_run():
         ("--run", "x", "--keep-last", "0"),
         ("--run", "deep/er/x", "--data", "code=no", "math=no", "reason=no", "general=no"),
         ("--run", "x", "--prepared", ""),
+        ("--run", "x", "--resume-from", "5"),
+        ("--run", "x", "--mesh", "99999x1"),
+        ("--run", "x", "--set", f"trunk.peak_lr=1{'0' * 400}"),
+        ("--run", "x", "--set", f"trunk.clip=-1{'0' * 400}"),
     ],
-    ids=" ".join,
+    ids=lambda words: " ".join(words)[:60],
 )
 def test_a_refused_start_leaves_nothing(here, tmp_path, wrong):
     code, _, err = here("trunk", *wrong)
@@ -57,6 +61,40 @@ def test_a_refused_start_leaves_nothing(here, tmp_path, wrong):
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_a_runs_place_is_said(here, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/x").write_text("mine")
+    code, _, err = here("trunk", "--run", "x")
+    assert (code, err) == (2, "error: --run runs/x: is there and no folder; choose another\n")
+
+
+@pytest.mark.parametrize(
+    "config", ["folder", "[]", '{"config": {}, "data": null, "prepared": 5}', "[" * 5_000]
+)
+def test_a_run_that_cannot_be_read_hides_no_other(here, tmp_path, config):
+    start(RunFolder(tmp_path / "runs/sound"), TINY, None, None)
+    broken = tmp_path / "runs/broken/config.json"
+    broken.parent.mkdir(parents=True)
+    broken.mkdir() if config == "folder" else broken.write_text(config)
+    code, out, err = here("runs")
+    assert code == 0, err
+    assert "sound" in out
+    assert "broken" in out
+    code, _, err = here("report", "broken")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "runs/broken/config.json: " in err
+
+
+def test_a_link_to_a_run_is_not_emptied(here, tmp_path):
+    run = start(RunFolder(tmp_path / "elsewhere/run"), TINY, None, None)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/x").symlink_to(run.path)
+    code, _, err = here("clean", "--whole", "x")
+    assert code == 1
+    assert f"runs/x is a link to {run.path}" in err
+    assert run.config_file.exists()
 
 
 def test_a_refused_start_leaves_what_was_there(here, tmp_path):

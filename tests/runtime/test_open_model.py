@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,14 +15,16 @@ import numpy as np
 import pytest
 from synthetic import MODEL, write_model
 
-from s7jax import commands, s7l
+from s7jax import commands, runtime, s7l
 from s7jax.errors import InputError, UsageError
 from s7jax.runtime import Engine
 from s7jax.runtime.compute import Compute, Reference
 from s7jax.runtime.model import Model
+from s7jax.runtime.proof import load
 from s7jax.runtime.replay import by_specification
 from s7jax.runtime.sealing import seal_with_answers
 from s7jax.s7l import note as notes
+from s7jax.storage import write_bytes
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["def f(x):", "2 + 2 =", "The moon", "Zwölf", "{", "caf\xff"]
@@ -104,15 +107,95 @@ def test_an_interrupt_at_any_line_spoils_nothing(model):
         kept = ask()
         if not interrupted(lambda kept=kept: kept.text, after):
             break
-        try:
+        lost = bool(kept.completion.lost)
+        if lost:
+            with pytest.raises(InputError, match=r"broke off in .* step \(KeyboardInterrupt\(\)\)"):
+                kept.report()
+        else:
             assert kept.report() == wanted, f"another answer after line {after}"
-        except InputError as e:
-            assert "broke off in the middle of a step (KeyboardInterrupt())" in str(e)
-        outcomes[bool(kept.completion.lost)] += 1
+        outcomes[lost] += 1
         assert model.generate(other, max_new_tokens=2).report() == others, f"line {after}"
         after += 11
     assert min(outcomes.values()) > 0
     assert after > 700
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"max_new_tokens": 2.0}, "max_new_tokens is 2.0; expected a whole number"),
+        ({"max_new_tokens": True}, "max_new_tokens is True"),
+        ({"top_k": "3"}, "top_k is '3'; expected a whole number"),
+        ({"seed": None, "top_k": None}, "top_k is None"),
+        ({"temperature": "0.5"}, "temperature is '0.5'; expected a number"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": None}, "top_p is None; expected a number"),
+        ({"stop": 5}, "stop is 5; expected whole numbers in a list"),
+        ({"stop": "ab"}, "stop is 'ab'"),
+        ({"stop": [1.0]}, "stop is 1.0"),
+        ({"stop_texts": [5]}, r"stop_texts is \[5\]; expected texts in a list"),
+        ({"logit_bias": {5.0: 1}}, "logit_bias is 5.0; expected a whole number"),
+        ({"logit_bias": {True: 1}}, "logit_bias is True"),
+        ({"logit_bias": {5: "1"}}, r"logit_bias\[5\] is '1'; expected a number"),
+        ({"logit_bias": {5: float("inf")}}, r"logit_bias\[5\] is inf"),
+        ({"logit_bias": [1]}, "expected numbers by id"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_by_name(model, options, problem):
+    with pytest.raises(UsageError, match=problem):
+        model.generate("x", **options)
+    assert model.generate("x", max_new_tokens=1).text is not None
+
+
+@pytest.mark.parametrize("prompt", [None, 5, 1.5, {"a": 1}, ["x"], np.zeros((2, 2), np.int32)])
+def test_what_is_no_prompt_is_refused(model, prompt):
+    with pytest.raises(UsageError, match=r"prompt is .*; expected"):
+        model.generate(prompt)
+
+
+def test_one_text_is_not_taken_for_its_letters(model):
+    with pytest.raises(UsageError, match="prompts: one text"):
+        model.generate_all("ab")
+    stopped = model.generate("The moon", stop_texts="END", max_new_tokens=2)
+    assert stopped.proof.policy.stop_texts == (b"END",)
+
+
+def test_numbers_of_numpy_are_numbers(model):
+    options = {"max_new_tokens": 3, "temperature": 0.5, "seed": 7, "logit_bias": {5: -1.0}}
+    of_numpy = {"max_new_tokens": np.int64(3), "temperature": np.float32(0.5)}
+    of_numpy |= {"seed": np.uint32(7), "logit_bias": {np.int64(5): np.float64(-1)}}
+    ids = np.array([3, 4, 5], np.int32)
+    assert model.generate(ids, **of_numpy).proof == model.generate([3, 4, 5], **options).proof
+
+
+def test_an_answer_shows_itself(model):
+    answer = model.generate("{", max_new_tokens=3)
+    assert repr(answer) == "<Answer '', 0 tokens, not ended>"
+    assert str(answer) == answer.text
+    assert repr(answer) == f"<Answer {answer.text!r}, 3 tokens, length>"
+    assert model.seal.root.hex()[:16] in repr(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"root": "b254"}, "root is 'b254'; expected 32 bytes or 64 hexadecimal digits"),
+        ({"root": 5}, "root is 5"),
+        ({"trust": ""}, "trust is ''; expected paths in a list"),
+        ({"trust": None}, "trust is None"),
+        ({"threads": 2.0}, "threads is 2.0; expected a whole number"),
+        ({"drafts": 2.5}, "drafts is 2.5"),
+    ],
+)
+def test_a_model_is_opened_with_arguments_of_their_types(sealed, options, problem):
+    with pytest.raises(UsageError, match=problem):
+        runtime.open(sealed, **options)
+
+
+def test_a_root_may_be_given_as_it_is_printed(seal, sealed):
+    assert runtime.open(sealed, root=seal.root.hex()).seal.root == seal.root
+    with pytest.raises(InputError, match="expected 00000000"):
+        runtime.open(sealed, root="0" * 64)
 
 
 FORK = """
@@ -213,10 +296,69 @@ def test_sealing_into_no_folder_names_the_folder(tmp_path):
         seal_with_answers(tmp_path, tmp_path, tmp_path / "none" / "model.s7l")
 
 
-def test_a_proof_that_cannot_be_written_is_told_before_the_answer(sealed, tmp_path):
-    done = run("generate.py", sealed, "--prompt", "x", "--proof", tmp_path / "none" / "out.s7p")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "there is no such folder" in done.stderr
+@pytest.mark.parametrize("path", ["none/out.s7p", "folder", "fifo", "model.s7l", "text"])
+def test_a_proof_takes_nothing_elses_place_and_says_so_before_the_answer(
+    sealed, tmp_path, here, path
+):
+    shutil.copy(sealed, tmp_path / "model.s7l")
+    (tmp_path / "text").write_text("a note")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    before = {p.name: p.stat().st_ino for p in tmp_path.iterdir()}
+    code, out, err = here("generate", "model.s7l", "--prompt", "x", "--proof", path)
+    assert (code, out) == (2, "")
+    assert "there is no folder none" in err if "/" in path else f"{path}: is there and no" in err
+    assert {p.name: p.stat().st_ino for p in tmp_path.iterdir()} == before
+
+
+def test_a_proof_takes_an_older_ones_place(sealed, tmp_path, here):
+    for text in "x", "y":
+        words = "--prompt", text, "--max-tokens", 1, "--proof", "out.s7p"
+        assert here("generate", sealed, *words)[0] == 0
+    assert load(tmp_path / "out.s7p").head["prompt"]["text"] == b"y"
+
+
+def test_nothing_is_written_over_a_device(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(InputError, match="fifo: is there and no file; nothing was written"):
+        write_bytes(tmp_path / "fifo", b"x")
+    assert (tmp_path / "fifo").is_fifo()
+
+
+def test_a_prompt_without_end_is_not_read_to_its_end(sealed, here):
+    code, out, err = here("generate", sealed, "--file", "/dev/zero")
+    assert (code, out) == (2, "")
+    assert "a prompt of 4,194,305 bytes; expected at most 4,194,304" in err
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "2>&-"])
+def test_closed_standard_streams(sealed, closed):
+    line = f'exec "$@" {closed}'
+    tool = [sys.executable, ROOT / "tools/generate.py", sealed]
+    ask = ["--file", "-"] if "0" in closed else ["--prompt", "x", "--max-tokens", "1"]
+    command = ["sh", "-c", line, "sh", *tool, *ask]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    if "0" in closed:
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "standard input is closed" in done.stderr
+    else:
+        assert done.returncode == 0
+        assert "tokens/s" not in done.stdout
+
+
+@pytest.mark.parametrize(("content", "name"), [("proof", "a proof"), ("bundle", "a bundle")])
+def test_another_form_in_a_models_place_is_named(seal, model, tmp_path, here, content, name):
+    if content == "proof":
+        model.generate("x", max_new_tokens=1).proof.save(tmp_path / "other")
+    else:
+        s7l.extract(seal, "expert0", tmp_path / "other")
+    code, _, err = here("inspect", "other")
+    assert code == 1
+    assert f"this is {name}" in err
+    if content == "bundle":
+        code, _, err = here("verify", "other", "--run")
+        assert code == 2
+        assert "--run takes the whole sealed model" in err
 
 
 @pytest.mark.parametrize("tool", ["generate.py", "selftest.py", "serve.py"])

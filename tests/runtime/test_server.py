@@ -244,6 +244,9 @@ ODD = [
     ({"logprobs": True}, "logprobs"),
     ({"n": 0}, "n"),
     ({"n": 3, "best_of": 2}, "best_of"),
+    ({"n": 50}, "n"),
+    ({"n": 1, "best_of": 50}, "best_of"),
+    ({"prompt": ["x"] * 50}, "prompt"),
     ({"best_of": 2, "stream": True}, "best_of"),
     ({"colour": 1}, "colour"),
     ({"stop": 5}, "stop"),
@@ -325,6 +328,9 @@ def test_models_health_and_metrics(server, client, seal):
     assert entry.provenance == dict(seal.manifest.provenance)
     assert httpx.get(f"{server}/healthz").json() == {"ok": True, "open": 0}
     assert httpx.get(f"{server}/readyz").json() == {"ready": True}
+    for path in ("", "healthz", "readyz"):
+        head = httpx.head(f"{server}/{path}")
+        assert (head.status_code, head.content) == (200, b"")
     assert "/v1/completions" in httpx.get(f"{server}/openapi.json").json()["paths"]
     assert httpx.get(f"{server}/docs").status_code == 200
     text = httpx.get(f"{server}/metrics").text
