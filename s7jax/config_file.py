@@ -29,7 +29,7 @@ def load(path: Path, base: Callable[[str | None], Config]) -> Config:
             range; the file and the field are named.
     """
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as e:
         raise UsageError(f"--config {path}: {getattr(e, 'strerror', None) or e}") from None
     try:

@@ -80,7 +80,8 @@ def test_flags_are_over_the_file_and_the_file_over_the_preset(config, tmp_path):
         ('[model]\ndomains = ["a"]', "model.domains: the domains are those of [[domains]]"),
         ('preset = "s7-huge"', "unknown preset 's7-huge'"),
         ("preset = 5", "unknown preset 5"),
-        ("preset = []", "preset is []; expected text"),
+        ('preset = ""', "unknown preset ''"),
+        ("preset = []", "unknown preset []"),
         ("seed = ", "Invalid value (at "),
         ("seed = 1\nseed = 2", "Cannot overwrite a value"),
         ("seed = 1979-05-27", "expected a whole number"),
@@ -91,6 +92,11 @@ def test_what_is_wrong_is_named_with_the_file(config, tmp_path, text, message):
     with pytest.raises(ValueError, match=r"^2: error: --config .*run\.toml") as refused:
         config("--config", str(tmp_path / "run.toml"))
     assert message in str(refused.value)
+
+
+def test_a_mark_before_a_file_is_none_of_it(config, tmp_path):
+    (tmp_path / "run.toml").write_bytes(b"\xef\xbb\xbfseed = 5\n")
+    assert config("--config", str(tmp_path / "run.toml")).seed == 5
 
 
 def test_two_presets_are_one_too_many(config, tmp_path):

@@ -110,6 +110,8 @@ def pretrain(
         InputError: data or checkpoints that cannot be used.
         Stopped: interrupted; what was done is saved, the same call goes on.
     """
+    if not isinstance(run, str | Path):
+        raise UsageError(f"run is {run!r}; expected a name or a folder")
     args = _parsed(
         (add_run_flags, add_start_flags, add_watch_flags),
         run=str(run),

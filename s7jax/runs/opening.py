@@ -233,7 +233,8 @@ def configured(args: argparse.Namespace) -> Config:
     def base(name: str | None) -> Config:
         if None not in (name, args.preset) and name != args.preset:
             raise UsageError(f"preset is {name!r}, --preset says {args.preset!r}")
-        chosen = preset(args.preset or name or usual[0])
+        given = name if args.preset is None else args.preset
+        chosen = preset(usual[0] if given is None else given)
         return override(chosen, [f'compute.precision="{usual[1]}"'])
 
     config = base(None) if args.config is None else load(args.config, base)

@@ -15,15 +15,15 @@ def parse_tokens(text: str, flag: str) -> int:
     """``50B`` → 50,000,000,000; suffixes k, M, B, T, decimal.
 
     Raises:
-        UsageError: not of that form, or below one.
+        UsageError: not of that form, below one, or no whole number.
     """
     match = re.fullmatch(r"([0-9]{1,30}(?:\.[0-9]{1,30})?)([kMBT]?)", text)
-    tokens = round(Fraction(match[1]) * _SUFFIX[match[2]]) if match else 0
-    if tokens < 1:
+    tokens = Fraction(match[1]) * _SUFFIX[match[2]] if match else Fraction(0)
+    if tokens < 1 or tokens.denominator != 1:
         raise UsageError(
             f"{flag} {text!r}: expected a number of tokens, such as 2000000, 50B, 2.5M"
         )
-    return tokens
+    return int(tokens)
 
 
 @dataclass(frozen=True)

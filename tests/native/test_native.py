@@ -40,13 +40,13 @@ def answered(model, tokens):
     return h, specification.router(h), outputs, [specification.head(x) for x in outputs]
 
 
-def agree(seed, isa, threads, most=11, cfg=None):
+def agree(seed, isa, threads, most=11, cfg=None, least=1):
     """A random model over a batch of up to ``most`` rows, in random chunks, experts late."""
     rng = np.random.default_rng(seed)
     model = random_model(rng, cfg)
     d = model.manifest.dimensions
     program = NativeProgram(model, threads, isa)
-    lengths = rng.integers(1, d.context + 1, rng.integers(1, most + 1))
+    lengths = rng.integers(least, d.context + 1, rng.integers(1, most + 1))
     rows = [rng.integers(0, d.vocab, n).astype(np.int32) for n in lengths]
     wanted = [answered(model, row) for row in rows]
     B, slots = len(rows), int(lengths.max()) + int(rng.integers(0, 3))
@@ -101,6 +101,16 @@ def test_more_products_than_int32_adds_up(isa, ffn):
     )
     for seed in range(6):  # some of them have weights of ±127 alone
         agree(seed, isa, 2, most=2, cfg=cfg)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_more_positions_than_one_pass_over_keys_takes(isa):
+    """Keys in spans of 2,048, values in runs of 1,024."""
+    stack = Stack(layers=1, hidden=12, heads=2, ffn=8)
+    cfg = Architecture(
+        vocab=64, context=2_300, trunk=stack, expert=stack, domains=("a",), routing_window=8
+    )
+    agree(0, isa, 2, most=1, cfg=cfg, least=2_100)
 
 
 @pytest.mark.long(minutes=8)

@@ -71,6 +71,8 @@ def test_what_the_command_refuses_is_refused_and_leaves_nothing(
         s7jax.pretrain("r", **{"preset": "s7-nano", **given})
     assert message in str(refused.value)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="run is 5; expected a name or a folder"):
+        s7jax.pretrain(5)
     with pytest.raises((UsageError, InputError)):
         s7jax.prepare("data", preset="s7-nano", data={"code": "nowhere/"})
     assert not list(tmp_path.iterdir())

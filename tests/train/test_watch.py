@@ -86,6 +86,8 @@ def test_tokens_as_people_write_them(text, tokens):
         "0steps",
         "steps",
         "0.1",
+        "1.5",
+        "0.0001k",
         "9" * 400,
         "9" * 400 + "steps",
         "٣",
