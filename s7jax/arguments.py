@@ -5,12 +5,12 @@ Numbers of NumPy are numbers; True is none, text is no sequence of its letters.
 
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from s7jax.errors import UsageError
+from s7jax.errors import UsageError, show
 
 
 def whole(name: str, value: Any) -> int:
@@ -18,23 +18,33 @@ def whole(name: str, value: Any) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
-        return operator.index(value)
+        found = operator.index(value)
     except TypeError:
         raise UsageError(f"{name} is {value!r}; expected a whole number") from None
+    if (bits := found.bit_length()) > 64:
+        raise UsageError(f"{name} is a number of {bits:,} bits; expected at most 64")
+    return found
 
 
 def wholes(name: str, values: Any) -> tuple[int, ...]:
     """Whole numbers, one after the other."""
-    if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping):
+    letters = isinstance(values, str | bytes | bytearray | memoryview | Mapping)
+    if letters or (found := _each(values)) is None:
         raise UsageError(f"{name} is {values!r}; expected whole numbers in a list")
-    return tuple(whole(name, value) for value in values)
+    return tuple(whole(name, value) for value in found)
 
 
 def number(name: str, value: Any) -> float:
     """A finite number."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise UsageError(f"{name} is {value!r}; expected a number")
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found):
+        raise UsageError(f"{name} is {show(value)}; expected a finite number")
+    return found
 
 
 def biases(values: Any) -> dict[int, float]:
@@ -62,8 +72,16 @@ def paths(name: str, values: Any) -> tuple[Path, ...]:
 
 def _several(values: Any, one: Any) -> tuple[Any, ...]:
     """One value of a type, or what is not iterable, as several."""
-    single = isinstance(values, one) or not isinstance(values, Iterable)
-    return (values,) if single else tuple(values)
+    found = None if isinstance(values, one) else _each(values)
+    return (values,) if found is None else found
+
+
+def _each(values: Any) -> tuple[Any, ...] | None:
+    """What an iterable gives; None if it is none, as an array of no dimension."""
+    try:
+        return tuple(values)
+    except TypeError:
+        return None
 
 
 def root(value: Any) -> bytes:

@@ -147,7 +147,9 @@ def provision(shape: MeshShape | None, cluster: Cluster | None = None, virtual: 
             f"--mesh {shape}: {wanted} devices do not divide over {processes} processes"
         )
     if wanted // processes > MOST_VIRTUAL:
-        raise UsageError(f"--mesh {shape}: {wanted:,} devices; expected at most {MOST_VIRTUAL}")
+        raise UsageError(
+            f"--mesh {shape}: {wanted:,} devices; a CPU stands for {MOST_VIRTUAL} at most"
+        )
     if wanted > 1:
         try:
             jax.config.update("jax_num_cpu_devices", wanted // processes)

@@ -59,6 +59,8 @@ def read_regular(path: Path, most: int) -> bytes:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file: a reader sees the old one or the whole new one, even after a crash.
 
+    A link that is there is replaced, and what it leads to stays.
+
     Raises:
         InputError: a folder, device or pipe is there, which a file would take the place of.
         OSError: it cannot be written; it is named.

@@ -39,7 +39,9 @@ def test_other_text_is_refused(text: str):
 
 @pytest.mark.parametrize("shape", ["300x1", "99999x99999", "17x16x1"])
 def test_more_virtual_devices_than_a_machine_has_threads_for_are_refused(shape: str):
-    with pytest.raises(UsageError, match=f"--mesh {shape}: .* devices; expected at most 256"):
+    with pytest.raises(
+        UsageError, match=f"--mesh {shape}: .* devices; a CPU stands for 256 at most"
+    ):
         mesh.provision(mesh.parse(shape))
 
 

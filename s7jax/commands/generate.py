@@ -106,11 +106,11 @@ def _check_proof(path: Path) -> None:
     """A proof takes an older one's place, and nothing else's."""
     if not path.parent.is_dir():
         raise UsageError(f"--proof {path}: there is no folder {path.parent}")
-    if os.path.lexists(path):
+    if os.path.lexists(path) and not (path.is_file() and not path.stat().st_size):
         try:
             load(path)
-        except InputError as e:
-            raise UsageError(f"--proof {path}: is there and no proof ({e}); give another") from None
+        except InputError:
+            raise UsageError(f"--proof {path}: is there and no proof; give another name") from None
 
 
 def _read(path: Path) -> bytes:

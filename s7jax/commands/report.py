@@ -26,16 +26,14 @@ def main(args: Namespace) -> None:
     """Find the runs, write."""
     if args.out and args.out.suffix != ".html":
         raise UsageError(f"--out {args.out}: expected a name that ends with .html")
-    if args.out and not args.out.exists() and args.out.with_suffix(".md").exists():
-        raise UsageError(
-            f"--out {args.out}: {args.out.with_suffix('.md')}, where its Markdown goes, is there "
-            "and of no report; give another name"
-        )
     runs = [_run(name) for name in args.runs] or [newest(lambda run: run.metrics)]
-    if len(runs) == 1:
-        written = write(runs[0], args.out or runs[0].page)
-    else:
-        written = compare(runs, args.out or Path("comparison.html"))
+    out = args.out or (runs[0].page if len(runs) == 1 else Path("comparison.html"))
+    if out != runs[0].page and not out.exists() and out.with_suffix(".md").exists():
+        raise UsageError(
+            f"--out {out}: {out.with_suffix('.md')}, where its Markdown goes, is there without "
+            "it; give another name"
+        )
+    written = write(runs[0], out) if len(runs) == 1 else compare(runs, out)
     print("\n".join(f"written: {path}" for path in written))
 
 

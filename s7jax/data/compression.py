@@ -18,7 +18,7 @@ else:
     from backports import zstd
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-_BUFFER = 1 << 20
+_BUFFER, _PART = 1 << 20, 1 << 16
 
 
 class DamagedFile(InputError):
@@ -58,6 +58,11 @@ class _Decompressed(io.RawIOBase):
         try:
             data: bytes = self._stream.read(len(buffer))
         except (zstd.ZstdError, zlib.error, lzma.LZMAError, OSError, EOFError) as e:
+            if "Memory usage limit" in str(e):
+                raise DamagedFile(
+                    ": needs more memory to be decompressed than --memory leaves; give more, or "
+                    "compress it again with a smaller dictionary"
+                ) from e
             raise DamagedFile(f": damaged or cut off: {e}") from e
         buffer[: len(data)] = data
         return len(data)
@@ -79,11 +84,11 @@ class _Streams:
             if self._stream.eof:  # zeros may pad what follows
                 data = self._stream.unused_data.lstrip(b"\0")
                 while not data:
-                    if not (read := self._file.read(_BUFFER)):
+                    if not (read := self._file.read(_PART)):
                         return b""
                     data = read.lstrip(b"\0")
                 self._stream = self._new()
-            elif self._stream.needs_input and not (data := self._file.read(_BUFFER)):
+            elif self._stream.needs_input and not (data := self._file.read(_PART)):
                 raise EOFError("the file ends before its last stream does")
             if piece := self._stream.decompress(data, size):
                 return bytes(piece)

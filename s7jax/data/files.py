@@ -8,7 +8,6 @@ HTTP, ``file://``, ``memory://``, as its environment variables configure it (``A
 import fnmatch
 import glob
 import io
-import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -34,9 +33,6 @@ _ABOUT_RECORDS = (
     "_metadata",
     "_common_metadata",
 )
-
-
-_NOTES = ("text", "json")  # formats that may be such
 
 
 @dataclass(frozen=True)
@@ -166,8 +162,7 @@ def _record_folders(found: Sequence[_Entry]) -> set[str]:
     """Folders with files of records in them or further below."""
     folders = set[str]()
     for entry in found:
-        kind = kind_of(entry.name)
-        if kind and kind.format.name not in _NOTES and entry.size:
+        if entry.size and _holds_records(kind_of(entry.name)):
             folders.update(map(str, PurePosixPath(entry.url).parents))
     return folders
 
@@ -176,7 +171,11 @@ def _is_note(entry: _Entry, kind: Kind | None, records: set[str]) -> bool:
     """Whether a file only describes the records beside it: a card, a licence, metadata."""
     path = PurePosixPath(entry.url)
     named = any(fnmatch.fnmatch(path.name.lower(), pattern) for pattern in _ABOUT_RECORDS)
-    return named and str(path.parent) in records and not (kind and kind.format.name not in _NOTES)
+    return named and str(path.parent) in records and not _holds_records(kind)
+
+
+def _holds_records(kind: Kind | None) -> bool:
+    return kind is not None and kind.format.name not in ("text", "json")
 
 
 def _local(path: str) -> tuple[list[_Entry], Counter[str], str]:
@@ -202,24 +201,48 @@ def _local(path: str) -> tuple[list[_Entry], Counter[str], str]:
 
 
 def _below(pattern: Path, left: Counter[str]) -> Iterator[Path]:
-    """What a pattern with ``**`` matches: every file once, however links lead to it."""
-    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
-    root = Path(*fixed)
-    if root.is_dir():
-        parts = pattern.parts[len(fixed) :]
-        yield from (p for p in _tree(root, left) if _matches(p.relative_to(root).parts, parts))
+    """What a pattern with ``**`` matches; no folder is read twice for the same rest of it."""
+    at = pattern.parts.index("**")
+    head, rest = Path(*pattern.parts[:at]), pattern.parts[at:]
+    bases = map(Path, glob.glob(str(head))) if at else [head]  # noqa: PTH207 (absolute too)
+    todo = [(base, _open({0}, rest)) for base in sorted(bases) if base.is_dir()]
+    seen, told = set[tuple[str, frozenset[int]]](), set[tuple[str, str]]()
+    while todo:
+        folder, places = todo.pop()
+        real = os.path.realpath(folder)
+        if (real, places) in seen:
+            left["folder linked twice"] += 1
+            continue
+        seen.add((real, places))
+        for name in _names(folder):
+            path, here = folder / name, [i for i in places if i < len(rest)]
+            fitting = [i for i in here if _fits(name, rest[i])]
+            if path.is_dir():
+                if fitting:
+                    below = {i if rest[i] == "**" else i + 1 for i in fitting}
+                    todo.append((path, _open(below, rest)))
+            elif len(rest) - 1 in fitting and (real, name) not in told:
+                told.add((real, name))
+                yield path
 
 
-def _matches(path: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Whether the parts of a path are those of a pattern, where ``**`` is any number of them."""
-    if not pattern:
-        return not path
-    if pattern == ("**",):
-        return bool(path)
-    if pattern[0] == "**":
-        return any(_matches(path[i:], pattern[1:]) for i in range(len(path)))
-    here = bool(path) and fnmatch.fnmatchcase(path[0], pattern[0])
-    return here and _matches(path[1:], pattern[1:])
+def _open(places: set[int], pattern: Sequence[str]) -> frozenset[int]:
+    """Places in a pattern, and those after a ``**`` there, which may stand for no folder."""
+    after = {i + 1 for i in places if i < len(pattern) and pattern[i] == "**"}
+    return frozenset(places) if after <= places else _open(places | after, pattern)
+
+
+def _fits(name: str, part: str) -> bool:
+    """Whether a name is that of one part of a pattern; hidden names want a dot there too."""
+    hidden = name.startswith(".") and not part.startswith(".")
+    return not hidden and (part == "**" or fnmatch.fnmatchcase(name, part))
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError as e:
+        raise InputError(f"{folder}: {e.strerror}") from e
 
 
 def _no_file(path: Path) -> str:

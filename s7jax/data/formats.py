@@ -78,17 +78,14 @@ class Format:
 
 def _text(file: IO[bytes], wanted: Wanted) -> Iterator[Found]:
     data = _whole(file, wanted.limit)
-    if data is None:
-        yield Bad("", _too_long(wanted.limit))
-    elif (at := data.find(b"\0")) >= 0:
-        yield Bad("", f"no text: a NUL at byte {at}; UTF-16 is to be written as UTF-8")
-    else:
-        yield _decoded(data, "", 0)
+    yield Bad("", _too_long(wanted.limit)) if data is None else _decoded(data, "", 0)
 
 
-def _jsonl(file: IO[bytes], wanted: Wanted) -> Iterator[Found]:
-    offset = 0
-    for number, line in enumerate(_lines(file, wanted.limit), start=1):
+def _jsonl(
+    file: IO[bytes], wanted: Wanted, first: int = 1, offset: int = 0
+) -> Iterator[Record | Bad]:
+    """Lines, of which the first has that number and begins at that byte of its file."""
+    for number, line in enumerate(_lines(file, wanted.limit), start=first):
         at = f":{number}"
         if line is None:
             yield Bad(at, _too_long(wanted.limit))
@@ -109,15 +106,14 @@ def _json(file: IO[bytes], wanted: Wanted) -> Iterator[Found]:
     if (line := _object(head.removeprefix(_BOM))) is not None:
         rest, more = _up_to_text(file, wanted.limit)
         if rest.strip():
-            number = first + more
-            if _object(rest) is None:
-                yield Bad(f":{number}", "not a JSON line, after a first line that is one")
-                return
+            number, second = first + more, rest.lstrip()
+            if len(second) >= wanted.limit:
+                raise DamagedFile(f":{number}: {_too_long(wanted.limit)}")
+            if _object(second) is None:
+                raise DamagedFile(f":{number}: not a JSON line, after a first line that is one")
             yield Record(line, f":{first}")
-            body = io.BufferedReader(Joined(rest.lstrip(), file), _BUFFER)
-            for found in _jsonl(body, wanted):
-                at = f":{int(found.at[1:]) + number - 1}"
-                yield dataclasses.replace(found, at=at)
+            body = io.BufferedReader(Joined(second, file), _BUFFER)
+            yield from _jsonl(body, wanted, number, len(head) + len(rest) - len(second))
             return
         head += rest
     data = _whole(io.BufferedReader(Joined(head, file), _BUFFER), wanted.limit)
@@ -159,7 +155,7 @@ def _csv(file: IO[bytes], wanted: Wanted, delimiter: str = ",") -> Iterator[Foun
             else:
                 yield Record(record, at)
     except csv.Error as e:
-        raise DamagedFile(f":{reader.line_num + 1}: not CSV: {e}") from e  # the record's first line
+        raise DamagedFile(f":{reader.reader.line_num}: not CSV: {e}") from e
 
 
 def _table_lines(file: IO[bytes], limit: int) -> Iterator[str]:
@@ -219,7 +215,11 @@ def _validated(batch: Any, pyarrow: Any) -> Any:
         try:
             column.validate(full=True)
         except pyarrow.ArrowInvalid as e:
-            if "UTF8" not in str(e):  # that is one row's fault, and told of it
+            # Offsets are checked before text; in a text alone that is one row's fault.
+            if "UTF8" not in str(e) or column.type not in (
+                pyarrow.string(),
+                pyarrow.large_string(),
+            ):
                 raise
     return batch
 
@@ -360,10 +360,13 @@ def suffix_of(name: str) -> str:
 
 def _up_to_text(file: IO[bytes], limit: int) -> tuple[bytes, int]:
     """The next line that is not blank, blank ones before it, and how many lines that is."""
-    read, count = b"", 0
-    while not read.removeprefix(_BOM).strip() and (line := file.readline(limit)):
-        read, count = read + line, count + 1
-    return read, count
+    read, count = bytearray(), 0
+    while len(read) < limit and (line := file.readline(limit)):
+        read += line
+        count += 1
+        if line.removeprefix(_BOM).strip():
+            break
+    return bytes(read), count
 
 
 def _lines(file: IO[bytes], limit: int) -> Iterator[bytes | None]:
@@ -392,6 +395,9 @@ def _too_long(limit: int) -> str:
 
 
 def _decoded(data: bytes, at: str, offset: int) -> Record | Bad:
+    if (nul := data.find(b"\0")) >= 0:
+        why = f"no text: a NUL at byte {offset + nul}; UTF-16 is to be written as UTF-8"
+        return Bad(at, why)
     try:
         return Record(data.removeprefix(_BOM).decode(), at)
     except UnicodeDecodeError as e:
@@ -520,7 +526,7 @@ class _Member(tarfile.TarInfo):
             raise
         except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
             raise tarfile.ReadError("no end of the archive after its last member") from None
-        except tarfile.HeaderError as e:
+        except (tarfile.HeaderError, ValueError) as e:  # ValueError: of numbers in a pax header
             raise tarfile.ReadError(f"{e} at byte {tarfile_.offset}") from e
 
 

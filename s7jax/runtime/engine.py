@@ -140,15 +140,16 @@ class Engine:
         self._compute, self._drafts, self._drafter = compute, drafts, drafter
         self._waiting: deque[Completion] = deque()
         self._turn = threading.RLock()  # one thread at a time; others wait
-        self._clear(rows)
-
-    def _clear(self, rows: int) -> None:
-        """Free rows, new caches: a step that was interrupted may have used up the old ones."""
         self._rows: list[_Row | None] = [None] * rows
+        self._allocate()
+
+    def _allocate(self) -> None:
+        """Caches of nothing yet."""
+        rows = len(self._rows)
         self._cache = self._compute.trunk_cache(rows, self.slots)
         self._beyond = self._cache[0].shape[3]  # where rows are parked: the cache may hold more
-        self._history = self._compute.history(rows, self.slots)
         self._experts: dict[int, Cache] = {}
+        self._history = self._compute.history(rows, self.slots)
 
     def submit(
         self, request: Request, watch: Callable[[Completion], None] = lambda _: None
@@ -225,6 +226,8 @@ class Engine:
         :attr:`~Completion.lost`. Those that wait, and those to come, are not concerned.
         """
         with self._turn, self._whole():
+            if self._history is None:
+                self._allocate()
             self._step()
 
     @contextmanager
@@ -236,7 +239,9 @@ class Engine:
             for _, row in self._active():
                 row.completion.lost = repr(e)
             self._waiting = deque(c for c in self._waiting if not c.lost)
-            self._clear(len(self._rows))
+            self._rows = [None] * len(self._rows)
+            # Such a step may have used them up; new ones have room when these are gone.
+            self._cache, self._experts, self._history = (None, None), {}, None
             raise
 
     def _step(self) -> None:

@@ -3,7 +3,7 @@
 import codecs
 import itertools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -63,6 +63,8 @@ def open(
         InputError: the native engine is asked for and not there; or a GPU or TPU does not
             reproduce the known answers.
     """
+    if not isinstance(mesh, str):
+        raise UsageError(f"mesh is {mesh!r}; expected such as '1x1'")
     root = None if root is None else arguments.root(root)
     seal = s7l.open_trusted(path, root=root, trust=arguments.paths("trust", trust))
     threads = None if threads is None else arguments.whole("threads", threads)
@@ -183,8 +185,8 @@ class Model:
         Raises:
             UsageError: one text in place of several.
         """
-        if isinstance(prompts, str | bytes):
-            raise UsageError("prompts: one text; expected several, or take generate")
+        if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable):
+            raise UsageError(f"prompts is {prompts!r}; expected several in a list")
         return self.run_all([Request(self.prompt(p), self.policy(**options)) for p in prompts])
 
     def run_all(self, requests: Sequence[Request]) -> list["Answer"]:
@@ -280,19 +282,19 @@ class Answer:
                 f"the answer broke off in the middle of a step ({completion.lost}); ask again: the "
                 "same prompt and policy give the same answer"
             )
-        try:
-            if self._shown == len(completion.output):
-                if completion.reason is not None:
-                    return False
-                self._engine.step()
-            ended, count = completion.reason is not None, len(completion.output)
-            if count > self._shown or ended:
+        if self._shown == len(completion.output):
+            if completion.reason is not None:
+                return False
+            self._engine.step()
+        ended, count = completion.reason is not None, len(completion.output)
+        if count > self._shown or ended:
+            try:
                 self._shown = count
                 if piece := self._decoder.feed(completion.output[:count], ended):
                     self._pieces.append(piece)
-        except BaseException as e:  # a piece may be missing, or a step
-            completion.lost, completion.dropped = repr(e), True
-            raise
+            except BaseException as e:  # the piece may be missing
+                completion.lost, completion.dropped = repr(e), True
+                raise
         return True
 
     def __str__(self) -> str:
@@ -303,7 +305,8 @@ class Answer:
         """What has come so far; nothing is computed for it."""
         done = self.completion
         said = "".join(self._pieces)
-        return f"<Answer {said!r}, {len(done.output)} tokens, {done.reason or 'not ended'}>"
+        state = done.reason or ("lost" if done.lost else "not ended")
+        return f"<Answer {said!r}, {len(done.output)} tokens, {state}>"
 
     @property
     def text(self) -> str:

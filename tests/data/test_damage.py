@@ -8,7 +8,6 @@ import lzma
 import struct
 import tarfile
 from collections.abc import Callable
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -26,11 +25,11 @@ HALVES = [
 PACK = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
 
 
-def read(path: Path, counts: Counts | None = None, skip_bad: bool = False) -> list[str]:
+def read(path, counts=None, skip_bad=False, limit=1 << 24) -> list[str]:
     source = Source(path=(str(path),))
     found = listing("code", str(path)).files
     counts = counts or Counts()
-    return [d.text for d in documents.read(source, found, counts, limit=1 << 24, skip_bad=skip_bad)]
+    return [d.text for d in documents.read(source, found, counts, limit=limit, skip_bad=skip_bad)]
 
 
 def flipped(data: bytes, at: int) -> bytes:
@@ -56,7 +55,9 @@ def test_every_stream_of_a_compressed_file_counts(tmp_path, suffix):
 def test_an_xz_file_that_wants_more_memory_than_there_is_is_refused(tmp_path):
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 28}]
     (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(HALVES[0], filters=filters))
-    with pytest.raises(InputError, match="Memory usage limit"):
+    with pytest.raises(
+        InputError, match="needs more memory to be decompressed than --memory leaves"
+    ):
         read(tmp_path / "a.jsonl.xz")
 
 
@@ -152,6 +153,45 @@ def test_blank_lines_between_json_lines_say_nothing(tmp_path):
         read(path)
 
 
+def test_offsets_below_a_struct_are_checked_beside_text_that_is_none(tmp_path):
+    rows = [{"x": f"x{i:03}", "text": f"row {i:03}"} for i in range(20)]
+    table = pa.table({"s": rows})
+    with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
+        file.write_table(table)
+    data = bytearray((tmp_path / "a.arrow").read_bytes())
+    at = data.find(struct.pack("<3i", 0, 7, 14)) + 4 * 20
+    data[at : at + 4] = struct.pack("<i", 4_000)
+    data[data.find(b"x000")] = 0xFF
+    (tmp_path / "a.arrow").write_bytes(data)
+    source = Source(path=(str(tmp_path / "a.arrow"),), field="s.text")
+    found = listing("code", str(tmp_path / "a.arrow")).files
+    with pytest.raises(InputError, match=r"a.arrow: not readable as Arrow IPC: "):
+        list(documents.read(source, found, Counts(), limit=1 << 24, skip_bad=False))
+
+
+def test_many_blank_lines_are_read_in_linear_time_and_bounded_memory(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"text": "a"}' + "\n" * 500_000)  # in squared time that is minutes
+    assert read(path) == ["a"]
+    path.write_text("\n" * 3_000_000 + "{}")
+    with pytest.raises(InputError, match="longer than 1 MB"):
+        read(path, limit=1 << 20)
+
+
+def test_numbers_of_a_pax_header_that_are_none(tmp_path):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as file:
+        info = tarfile.TarInfo("a.txt")
+        info.pax_headers = {"GNU.sparse.size": "x", "GNU.sparse.map": "0,1"}
+        file.addfile(info, io.BytesIO(b""))
+    (tmp_path / "a.tar").write_bytes(out.getvalue())
+    with pytest.raises(InputError, match=r"a.tar: damaged or cut off: "):
+        read(tmp_path / "a.tar")
+    counts = Counts()
+    assert read(tmp_path / "a.tar", counts, skip_bad=True) == []
+    assert counts.skipped == {"damaged files": 1}
+
+
 @pytest.mark.parametrize("offset", [-5, 1 << 30, 400])
 def test_offsets_beyond_the_buffers_of_arrow_are_refused(tmp_path, offset):
     table = pa.table({"text": [f"row {i}" for i in range(20)], "n": list(range(20))})
@@ -166,15 +206,22 @@ def test_offsets_beyond_the_buffers_of_arrow_are_refused(tmp_path, offset):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
-def test_text_in_another_encoding_is_refused(tmp_path, encoding):
-    (tmp_path / "a.txt").write_bytes("plain words".encode(encoding))
-    with pytest.raises(InputError, match=r"a.txt: no text: a NUL at byte \d; UTF-16"):
-        read(tmp_path / "a.txt")
+@pytest.mark.parametrize("name", ["a.txt", "a.json", "a.jsonl", "a.csv"])
+def test_text_in_another_encoding_is_refused(tmp_path, encoding, name):
+    (tmp_path / name).write_bytes('{"text": "plain"}'.encode(encoding))
+    with pytest.raises(InputError, match=rf"{name}.*: no text: a NUL at byte \d; UTF-16"):
+        read(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("content", "line"),
-    [('text\n"a"b\n', 2), ('te"xt\n"a"b"\n', 2), ('"te"xt\na\n', 1), ('text\n"a\nb\n', 2)],
+    [
+        ('text\n"a"b\n', 2),
+        ('te"xt\n"a"b"\n', 2),
+        ('"te"xt\na\n', 1),
+        ('text\n"a\nb\n', 3),
+        ('text\na\n\n\n\n"b"c\n', 6),
+    ],
 )
 def test_a_fault_of_csv_is_named_by_its_line(tmp_path, content, line):
     (tmp_path / "a.csv").write_text(content)

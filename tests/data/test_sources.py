@@ -229,6 +229,32 @@ def test_links_that_loop_end_a_pattern_too(tmp_path, pattern):
     assert found.left_out == {"folder linked twice": 3}
 
 
+@pytest.mark.parametrize(
+    ("pattern", "wanted"),
+    [
+        ("[xy]/**/*.txt", ["x/f.txt", "y/g.txt"]),
+        ("x*/**/*.txt", ["x/f.txt"]),
+        ("**/x/*.txt", ["x/f.txt"]),
+        ("x/../y/**/*.txt", ["y/g.txt"]),
+        ("**/.hidden/*.txt", [".hidden/h.txt"]),
+        ("**/*.txt", ["a/f.txt", "y/g.txt"]),
+        ("**/f.txt", ["a/f.txt"]),
+        ("y/**", ["y/g.txt", "y/n.md"]),
+    ],
+)
+def test_a_pattern_matches_whatever_links_lead_there_too(tmp_path, pattern, wanted):
+    for name in ("x/f.txt", "y/g.txt", "y/n.md", ".hidden/h.txt", "z/no/deep.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "a").symlink_to("x")
+    found = listing("code", f"{tmp_path}/{pattern}")
+    roots = [Path(file.url).resolve().relative_to(tmp_path.resolve()) for file in found.files]
+    assert [str(path).replace("x/f", "a/f") for path in roots] == [
+        path.replace("x/f", "a/f") for path in wanted
+    ]
+    assert set(found.left_out) <= {"folder linked twice"}
+
+
 def test_what_a_pattern_matches_and_is_no_file_is_counted(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").mkdir()

@@ -129,6 +129,8 @@ def test_an_interrupt_at_any_line_spoils_nothing(model):
         ({"seed": None, "top_k": None}, "top_k is None"),
         ({"temperature": "0.5"}, "temperature is '0.5'; expected a number"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": 10**400}, "temperature is 10+; expected a finite number"),
+        ({"seed": 10**5_000}, "seed is a number of 16,610 bits"),
         ({"top_p": None}, "top_p is None; expected a number"),
         ({"stop": 5}, "stop is 5; expected whole numbers in a list"),
         ({"stop": "ab"}, "stop is 'ab'"),
@@ -147,14 +149,14 @@ def test_arguments_of_another_type_are_refused_by_name(model, options, problem):
     assert model.generate("x", max_new_tokens=1).text is not None
 
 
-@pytest.mark.parametrize("prompt", [None, 5, 1.5, {"a": 1}, ["x"], np.zeros((2, 2), np.int32)])
+@pytest.mark.parametrize("prompt", [None, 5, 1.5, {"a": 1}, ["x"], np.array(5), bytearray(b"a")])
 def test_what_is_no_prompt_is_refused(model, prompt):
     with pytest.raises(UsageError, match=r"prompt is .*; expected"):
         model.generate(prompt)
 
 
 def test_one_text_is_not_taken_for_its_letters(model):
-    with pytest.raises(UsageError, match="prompts: one text"):
+    with pytest.raises(UsageError, match="prompts is 'ab'; expected several in a list"):
         model.generate_all("ab")
     stopped = model.generate("The moon", stop_texts="END", max_new_tokens=2)
     assert stopped.proof.policy.stop_texts == (b"END",)
@@ -185,6 +187,7 @@ def test_an_answer_shows_itself(model):
         ({"trust": None}, "trust is None"),
         ({"threads": 2.0}, "threads is 2.0; expected a whole number"),
         ({"drafts": 2.5}, "drafts is 2.5"),
+        ({"mesh": 5}, "mesh is 5"),
     ],
 )
 def test_a_model_is_opened_with_arguments_of_their_types(sealed, options, problem):
@@ -196,6 +199,15 @@ def test_a_root_may_be_given_as_it_is_printed(seal, sealed):
     assert runtime.open(sealed, root=seal.root.hex()).seal.root == seal.root
     with pytest.raises(InputError, match="expected 00000000"):
         runtime.open(sealed, root="0" * 64)
+
+
+def test_an_answer_that_only_waits_survives_anothers_interrupt(model):
+    first, second = model.generate("{", max_new_tokens=3), model.generate("2", max_new_tokens=3)
+    next(iter(first), None)
+    wanted = model.generate_all(["2"], max_new_tokens=3)[0].report()
+    assert interrupted(lambda: second.text, 60)
+    assert not second.completion.lost
+    assert second.report() == wanted
 
 
 FORK = """
