@@ -172,7 +172,7 @@ def test_too_little_memory_is_one_message(capsys):
 
 
 def test_devices_that_jax_does_not_find_are_one_message():
-    words = "generate", "x", "--engine", "xla", "--max-tokens", "1"
+    words = "generate", sample.SEALED, "x", "--engine", "xla", "--max-tokens", "1"
     done = run(sys.executable, "-m", "s7jax", *words, JAX_PLATFORMS="cuda")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert "JAX finds no device (JAX_PLATFORMS is 'cuda')" in done.stderr

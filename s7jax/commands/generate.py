@@ -13,18 +13,17 @@ Examples:
 """
 
 import json
-import os
 import sys
 import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from s7jax import runtime
-from s7jax.errors import InputError, UsageError
+from s7jax.errors import UsageError
+from s7jax.runtime import proof
 from s7jax.runtime.compute import ENGINES
 from s7jax.runtime.engine import DRAFTERS
 from s7jax.runtime.prompt import MOST_BYTES
-from s7jax.runtime.proof import load
 from s7jax.runtime.replay import traced
 from s7jax.terminal import cli, compiling
 from s7jax.train.folder import newest_seal
@@ -69,13 +68,13 @@ def check(args: Namespace) -> None:
     if args.trace and not args.proof:
         raise UsageError("--trace goes into the proof: give --proof FILE")
     if args.proof:
-        _check_proof(args.proof)
+        proof.require_place(args.proof, "--proof")
 
 
 def main(args: Namespace) -> None:
     """Open, generate, say where the text came from."""
     check(args)
-    prompt = args.prompt if args.file is None else _read(args.file)
+    prompt = args.prompt if args.file is None else cli.content(args.file, MOST_BYTES + 1)
     path, trusted = args.model or newest_seal(), {"root": args.root, "trust": args.trust}
     how = {"engine": args.engine, "threads": args.threads, "mesh": args.mesh}
     how |= {"drafts": args.drafts, "drafter": args.drafter}
@@ -100,24 +99,3 @@ def main(args: Namespace) -> None:
             print(json.dumps(answer.report() | {"seconds": round(seconds, 3)}, indent=1))
         else:
             print(f"\n{answer.summary(seconds)}", file=sys.stderr)
-
-
-def _check_proof(path: Path) -> None:
-    """A proof takes an older one's place, and nothing else's."""
-    if not path.parent.is_dir():
-        raise UsageError(f"--proof {path}: there is no folder {path.parent}")
-    if os.path.lexists(path) and not (path.is_file() and not path.stat().st_size):
-        try:
-            load(path)
-        except InputError:
-            raise UsageError(f"--proof {path}: is there and no proof; give another name") from None
-
-
-def _read(path: Path) -> bytes:
-    """A text, of which no more is read than a prompt may hold."""
-    if str(path) != "-":
-        with path.open("rb") as file:
-            return file.read(MOST_BYTES + 1)
-    if sys.stdin is None:
-        raise UsageError("--file -: standard input is closed")
-    return sys.stdin.buffer.read(MOST_BYTES + 1)

@@ -15,6 +15,7 @@ Examples:
 import ipaddress
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 from s7jax import extras, runtime
 from s7jax.errors import UsageError
@@ -37,21 +38,9 @@ def add_flags(p: ArgumentParser) -> None:
     p.add_argument("--seconds", type=float, default=120.0, help="until an answer is cut off")
     p.add_argument("--grace", type=float, default=10.0, help="seconds for answers at SIGTERM")
     p.add_argument("--token-file", type=Path, help="file with bearer tokens, one in a line")
-    p.add_argument(
-        "--allow-host",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        help="names it may be asked under",
-    )
-    p.add_argument(
-        "--allow-origin",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="URL",
-        help="pages that may",
-    )
+    more: dict[str, Any] = {"nargs": "+", "action": "extend"}
+    p.add_argument("--allow-host", **more, metavar="NAME", help="names it may be asked under")
+    p.add_argument("--allow-origin", **more, default=[], metavar="URL", help="pages that may")
     cli.add_trust_flags(p)
 
 

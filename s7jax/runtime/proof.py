@@ -9,6 +9,7 @@ says what that proves, and what not.
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ import msgpack
 import numpy as np
 
 from s7jax.data.tokenizer import Tokenizer
-from s7jax.errors import InputError
+from s7jax.errors import InputError, UsageError
 from s7jax.runtime import prompt as prompts
 from s7jax.runtime.policy import CUT, NATURAL, Policy
 from s7jax.runtime.prompt import Prompt
@@ -169,6 +170,21 @@ def hashed(values: np.ndarray) -> bytes:
 def trace_root(digests: Sequence[bytes]) -> bytes:
     """Merkle root over the digests of a step's operator outputs, in order."""
     return merkle.tree([merkle.leaf(_OPERATOR, value) for value in digests])
+
+
+def require_place(path: Path, flag: str) -> None:
+    """A proof takes an older one's place, or an empty file's, and nothing else's.
+
+    Raises:
+        UsageError: naming the flag.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(f"{flag} {path}: there is no folder {path.parent}")
+    if os.path.lexists(path) and not (path.is_file() and not path.stat().st_size):
+        try:
+            load(path)
+        except InputError:
+            raise UsageError(f"{flag} {path}: is there and no proof; give another name") from None
 
 
 def load(path: Path) -> Proof:

@@ -89,6 +89,21 @@ def importing() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
+def content(path: Path, most: int) -> bytes:
+    """The first ``most`` bytes of a file, or of standard input for ``-``.
+
+    Raises:
+        UsageError: standard input is closed.
+        OSError: the file cannot be read.
+    """
+    if str(path) != "-":
+        with path.open("rb") as file:
+            return file.read(most)
+    if sys.stdin is None:
+        raise UsageError("-: standard input is closed")
+    return sys.stdin.buffer.read(most)
+
+
 def require_new(path: Path, flag: str) -> None:
     """A file that is to be written later must not be there yet, its folder must.
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiling")
 
 PROMPT = Prompt((1, 2, 3))
 STORAGE = {"trunk_cache", "expert_cache", "history", "remember", "recall"}
-FACTS = {"chunk", "drafts", "machine", "types"}  # that need no tokens
+FACTS = {"chunk", "drafts", "machine", "require_own_process", "types"}  # that need no tokens
 
 
 @pytest.fixture(scope="module", params=["native", "xla"])
@@ -62,6 +62,7 @@ def storage(compute):
         "drafts": compute.drafts(1),
         "machine": compute.machine(),
         "types": compute.types(),
+        "require_own_process": compute.require_own_process(),
     }
 
 

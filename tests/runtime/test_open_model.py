@@ -370,7 +370,7 @@ def test_another_form_in_a_models_place_is_named(seal, model, tmp_path, here, co
     if content == "bundle":
         code, _, err = here("verify", "other", "--run")
         assert code == 2
-        assert "--run takes the whole sealed model" in err
+        assert "--run and --replay take the whole sealed model" in err
 
 
 @pytest.mark.parametrize("tool", ["generate.py", "selftest.py", "serve.py"])
