@@ -159,9 +159,9 @@ class _Rows:
     """A split as a random-access source of single sequences."""
 
     def __init__(self, prepared: Prepared, domain: str, split: str) -> None:
-        self._records = grain.sources.ArrayRecordDataSource(
-            [str(path) for path in prepared.shards(domain, split)]
-        )
+        self._where = prepared.path / domain
+        shards = [str(path) for path in prepared.shards(domain, split)]
+        self._records = self._tried(lambda: grain.sources.ArrayRecordDataSource(shards))
         self._domain = np.int32(prepared.domains.index(domain))
         self._dtype = token_dtype(prepared.vocab)
 
@@ -169,8 +169,15 @@ class _Rows:
         return len(self._records)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        tokens = np.frombuffer(self._records[row], self._dtype).astype(np.int32)
+        record = self._tried(lambda: self._records[row])
+        tokens = np.frombuffer(record, self._dtype).astype(np.int32)
         return {"tokens": tokens, "domain": self._domain, "row": np.int64(row)}
+
+    def _tried(self, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except (RuntimeError, OSError, ValueError) as e:  # what a damaged shard makes it raise
+            raise InputError(f"{self._where}: a shard is damaged or gone: {e}") from e
 
 
 class _ExactMixture(grain.transforms.DatasetSelectionMap):

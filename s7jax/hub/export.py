@@ -44,7 +44,9 @@ def export(run: RunFolder, out: Path) -> int:
     tokenizer = _tokenizer(run, model.tokenizer_sha256)
     tensors = dict(parameters.named_tensors(parameters.host(model.load(single()))))
     evaluation = read_json(run.evaluation) if run.evaluation.exists() else None
-    quality = evaluation and evaluation["quality"]
+    if not isinstance(evaluation or {}, dict):
+        raise InputError(f"{run.evaluation}: not what s7jax evaluate writes; remove it")
+    quality = evaluation and evaluation.get("quality")
     card = Card(out.name, model.config, model.records, quality, *_data(run))
     with new_folder(out) as folder:
         write_weights(folder / WEIGHTS, tensors)

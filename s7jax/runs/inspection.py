@@ -12,8 +12,9 @@ import orbax.checkpoint as ocp
 from s7jax import s7l
 from s7jax.digests import tensor_digest
 from s7jax.errors import InputError
+from s7jax.model import parameters
 from s7jax.s7l.dimensions import architecture_tree
-from s7jax.train.checkpoint import readable
+from s7jax.train.checkpoint import read_record, readable
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ def _checkpoint(path: Path) -> Iterator[Entry]:
             f"{path}: neither a sealed file nor a checkpoint folder (no params/ or state/ in it)"
         )
     stored, arrays = readable(path / item, lambda: _restore(path, item))
+    if item == "params" and parameters.digest(arrays) != read_record(path).get("params_sha256"):
+        raise InputError(f"{path}: damaged: the parameters are not those that its record tells of")
     shardings = jax.tree.map(lambda leaf: _sharding(leaf.sharding), stored)
     specs = jax.tree.leaves(shardings)
     for (keys, array), spec in zip(jax.tree_util.tree_leaves_with_path(arrays), specs, strict=True):

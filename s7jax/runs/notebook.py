@@ -110,8 +110,9 @@ def pretrain(
         InputError: data or checkpoints that cannot be used.
         Stopped: interrupted; what was done is saved, the same call goes on.
     """
-    if not isinstance(run, str | Path):
-        raise UsageError(f"run is {run!r}; expected a name or a folder")
+    _require_path("run", run)
+    if not isinstance(prepared, Prepared | None):
+        _require_path("prepared", prepared)
     args = _parsed(
         (add_run_flags, add_start_flags, add_watch_flags),
         run=str(run),
@@ -149,6 +150,7 @@ def prepare(
         UsageError: arguments that the command would refuse.
         InputError: data that cannot be used.
     """
+    _require_path("out", out)
     return prepare_text(
         _parsed(
             (add_prepare_flags,),
@@ -164,6 +166,11 @@ def prepare(
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
+
+
+def _require_path(name: str, value: Any) -> None:
+    if not isinstance(value, str | Path) or "\0" in str(value):
+        raise UsageError(f"{name} is {value!r}; expected a name or a folder")
 
 
 def _parsed(adds: Iterable[Any], **given: Any) -> argparse.Namespace:

@@ -381,6 +381,8 @@ def _open(folder: RunFolder, on: Provision, options: Options) -> Run:
     say(f"config   sha256 {config.digest()}\ndata     {corpus}\nmesh     {mesh}: {on.note}")
     if settings["prepared"]:
         prepared = Prepared.load(folder.prepared)
+        if jax.process_index() == 0:  # one reading of every byte is enough
+            prepared.verify()
     else:
         with one_after_another():
             prepared = prepare(

@@ -4,7 +4,6 @@ Each phase skips what is already done and valid, so a stopped pipeline resumes w
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +23,7 @@ from s7jax.storage import write_json
 from s7jax.train import loop, router
 from s7jax.train.checkpoint import read_record
 from s7jax.train.evaluate import evaluate
+from s7jax.train.folder import remembered
 from s7jax.train.phase import Phase
 from s7jax.train.run import Run, load_expert, load_trunk
 
@@ -65,11 +65,10 @@ def quality(run: Run) -> dict[str, Any]:
     Measured on the devices of all pools together.
     """
     inputs = _digests(run)
-    if run.folder.evaluation.exists():
-        saved = json.loads(run.folder.evaluation.read_text())
-        if saved.get("inputs") == inputs:
-            print(f"evaluation: already done, {run.folder.evaluation}")
-            return dict(saved["quality"])
+    saved = remembered(run.folder.evaluation)
+    if saved.get("inputs") == inputs:
+        print(f"evaluation: already done, {run.folder.evaluation}")
+        return dict(saved["quality"])
     joined = _joined(run)
     report = evaluate(joined, final_params(joined))
     write_json(run.folder.evaluation, {"inputs": inputs, "quality": report})
@@ -207,11 +206,10 @@ def _timed(seconds: dict[str, float], name: str, work: Callable[[], Any]) -> Any
 
 def _compared(run: Run, root: bytes) -> dict[str, Any]:
     """What quantisation cost, from ``sealed.json`` if it is of this seal."""
-    if run.folder.comparison.exists():
-        saved: dict[str, Any] = json.loads(run.folder.comparison.read_text())
-        if saved["root"] == root.hex():
-            print(f"compare: already done, {run.folder.comparison}")
-            return saved
+    saved = remembered(run.folder.comparison)
+    if saved.get("root") == root.hex():
+        print(f"compare: already done, {run.folder.comparison}")
+        return saved
     joined = _joined(run)
     return sealed_quality(joined, run.folder.sealed, min(COMPARED, run.config.eval_sequences))
 
@@ -219,9 +217,9 @@ def _compared(run: Run, root: bytes) -> dict[str, Any]:
 def _spent(saved: Path, report: dict[str, Any]) -> dict[str, float]:
     """Seconds of each part when it was made: what is there already is found there in no time."""
     seconds: dict[str, float] = report["seconds"]
-    if not saved.exists():
+    before = remembered(saved)
+    if not {"artifacts", "seconds"} <= before.keys():
         return seconds
-    before = json.loads(saved.read_text())
     old, new = (
         {Path(row[0]).name: row[2] for row in tree["artifacts"]} for tree in (before, report)
     )

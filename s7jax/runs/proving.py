@@ -2,7 +2,6 @@
 
 import codecs
 import itertools
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from s7jax.runtime import evidence
 from s7jax.runtime.model import Answer, Model
 from s7jax.runtime.replay import by_specification, replay
 from s7jax.storage import write_json
+from s7jax.train.folder import remembered
 from s7jax.train.run import Run
 
 SAMPLES = 10
@@ -29,11 +29,10 @@ def prove(run: Run) -> dict[str, Any]:
         InputError: an answer that is not the same when it is computed again.
     """
     folder, seal = run.folder, s7l.open(run.folder.sealed)
-    if folder.samples.exists():
-        saved: dict[str, Any] = json.loads(folder.samples.read_text())
-        if saved["root"] == seal.root.hex():
-            print(f"samples: already there, {folder.samples}")
-            return saved
+    saved = remembered(folder.samples)
+    if saved.get("root") == seal.root.hex():
+        print(f"samples: already there, {folder.samples}")
+        return saved
     context, prompts = run.config.model.context, list(_prompts(run))
     most = min(ANSWER, context - context // 4 - 2)
     with runtime.open(folder.sealed) as model:

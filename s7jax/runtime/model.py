@@ -63,6 +63,8 @@ def open(
         InputError: the native engine is asked for and not there; or a GPU or TPU does not
             reproduce the known answers.
     """
+    if not isinstance(path, str | Path):
+        raise UsageError(f"path is {path!r}; expected that of a sealed file")
     if not isinstance(mesh, str):
         raise UsageError(f"mesh is {mesh!r}; expected such as '1x1'")
     root = None if root is None else arguments.root(root)

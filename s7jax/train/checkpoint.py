@@ -175,7 +175,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not (folder / "record").is_dir():
         raise InputError(f"{folder}: not a checkpoint of s7jax (no record)")
     record = ocp.args.Composite(record=ocp.args.JsonRestore())
-    return dict(readable(f"{folder}/record", lambda: _restore(folder, record))["record"])
+    where = f"{folder}/record"
+    return dict(readable(where, lambda: dict(_restore(folder, record)["record"])))
 
 
 def restore_final(folder: Path, like: Params) -> Params:

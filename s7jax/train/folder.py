@@ -204,6 +204,18 @@ class RunFolder:
         return Path(elsewhere) if elsewhere else self.data
 
 
+def remembered(path: Path) -> dict[str, Any]:
+    """What a part of a run left in a JSON file for the next time; nothing if that is damaged.
+
+    Such a part is then done anew.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def start(
     run: RunFolder, config: Config, data: dict[str, list[Any]] | None, prepared: str | None
 ) -> RunFolder:

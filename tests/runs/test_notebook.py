@@ -71,8 +71,15 @@ def test_what_the_command_refuses_is_refused_and_leaves_nothing(
         s7jax.pretrain("r", **{"preset": "s7-nano", **given})
     assert message in str(refused.value)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UsageError, match="run is 5; expected a name or a folder"):
-        s7jax.pretrain(5)
+    for call, name in (
+        (lambda: s7jax.pretrain(5), "run is 5"),
+        (lambda: s7jax.pretrain("r", prepared=5), "prepared is 5"),
+        (lambda: s7jax.prepare(5, preset="s7-nano"), "out is 5"),
+        (lambda: s7jax.prepare("o\0x", preset="s7-nano"), "out is "),
+        (lambda: s7jax.open(None), "path is None"),
+    ):
+        with pytest.raises(UsageError, match=f"{name}.*; expected"):
+            call()
     with pytest.raises((UsageError, InputError)):
         s7jax.prepare("data", preset="s7-nano", data={"code": "nowhere/"})
     assert not list(tmp_path.iterdir())

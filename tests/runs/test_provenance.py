@@ -16,6 +16,7 @@ from attacker import Forgery
 from tiny import write_weights
 
 from s7jax import commands, runtime, s7l, sample
+from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError
 from s7jax.fields import plain
 from s7jax.mesh import single
@@ -25,9 +26,9 @@ from s7jax.runs import attestation, audit, lineage
 from s7jax.runtime.proof import Growing
 from s7jax.s7l.note import new_key
 from s7jax.train import checkpoint, transcript
-from s7jax.train.folder import RunFolder
-from s7jax.train.phase import ROUTERS, TRUNK, phases
-from s7jax.train.run import inputs_record
+from s7jax.train.folder import RunFolder, remembered
+from s7jax.train.phase import ROUTERS, TRUNK, Phase, phases
+from s7jax.train.run import batches, inputs_record
 from tests.train.conftest import open_run, prepared  # noqa: F401 fixtures
 
 ENVIRONMENT = {"device": "cpu", "model_axis": 1, "stablehlo_sha256": "0" * 64, "jax": "0.10.2"}
@@ -488,3 +489,43 @@ def test_the_official_schemas_take_the_exports(whole):
             *predicate.run_details.byproducts,
         ):
             assert one.uri or one.digest
+
+
+def flip(path: Path, places: int = 1) -> None:
+    data = bytearray(path.read_bytes())
+    filled = [i for i, byte in enumerate(data) if byte]
+    for i in filled[len(filled) // 2 :: max(1, len(filled) // (2 * places))]:
+        data[i] ^= 0x5A
+    path.write_bytes(data)
+
+
+def test_shared_shards_that_are_not_the_prepared_ones_are_trained_on_by_nobody(copied, capsys):
+    shard = next((copied.prepared / "math").glob("train-*"))
+    flip(shard, 20)
+    code, _, err = s7(capsys, "evaluate", "--run", f"{copied.path}/", "--mesh", "1x1")
+    assert (code, err.count("\n")) == (1, 1)
+    assert f"{shard}: SHA-256 differs from manifest.json; prepare it again" in err
+    with pytest.raises(InputError, match=r"data/math: a shard is damaged or gone: "):
+        batches(Prepared.load(copied.prepared), Phase(copied.config())).batch(0)
+
+
+@pytest.mark.parametrize("record", ["null", "[1]", "", '{"params_sha256": "00"}'])
+def test_a_checkpoint_that_is_not_what_its_record_says_is_converted_by_nobody(
+    whole, tmp_path, capsys, record
+):
+    checkpoint = Path(shutil.copytree(whole.final("trunk"), tmp_path / "trunk_final"))
+    (checkpoint / "record/metadata").write_text(record)
+    for words in (("inspect", checkpoint), ("convert", checkpoint, tmp_path / "t.safetensors")):
+        code, _, err = s7(capsys, *words)
+        assert (code, err.count("\n")) == (1, 1)
+        assert "trunk_final" in err
+    assert not (tmp_path / "t.safetensors").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", "[" * 5_000])
+def test_what_a_part_left_and_is_damaged_is_made_anew(tmp_path, content):
+    (tmp_path / "left.json").write_text(content)
+    assert remembered(tmp_path / "left.json") == {}
+    assert remembered(tmp_path) == {}
+    (tmp_path / "left.json").write_text('{"root": 1}')
+    assert remembered(tmp_path / "left.json") == {"root": 1}
