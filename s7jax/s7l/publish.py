@@ -21,10 +21,19 @@ def unpublished(out: Path) -> Iterator["Unpublished"]:
 
     Raises:
         SealError: there is no such folder.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or the disk is full; it names ``out``.
     """
     if not out.parent.is_dir():
         raise SealError(str(out.parent), "no such folder")
+    try:
+        yield from _unnamed(out)
+    except OSError as e:
+        if e.errno and e.filename is None:  # as of a write
+            raise OSError(e.errno, e.strerror, str(out)) from e
+        raise
+
+
+def _unnamed(out: Path) -> Iterator["Unpublished"]:
     fd = _nameless(out.parent)
     if fd is None:
         with tempfile.NamedTemporaryFile(dir=out.parent.resolve(), prefix=".seal-") as named:

@@ -267,9 +267,9 @@ def named(name: str) -> RunFolder:
     Raises:
         UsageError: no name.
     """
-    if not name:
-        raise UsageError("--run '': expected the name of a run, or a folder")
-    return RunFolder(Path(name) if "/" in name or name in (".", "..") else ROOT / name)
+    if name in ("", ".", ".."):
+        raise UsageError(f"--run {name!r}: expected the name of a run, or a folder with a slash")
+    return RunFolder(Path(name) if "/" in name else ROOT / name)
 
 
 def runs() -> list[RunFolder]:

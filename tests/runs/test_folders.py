@@ -33,9 +33,10 @@ def test_the_newest_run_is_the_newest_that_has_what_is_needed(monkeypatch, tmp_p
         newest(lambda run: run.final("router"))
 
 
-def test_no_name_is_no_run():
-    with pytest.raises(UsageError, match="--run ''"):
-        named("")
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_no_name_is_no_run(name):
+    with pytest.raises(UsageError, match=f"--run '{name}': expected the name of a run"):
+        named(name)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import json
@@ -159,6 +160,16 @@ def test_failure_leaves_nothing(model, monkeypatch, room, stage, error, nameless
     if not nameless:
         monkeypatch.setattr(publish, "_nameless", lambda folder: None)
     with pytest.raises(error if isinstance(error, type) else type(error)):
+        seal(model)
+    assert listing(model) == ["vocab.json", "weights"]
+
+
+def test_a_full_disk_is_told_with_the_files_name(model, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer, "_write_field", fail)
+    with pytest.raises(OSError, match=r"No space left on device: .*/moe\.s7l'"):
         seal(model)
     assert listing(model) == ["vocab.json", "weights"]
 
