@@ -175,8 +175,10 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not (folder / "record").is_dir():
         raise InputError(f"{folder}: not a checkpoint of s7jax (no record)")
     record = ocp.args.Composite(record=ocp.args.JsonRestore())
-    where = f"{folder}/record"
-    return dict(readable(where, lambda: dict(_restore(folder, record)["record"])))
+    found: dict[str, Any] = readable(
+        f"{folder}/record", lambda: dict(_restore(folder, record)["record"])
+    )
+    return found
 
 
 def restore_final(folder: Path, like: Params) -> Params:

@@ -12,24 +12,15 @@ from collections.abc import Callable
 import pyarrow as pa
 import pytest
 
-from s7jax.data import documents
 from s7jax.data.documents import Counts
-from s7jax.data.files import listing
-from s7jax.data.sources import Source
 from s7jax.errors import InputError
+from tests.data.test_sources import texts
 
 HALVES = [
     "".join(json.dumps({"text": f"text {i}"}) + "\n" for i in half).encode()
     for half in (range(10), range(10, 20))
 ]
 PACK = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
-
-
-def read(path, counts=None, skip_bad=False, limit=1 << 24) -> list[str]:
-    source = Source(path=(str(path),))
-    found = listing("code", str(path)).files
-    counts = counts or Counts()
-    return [d.text for d in documents.read(source, found, counts, limit=limit, skip_bad=skip_bad)]
 
 
 def flipped(data: bytes, at: int) -> bytes:
@@ -41,15 +32,15 @@ def test_every_stream_of_a_compressed_file_counts(tmp_path, suffix):
     first, second = map(PACK[suffix], HALVES)
     path = tmp_path / f"a.jsonl.{suffix}"
     path.write_bytes(first + second)
-    assert len(read(path)) == 20
+    assert len(texts(path)) == 20
     path.write_bytes(first + second + bytes(512))
-    assert len(read(path)) == 20
+    assert len(texts(path)) == 20
     whole = first + second
     spoilt = [flipped(whole, len(first) + i) for i in (0, 2, len(second) // 2)]
     for data in (*spoilt, whole + b"more", whole[:-3], whole[: len(first) + 2]):
         path.write_bytes(data)
         with pytest.raises(InputError, match=rf"a.jsonl.{suffix}: damaged or cut off: "):
-            read(path)
+            texts(path)
 
 
 def test_an_xz_file_that_wants_more_memory_than_there_is_is_refused(tmp_path):
@@ -58,7 +49,7 @@ def test_an_xz_file_that_wants_more_memory_than_there_is_is_refused(tmp_path):
     with pytest.raises(
         InputError, match="needs more memory to be decompressed than --memory leaves"
     ):
-        read(tmp_path / "a.jsonl.xz")
+        texts(tmp_path / "a.jsonl.xz", limit=1 << 24)
 
 
 def archive(*members: tuple[str, bytes], links: int = 0) -> bytes:
@@ -94,7 +85,7 @@ def test_a_damaged_archive_loses_no_member_in_silence(tmp_path, problem, suffix)
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
     with pytest.raises(InputError, match=f": damaged or cut off: {problem.strip()}"):
-        read(path)
+        texts(path)
 
 
 def test_what_an_archive_has_beside_texts_is_counted(tmp_path):
@@ -102,17 +93,15 @@ def test_what_an_archive_has_beside_texts_is_counted(tmp_path):
     hidden = [(name, b"\0") for name in ("._a.txt", ".git/config.txt", ".DS_Store")]
     (tmp_path / "a.tar").write_bytes(archive(*members, *hidden, links=2))
     counts = Counts()
-    assert read(tmp_path / "a.tar", counts) == ["one", "two"]
+    assert texts(tmp_path / "a.tar", counts=counts) == ["one", "two"]
     assert counts.skipped == {"hidden": 3, "empty": 1, "link": 2}
     assert counts.records == 8
 
 
 def test_a_member_of_a_sample_that_is_there_twice_is_refused(tmp_path):
     (tmp_path / "a.tar").write_bytes(archive(("1.text", b"a"), ("1.text", b"b")))
-    source = Source(path=(str(tmp_path / "a.tar"),), format="webdataset")
-    found = listing("code", str(tmp_path / "a.tar"), "webdataset").files
     with pytest.raises(InputError, match=r"a.tar!1.text: a member of this name is there twice"):
-        list(documents.read(source, found, Counts(), limit=1 << 24, skip_bad=False))
+        texts(tmp_path / "a.tar", format="webdataset")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +119,7 @@ def test_a_member_of_a_sample_that_is_there_twice_is_refused(tmp_path):
 def test_what_was_to_be_json_records_is_no_text(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(InputError, match=r"a.json: not JSON: "):
-        read(tmp_path / "a.json")
+        texts(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize(
@@ -138,19 +127,19 @@ def test_what_was_to_be_json_records_is_no_text(tmp_path, content):
 )
 def test_json_of_source_trees_is_text(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
-    assert read(tmp_path / "a.json") == [content]
+    assert texts(tmp_path / "a.json") == [content]
 
 
 def test_blank_lines_between_json_lines_say_nothing(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('\n\n{"text": "a"}\n\n{"text": "b"}\n\n{"text": "c"}\n')
-    assert read(path) == ["a", "b", "c"]
+    assert texts(path) == ["a", "b", "c"]
     path.write_text('\n{"text": "a"}\n\n{"text": 5}\n')
     with pytest.raises(InputError, match=r"a.json:4: field 'text' is int"):
-        read(path)
+        texts(path)
     path.write_text('\n{"text": "a"}\n\n\nb\n')
     with pytest.raises(InputError, match=r"a.json:5: not a JSON line, after a first line"):
-        read(path)
+        texts(path)
 
 
 def test_offsets_below_a_struct_are_checked_beside_text_that_is_none(tmp_path):
@@ -163,19 +152,17 @@ def test_offsets_below_a_struct_are_checked_beside_text_that_is_none(tmp_path):
     data[at : at + 4] = struct.pack("<i", 4_000)
     data[data.find(b"x000")] = 0xFF
     (tmp_path / "a.arrow").write_bytes(data)
-    source = Source(path=(str(tmp_path / "a.arrow"),), field="s.text")
-    found = listing("code", str(tmp_path / "a.arrow")).files
     with pytest.raises(InputError, match=r"a.arrow: not readable as Arrow IPC: "):
-        list(documents.read(source, found, Counts(), limit=1 << 24, skip_bad=False))
+        texts(tmp_path / "a.arrow", field="s.text")
 
 
 def test_many_blank_lines_are_read_in_linear_time_and_bounded_memory(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('{"text": "a"}' + "\n" * 500_000)  # in squared time that is minutes
-    assert read(path) == ["a"]
+    assert texts(path) == ["a"]
     path.write_text("\n" * 3_000_000 + "{}")
     with pytest.raises(InputError, match="longer than 1 MB"):
-        read(path, limit=1 << 20)
+        texts(path, limit=1 << 20)
 
 
 def test_numbers_of_a_pax_header_that_are_none(tmp_path):
@@ -186,9 +173,9 @@ def test_numbers_of_a_pax_header_that_are_none(tmp_path):
         file.addfile(info, io.BytesIO(b""))
     (tmp_path / "a.tar").write_bytes(out.getvalue())
     with pytest.raises(InputError, match=r"a.tar: damaged or cut off: "):
-        read(tmp_path / "a.tar")
+        texts(tmp_path / "a.tar")
     counts = Counts()
-    assert read(tmp_path / "a.tar", counts, skip_bad=True) == []
+    assert texts(tmp_path / "a.tar", counts=counts, skip_bad=True) == []
     assert counts.skipped == {"damaged files": 1}
 
 
@@ -202,7 +189,7 @@ def test_offsets_beyond_the_buffers_of_arrow_are_refused(tmp_path, offset):
     data[at : at + 4] = struct.pack("<i", offset)
     (tmp_path / "a.arrow").write_bytes(data)
     with pytest.raises(InputError, match=r"a.arrow: not readable as Arrow IPC: "):
-        read(tmp_path / "a.arrow")
+        texts(tmp_path / "a.arrow")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
@@ -210,7 +197,7 @@ def test_offsets_beyond_the_buffers_of_arrow_are_refused(tmp_path, offset):
 def test_text_in_another_encoding_is_refused(tmp_path, encoding, name):
     (tmp_path / name).write_bytes('{"text": "plain"}'.encode(encoding))
     with pytest.raises(InputError, match=rf"{name}.*: no text: a NUL at byte \d; UTF-16"):
-        read(tmp_path / name)
+        texts(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -226,11 +213,11 @@ def test_text_in_another_encoding_is_refused(tmp_path, encoding, name):
 def test_a_fault_of_csv_is_named_by_its_line(tmp_path, content, line):
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(InputError, match=rf"a.csv:{line}: "):
-        read(tmp_path / "a.csv")
+        texts(tmp_path / "a.csv")
 
 
 def test_a_message_holds_a_bounded_part_of_the_file(tmp_path):
     (tmp_path / "a.csv").write_text("x" * 100_000 + "\n1\n")
     with pytest.raises(InputError, match=r"it has x+…; say which with --field") as error:
-        read(tmp_path / "a.csv")
+        texts(tmp_path / "a.csv")
     assert len(str(error.value)) < 1_000
