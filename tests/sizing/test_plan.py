@@ -251,13 +251,11 @@ with jax.set_mesh(mesh):
     placed = step.place(tokens, mesh)
     made = step.gradient_program(config.model, step.trunk_loss, config.compute)
     made = made.lower(params, {}, placed).compile()
-    taken = []
-    for _ in range(4):  # the first takes something for good, a later one may reuse what it left
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew here
-        before = kilobytes("VmRSS")
-        jax.block_until_ready(made(params, {}, placed))
-        taken.append(1024 * (kilobytes("VmHWM") - before))
-    print(sorted(taken)[-2])
+    # the first call alone: what a call took is given back some time after its results are there
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew here
+    before = kilobytes("VmRSS")
+    jax.block_until_ready(made(params, {}, placed))
+    print(1024 * (kilobytes("VmHWM") - before))
 """
 
 
@@ -266,7 +264,7 @@ with jax.set_mesh(mesh):
     not os.access("/proc/self/clear_refs", os.W_OK), reason="the kernel gives no peak of memory"
 )
 def test_predicted_memory_is_what_a_real_step_takes():
-    changes = ["trunk.batch=40", "trunk.microbatch=40", "compute.loss_chunk=0"]
+    changes = ["trunk.batch=64", "trunk.microbatch=64", "compute.loss_chunk=0"]
     (job,) = jobs(override(NANO, changes), parse("1x1"), "trunk")
     found = compile_job(job)
     done = subprocess.run(
