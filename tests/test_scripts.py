@@ -335,6 +335,7 @@ def test_numpy_computes_on_no_mesh(work: Path, script_here):
     assert (code, "--engine and --mesh go with --replay" in err) == (2, True), err
 
 
+@pytest.mark.long(minutes=0.5)
 def test_selftest_notices_any_changed_bit(work: Path, script_here, tmp_path: Path):
     sealed = work / "runs/tiny/model/moe.s7l"
     assert "16 tokens in 4 domains" in good("tools/selftest.py", sealed, cwd=work)
@@ -482,6 +483,7 @@ def test_inspect_shows_checkpoints_and_seals(work: Path, script_here):
     assert "values, by at most" in different
 
 
+@pytest.mark.long(minutes=0.3)
 def test_a_mesh_of_virtual_devices_trains_and_says_so(work: Path, corpus, tmp_path: Path):
     out = good(
         *("experiments/trunk.py", "--preset", "s7-nano", "--mesh", "1x2", "--run", "mesh"),

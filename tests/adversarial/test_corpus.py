@@ -94,9 +94,8 @@ def test_every_sampled_byte_is_bound(original, tmp_path):
         assert agree(path) is None, at
 
 
-@pytest.mark.parametrize(
-    "lists", [1 << 20, pytest.param((4 << 20) - 5, marks=pytest.mark.long(minutes=0.3))]
-)
+@pytest.mark.long(minutes=0.3)
+@pytest.mark.parametrize("lists", [1 << 20, (4 << 20) - 5])
 def test_the_worst_amplification_is_bounded(original, tmp_path, lists):
     # An empty list costs a byte encoded and 64 decoded; a lane holds at most 2^20 of them.
     def change(f):

@@ -109,6 +109,7 @@ def measured(path, tmp_path):
     return said, int(grown)
 
 
+@pytest.mark.long(minutes=0.3)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
 def test_a_table_that_says_the_same_over_and_over_is_read_in_bounded_memory(tmp_path):
     """300 MB of Parquet in some kilobytes: each row is within the limit, all are not."""

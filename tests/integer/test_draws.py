@@ -65,6 +65,7 @@ def test_equal_logits_are_drawn_equally():
     assert abs((found < 4_096).mean() - 1 / 6) < 4 * np.sqrt(5 / 36 / 2_000)
 
 
+@pytest.mark.long(minutes=0.2)
 def test_rare_tokens_get_their_share():
     """Zipf: the older noise gave tokens below 5e-5 a tenth of what is theirs."""
     p = softmax(ROWS["zipf 1.0"])

@@ -128,7 +128,7 @@ def test_attention_against_float64_numpy(T: int):
         weight = np.exp(score - score.max(-1, keepdims=True))
         weight /= weight.sum(-1, keepdims=True)
         expected[:, t] = np.einsum("bhs,bshk->bhk", weight, v[:, : t + 1])
-    got = causal_attention(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
+    got = jax.jit(causal_attention)(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -142,7 +142,7 @@ def test_gradients_of_attention_are_those_of_the_whole_square():
 
     qkv = np.random.default_rng(4).normal(size=(3, 2, 150, 2, 8)).astype(np.float32)
     found, expected = (
-        jax.grad(lambda *qkv, f=f: jnp.sum(jnp.sin(f(*qkv))), (0, 1, 2))(*qkv)
+        jax.jit(jax.grad(lambda *qkv, f=f: jnp.sum(jnp.sin(f(*qkv))), (0, 1, 2)))(*qkv)
         for f in (causal_attention, whole)
     )
     for a, b in zip(found, expected, strict=True):
@@ -169,6 +169,7 @@ def test_a_mesh_computes_the_same_function(tiny: Config, params, shape: str):
     np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
+@pytest.mark.long(minutes=0.4)
 def test_a_repeating_sequence_is_learnt_and_labels_are_shifted_exactly_once(tiny: Config):
     """Sequences of period 4: every token from the fifth on is the one four before it.
 

@@ -68,7 +68,7 @@ def forger(new_run, monkeypatch):  # noqa: F811
     return trained
 
 
-@pytest.mark.parametrize("shape", ["1x1", "2x1"])
+@pytest.mark.parametrize("shape", ["1x1", pytest.param("2x1", marks=pytest.mark.long(minutes=0.3))])
 def test_an_honest_run_is_as_told_on_any_number_of_groups(honest, open_run, shape):  # noqa: F811
     run = open_run(honest.folder.path, on=shape)
     report = audits.report(run, 3, "drawn later", ["expert1", "trunk", "trunk"])

@@ -84,6 +84,7 @@ def test_experts_at_once_on_pools_are_the_experts_one_by_one(finished, new_run, 
     assert len(lines) == 4 * 5
 
 
+@pytest.mark.long(minutes=0.4)
 def test_pools_stop_together_and_go_on(finished, new_run, monkeypatch):
     """A signal in the middle: every expert saves, exit code 143, and the rest follows."""
     x, digests = finished
