@@ -23,6 +23,7 @@ READ_ALONE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_p
 # XLA's newer way of writing kernels makes faster ones, and where nothing is optimised takes most of
 # the time of compiling.
 PLAIN = {"xla_cpu_use_fusion_emitters": False}
+FLAGS = " ".join(f"--{name}={value}" for name, value in PLAIN.items())  # for a process
 
 
 @contextmanager
@@ -55,8 +56,7 @@ def quick() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "get_compile_options", plainly)
-        flags = [f"--{name}={value}" for name, value in PLAIN.items()]
-        patch.setenv("XLA_FLAGS", " ".join([os.environ.get("XLA_FLAGS", ""), *flags]))
+        patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}")
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         jax.config.update("jax_disable_most_optimizations", True)
         try:

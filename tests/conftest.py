@@ -34,7 +34,7 @@ from s7jax.architecture import Architecture, Stack
 from s7jax.config import ComputeConfig, Config, Domain, Recipe, TrunkRecipe
 from s7jax.train import determinism
 from tests.budget import Budget
-from tests.compiling import quick
+from tests.compiling import hardly_optimised, quick
 
 jax.config.update("jax_num_cpu_devices", 8)
 # What is broadcast or converted is said in the code, never guessed.
@@ -91,6 +91,13 @@ def own_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def quick_compiling() -> Iterator[None]:
     """For integers and for what commands compile: no program of this process is dropped."""
     with quick():
+        yield
+
+
+@pytest.fixture(scope="module")
+def compiled_alike() -> Iterator[None]:
+    """For a file whose floats are compared with one another: all of it is hardly optimised."""
+    with hardly_optimised():
         yield
 
 

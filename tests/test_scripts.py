@@ -19,7 +19,9 @@ from s7jax.config import PRESETS
 from s7jax.data.prepared import Prepared
 from s7jax.s7l import note
 from s7jax.train import transcript
-from tests.compiling import hardly_optimised
+from tests import compiling
+
+pytestmark = pytest.mark.usefixtures("compiled_alike")
 
 DOMAINS = PRESETS["s7-nano"].model.domains
 
@@ -41,14 +43,9 @@ WORDS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_alike():
-    with hardly_optimised():
-        yield
-
-
 def script(name: str, *args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    env["XLA_FLAGS"] = compiling.FLAGS  # without what this process has set for itself
     command = [sys.executable, "-W", "error::DeprecationWarning:s7jax", str(ROOT / name)]
     command += map(str, args)
     return subprocess.run(

@@ -17,13 +17,8 @@ from s7jax.model.layers import rms_normalize, rope
 from s7jax.model.loss import cross_entropy
 from s7jax.train.optimizer import learning_rate
 from s7jax.train.step import Stepper, initial_state, trunk_loss
-from tests.compiling import hardly_optimised
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_alike():
-    with hardly_optimised():
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_alike")
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -10,17 +10,12 @@ from s7jax.errors import InputError
 from s7jax.model.parameters import host, named_tensors
 from s7jax.quantize import calibrate as module
 from s7jax.quantize.calibrate import PERCENTILE, Ranges, calibrate
-from tests.compiling import hardly_optimised
+
+pytestmark = pytest.mark.usefixtures("compiled_alike")
 
 ALL = tuple(CFG.segments)
 ROWS = {"code": tokens(5, seed=1), "math": tokens(3, seed=2)}
 BIN = 1 + 2.0**-3  # the widest bin's edges, one over the other
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_alike():
-    with hardly_optimised():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from s7jax.quantize import smoothing
 from s7jax.quantize.calibrate import Ranges, calibrate
 from s7jax.quantize.rounding import fixed_point
 from s7jax.quantize.smoothing import group_of, smoothed
-from tests.compiling import hardly_optimised
+
+pytestmark = pytest.mark.usefixtures("compiled_alike")
 
 ROWS = tokens(6)
 
@@ -23,12 +24,6 @@ def every_group(named, ranges):
         members = [(name, x) for name, x in named.items() if group_of(name) == group]
         result |= smoothed(group, members, ranges)
     return result
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_alike():
-    with hardly_optimised():
-        yield
 
 
 @pytest.fixture(scope="module")

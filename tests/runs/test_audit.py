@@ -26,9 +26,10 @@ from s7jax.train.options import Options
 from s7jax.train.phase import Phase
 from s7jax.train.run import batches, load_expert, load_trunk
 from s7jax.train.step import Stepper
-from tests.compiling import hardly_optimised
 from tests.train.conftest import new_run, open_run, prepared  # noqa: F401 fixtures
 from tests.train.training import train_expert, train_trunk
+
+pytestmark = pytest.mark.usefixtures("compiled_alike")
 
 AUDITABLE = Options(auditable=True)
 SPOILT = 6  # the step of ten at which a forger does something
@@ -36,13 +37,6 @@ SPOILT = 6  # the step of ten at which a forger does something
 
 def audit(run, count=10, seed="drawn later", names=("trunk",)):
     return audits.audit(run, count, seed, names)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_alike():
-    """All of this file's programs, and none of another's: their bits are compared."""
-    with hardly_optimised():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -25,18 +25,13 @@ from s7jax.train.evaluate import evaluate, mean_interval
 from s7jax.train.folder import CONTROLS, RunFolder
 from s7jax.train.phase import ROUTERS, TRUNK, phases
 from s7jax.train.watch import journal
-from tests.compiling import hardly_optimised
 from tests.conftest import TINY
 from tests.train.conftest import open_run, prepared  # noqa: F401 fixtures
 
+pytestmark = pytest.mark.usefixtures("compiled_alike")
+
 SPENT = [("trunk", 1.0), ("trunk", 3.0), *((f"expert{e}", 0.5) for e in range(4))]
 CONFIGS = {**PRESETS, "tiny": TINY}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_alike():
-    with hardly_optimised():
-        yield
 
 
 @pytest.fixture(scope="module")

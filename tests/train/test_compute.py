@@ -14,7 +14,8 @@ from s7jax.config import ComputeConfig
 from s7jax.model import parameters
 from s7jax.train.phase import TRUNK
 from s7jax.train.step import Stepper, expert_loss, gradient_program, initial_state, trunk_loss
-from tests.compiling import hardly_optimised
+
+pytestmark = pytest.mark.usefixtures("compiled_alike")
 
 ROWS, CHUNK = 4, 8
 EXACT = ComputeConfig()
@@ -22,12 +23,6 @@ CHUNKED = ComputeConfig(loss_chunk=CHUNK)
 UNEVEN = ComputeConfig(loss_chunk=12)  # 32 = 2 × 12 + 8
 REMAT = ComputeConfig(remat=True)
 BF16 = ComputeConfig(precision="bf16", loss_chunk=CHUNK)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_alike():
-    with hardly_optimised():
-        yield
 
 
 @pytest.fixture(scope="module")

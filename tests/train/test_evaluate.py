@@ -19,13 +19,8 @@ from s7jax.train.evaluate import (
 )
 from s7jax.train.phase import TRUNK
 from s7jax.train.step import place
-from tests.compiling import hardly_optimised
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_alike():
-    with hardly_optimised():
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_alike")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from s7jax.data.prepared import Prepared
 from s7jax.errors import InputError, Stopped
 from s7jax.train import checkpoint, loop, step
 from s7jax.train.step import Stepper, trunk_loss
-from tests.compiling import hardly_optimised
 from tests.train.training import train_trunk
 
 ROOT = Path(__file__).parent.parent.parent
@@ -27,12 +26,6 @@ HANGS = 1800  # seconds after which something hangs: nothing here is asked to be
 SIZE = """model.vocab=320 model.context=32 model.trunk.layers=1 model.trunk.hidden=32
 model.trunk.ffn=64 trunk.tokens=15360 trunk.batch=8 trunk.microbatch=8 trunk.checkpoint=1280
 experts.batch=8 experts.microbatch=8""".split()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_alike():
-    with hardly_optimised():
-        yield
 
 
 def spoiled_loss(bad: float):
@@ -283,6 +276,8 @@ def undisturbed_here(tmp_path_factory, open_run) -> str:
 
 LIMITED = """
 import resource, runpy, signal, sys
+
+pytestmark = pytest.mark.usefixtures("compiled_alike")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
 sys.argv.pop(0)

@@ -16,16 +16,11 @@ from s7jax.train import checkpoint, transcript
 from s7jax.train.options import Every, Options
 from s7jax.train.phase import Phase
 from s7jax.train.run import batches, inputs_record, load_trunk
-from tests.compiling import hardly_optimised
 from tests.train import reader
 from tests.train.stopping import Stopped, stop_at
 from tests.train.training import train_trunk
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_alike():
-    with hardly_optimised():
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_alike")
 
 
 @pytest.fixture(scope="module")
