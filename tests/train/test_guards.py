@@ -21,6 +21,8 @@ from s7jax.train import checkpoint, loop, step
 from s7jax.train.step import Stepper, trunk_loss
 from tests.train.training import train_trunk
 
+pytestmark = pytest.mark.usefixtures("compiled_alike")
+
 ROOT = Path(__file__).parent.parent.parent
 HANGS = 1800  # seconds after which something hangs: nothing here is asked to be fast
 SIZE = """model.vocab=320 model.context=32 model.trunk.layers=1 model.trunk.hidden=32
@@ -276,8 +278,6 @@ def undisturbed_here(tmp_path_factory, open_run) -> str:
 
 LIMITED = """
 import resource, runpy, signal, sys
-
-pytestmark = pytest.mark.usefixtures("compiled_alike")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
 sys.argv.pop(0)
