@@ -26,6 +26,12 @@ PLAIN = {"xla_cpu_use_fusion_emitters": False}
 FLAGS = " ".join(f"--{name}={value}" for name, value in PLAIN.items())  # for a process
 
 
+def environment() -> dict[str, str]:
+    """Of a process that chooses its own number of devices: what it runs is compiled as here."""
+    flags = FLAGS if FLAGS in os.environ.get("XLA_FLAGS", "") else ""
+    return os.environ | {"XLA_FLAGS": flags}
+
+
 @contextmanager
 def hardly_optimised() -> Iterator[None]:
     """In this process and in the commands it runs.

@@ -1,7 +1,6 @@
 """The commands a user types, as real processes, from raw text to a verified seal."""
 
 import json
-import os
 import re
 import runpy
 import shutil
@@ -44,8 +43,7 @@ WORDS = {
 
 
 def script(name: str, *args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
-    env["XLA_FLAGS"] = compiling.FLAGS  # without what this process has set for itself
+    env = {k: v for k, v in compiling.environment().items() if k != "JAX_PLATFORMS"}
     command = [sys.executable, "-W", "error::DeprecationWarning:s7jax", str(ROOT / name)]
     command += map(str, args)
     return subprocess.run(

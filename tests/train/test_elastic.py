@@ -18,6 +18,7 @@ from s7jax.config import override, preset
 from s7jax.data.prepared import Prepared
 from s7jax.train.groups import join, split, submeshes
 from s7jax.train.reduction import across_groups, tree_sum
+from tests import compiling
 from tests.train.stopping import Stopped, stop_at
 from tests.train.training import train_trunk
 
@@ -168,7 +169,7 @@ def train_in_processes(
     processes: int, mesh: str, folder: Path, prepared: Prepared, *extra: str
 ) -> str:
     """Run experiments/trunk.py as real processes on one mesh; returns the digest."""
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env = compiling.environment()
     command = [sys.executable, str(ROOT / "experiments/trunk.py"), "--preset", "s7-nano"]
     command += ["--mesh", mesh, "--run", "r", "--prepared", str(prepared.path), "--set", *extra]
     port = free_port()
