@@ -1,19 +1,10 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from s7jax.data.builtin import math
 from s7jax.data.prepared import Prepared
-
-TOOL = Path(__file__).parents[2] / "tools" / "prepare.py"
-
-
-def tool(*arguments):
-    command = [sys.executable, TOOL, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +24,13 @@ def folder(folder, domain):
     return folder
 
 
-def test_it_prepares_and_says_what_there_is(sources, tmp_path):
+def test_it_prepares_and_says_what_there_is(tool, sources, tmp_path):
     """Sources add up, be they given by one flag or by several."""
     (tmp_path / "more.jsonl").write_text('{"text": "one more"}\n')
     first, *rest = sources
     flags = [part for source in rest for part in ("--data", source)]
     run = tool(
+        "prepare",
         *("--preset", "s7-nano", "--out", tmp_path / "o", "--workers", 2, *flags),
         *("--data", f"code={tmp_path / 'more.jsonl'}", first),
     )
@@ -55,6 +47,7 @@ def test_it_prepares_and_says_what_there_is(sources, tmp_path):
     added = [json.dumps({"text": math.document(7, i)}) for i in range(90)]
     (tmp_path / "added.jsonl").write_text("\n".join(added))
     run = tool(
+        "prepare",
         *("--preset", "s7-nano", "--grow", tmp_path / "o", "--out", tmp_path / "grown"),
         *("--data", f"math={tmp_path / 'added.jsonl'}", "--workers", 1),
     )
@@ -64,9 +57,10 @@ def test_it_prepares_and_says_what_there_is(sources, tmp_path):
     assert "math: added.jsonl (unknown): 1 jsonl, 90 records" in run.stdout
 
 
-def test_a_broken_source_is_exit_code_1(sources, tmp_path):
+def test_a_broken_source_is_exit_code_1(tool, sources, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"text": "x"}\nnonsense\n')
     run = tool(
+        "prepare",
         *("--preset", "s7-nano", "--out", tmp_path / "o"),
         *("--data", *sources, f"math={tmp_path / 'bad.jsonl'}"),
     )
@@ -75,16 +69,14 @@ def test_a_broken_source_is_exit_code_1(sources, tmp_path):
     assert "Traceback" not in run.stderr
 
 
-def test_a_run_has_every_source_of_several_flags(tmp_path):
+def test_a_run_has_every_source_of_several_flags(tool, tmp_path):
     """The last one is broken, and so it is seen; the others are said before."""
     flags = []
     for domain in ("code", "math", "reason", "general", "code", "math", "reason", "general"):
         (tmp_path / f"{domain}{len(flags)}.jsonl").write_text('{"text": "x"}\n')
         flags += ["--data", f"{domain}={domain}{len(flags)}.jsonl"]
     (tmp_path / "last.jsonl").write_text("nonsense\n")
-    command = [sys.executable, "-m", "s7jax", "trunk", "--run", "r", *flags]
-    command += ["--data", "general=last.jsonl"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    run = tool("trunk", "--run", "r", *flags, "--data", "general=last.jsonl")
     assert run.returncode == 1
     assert "last.jsonl:1: not a JSON line" in run.stderr
     for flag in flags[1::2]:
@@ -105,8 +97,8 @@ def test_a_run_has_every_source_of_several_flags(tmp_path):
         (["--preset", "s7-nano", "--out", "o", "--data", "x=y", "--field", "a=b"], "--field 'a=b'"),
     ],
 )
-def test_a_wrong_command_line_is_exit_code_2(arguments, message):
-    run = tool(*arguments)
+def test_a_wrong_command_line_is_exit_code_2(tool, arguments, message):
+    run = tool("prepare", *arguments)
     assert run.returncode == 2
     assert message in run.stderr
     assert "Traceback" not in run.stderr

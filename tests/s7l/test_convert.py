@@ -7,7 +7,6 @@ import struct
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_pack_verify import tool
 
 from s7jax import commands, s7l
 from s7jax.train import checkpoint
@@ -101,10 +100,10 @@ def version2(payloads, ids=(1, 2, 3, 4, 5), head=b"S7LM\0\2\2\5"):
 LANES = [b"dict", b"field" * 9, b"lane", b"edge", b""]
 
 
-def test_version_2_is_read_and_taken_apart(tmp_path):
+def test_version_2_is_read_and_taken_apart(tool, tmp_path):
     (tmp_path / "old.s7l").write_bytes(version2(LANES))
     assert list(s7l.read_version2(tmp_path / "old.s7l").payloads.values()) == LANES
-    done = tool("convert", tmp_path / "old.s7l", tmp_path / "old", cwd=tmp_path)
+    done = tool("convert", tmp_path / "old.s7l", tmp_path / "old")
     assert done.returncode == 0, done.stderr
     assert "not under this root" in done.stdout
     assert (tmp_path / "old/field.bin").read_bytes() == LANES[1]
@@ -133,13 +132,13 @@ def test_version_2_broken(tmp_path, message, data):
         s7l.read_version2(tmp_path / "old.s7l")
 
 
-def test_the_tool(pristine, tmp_path):
+def test_the_tool(tool, pristine, tmp_path):
     out = tmp_path / "moe.safetensors"
-    assert tool("convert", pristine / "moe.s7l", out, cwd=tmp_path).returncode == 0
-    again = tool("convert", pristine / "moe.s7l", out, cwd=tmp_path)
+    assert tool("convert", pristine / "moe.s7l", out).returncode == 0
+    again = tool("convert", pristine / "moe.s7l", out)
     assert (again.returncode, "identical" in again.stdout) == (0, True)
-    assert tool("convert", out, tmp_path / "again", cwd=tmp_path).returncode == 0
-    twice = tool("convert", out, tmp_path / "again", cwd=tmp_path)
+    assert tool("convert", out, tmp_path / "again").returncode == 0
+    twice = tool("convert", out, tmp_path / "again")
     assert (twice.returncode, "nothing is overwritten" in twice.stderr) == (1, True)
     assert "Traceback" not in twice.stderr
 

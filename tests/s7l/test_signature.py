@@ -5,7 +5,7 @@ import os
 import subprocess
 
 import pytest
-from test_pack_verify import pack_args, tool
+from test_pack_verify import pack_args
 
 from s7jax import s7l
 from s7jax.s7l import note as notes
@@ -190,12 +190,11 @@ def test_without_cryptography_the_extra_is_named(monkeypatch, note, release, key
         verify(note, release, keys / "alice.pub")
 
 
-def test_the_tools(model, keys):
-    made = tool("pack", "--new-key", model / "own.pem", cwd=model)
+def test_the_tools(tool, model, keys):
+    made = tool("pack", "--new-key", model / "own.pem")
     assert made.returncode == 0, made.stderr
     done = tool(
         *("pack", *pack_args(model), "--sign", keys / "alice", model / "own.pem", "--release", 7),
-        cwd=model,
     )
     assert done.returncode == 0, done.stderr
     assert "release 7, 2 signatures" in done.stdout
@@ -204,7 +203,7 @@ def test_the_tools(model, keys):
         assert secret.read_bytes().splitlines()[1] not in sealed.read_bytes()
 
     def check(*args):
-        return tool("verify", *args, cwd=model)
+        return tool("verify", *args)
 
     good = check(sealed, "--trust", model / "own.pem.pub", "--min-version", 7, "--json")
     assert good.returncode == 0, good.stdout

@@ -76,10 +76,14 @@ def test_too_many_skipped_steps_stop_the_run(tiny: Config, new_run, spoil, monke
         train_trunk(new_run("bad", override(tiny, ["trunk.microbatch=8"])))
 
 
+def flags(prepared: Prepared, mesh: str = "1x1") -> list[str]:
+    run = ["--preset", "s7-nano", "--run", "r", "--mesh", mesh, "--prepared", str(prepared.path)]
+    return [*run, "--set", *SIZE]
+
+
 def command(prepared: Prepared, *extra: str, mesh: str = "1x1") -> list[str]:
-    script = [sys.executable, str(ROOT / "experiments/trunk.py"), "--preset", "s7-nano"]
-    script += ["--run", "r", "--mesh", mesh, "--prepared", str(prepared.path)]
-    return [*script, "--set", *SIZE, *extra]
+    script = [sys.executable, str(ROOT / "experiments/trunk.py")]
+    return [*script, *flags(prepared, mesh), *extra]
 
 
 def finish(prepared: Prepared, folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:
@@ -172,11 +176,11 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
 
 
 @pytest.mark.usefixtures("own_programs")
-def test_a_second_process_on_the_same_phase_is_refused(prepared: Prepared, tmp_path: Path):
+def test_a_second_process_on_the_same_phase_is_refused(tool, prepared: Prepared, tmp_path: Path):
     process = start_and_wait_for_step(prepared, tmp_path, 0)
     try:
         os.kill(process.pid, signal.SIGSTOP)
-        second = finish(prepared, tmp_path)
+        second = tool("trunk", *flags(prepared))
     finally:
         process.kill()
         process.communicate()
@@ -185,7 +189,7 @@ def test_a_second_process_on_the_same_phase_is_refused(prepared: Prepared, tmp_p
 
 
 def test_a_tampered_checkpoint_is_named_and_an_older_one_used_only_when_asked(
-    undisturbed, prepared: Prepared, tmp_path: Path
+    tool, undisturbed, prepared: Prepared, tmp_path: Path
 ):
     folder, digest = undisturbed
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
@@ -196,34 +200,34 @@ def test_a_tampered_checkpoint_is_named_and_an_older_one_used_only_when_asked(
     tree = json.loads(record.read_text())
     tree["state_sha256"] = "0" * 64
     record.write_text(json.dumps(tree))
-    refused = finish(prepared, tmp_path)
+    refused = tool("trunk", *flags(prepared))
     assert refused.returncode == 1
     assert f"trunk/{newest}" in refused.stderr
     assert f"--resume-from {older}" in refused.stderr
-    result = finish(prepared, tmp_path, "--resume-from", str(older))
+    result = tool("trunk", *flags(prepared), "--resume-from", str(older))
     assert result.returncode == 0, result.stderr
     assert result.stdout.rsplit("sha256 ", 1)[1].strip() == digest
 
 
 def test_nothing_is_removed_before_the_older_checkpoint_is_read(
-    undisturbed, prepared: Prepared, tmp_path: Path
+    tool, undisturbed, prepared: Prepared, tmp_path: Path
 ):
     folder, _ = undisturbed
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    ended = finish(prepared, tmp_path, "--resume-from", "5")
+    ended = tool("trunk", *flags(prepared), "--resume-from", "5")
     assert (ended.returncode, "--resume-from 5: trunk has ended" in ended.stderr) == (2, True)
     shutil.rmtree(tmp_path / "runs/r/checkpoints/trunk_final")
     saves = tmp_path / "runs/r/checkpoints/trunk"
     older, newest = sorted(int(path.name) for path in saves.iterdir() if path.name.isdigit())
     record = saves / str(older) / "record/metadata"
     record.write_text(record.read_text()[:-5])
-    refused = finish(prepared, tmp_path, "--resume-from", str(older))
+    refused = tool("trunk", *flags(prepared), "--resume-from", str(older))
     assert refused.returncode == 1
     assert f"trunk/{older}" in refused.stderr
     assert (saves / str(newest) / "state").is_dir()
 
 
-def test_a_truncated_checkpoint_is_named(undisturbed, prepared: Prepared, tmp_path: Path):
+def test_a_truncated_checkpoint_is_named(tool, undisturbed, prepared: Prepared, tmp_path: Path):
     folder, _ = undisturbed
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "runs/r/checkpoints/trunk_final")
@@ -231,7 +235,7 @@ def test_a_truncated_checkpoint_is_named(undisturbed, prepared: Prepared, tmp_pa
     newest = max(int(path.name) for path in saves.iterdir() if path.name.isdigit())
     largest = max((saves / str(newest)).rglob("*"), key=lambda p: p.stat().st_size * p.is_file())
     os.truncate(largest, largest.stat().st_size // 2)
-    result = finish(prepared, tmp_path)
+    result = tool("trunk", *flags(prepared))
     assert result.returncode == 1
     assert f"trunk/{newest}" in result.stderr
     assert f'File "{ROOT}/s7jax' not in result.stderr  # no traceback through our code
