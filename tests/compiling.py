@@ -2,8 +2,8 @@
 
 Integers are the same bits however a program was optimised; of floats only what was compiled alike
 is compared. What the compiler does in full is asked elsewhere: of integers by
-``tests/integer/test_program.py``, of training by ``test_elastic.py``, ``test_phase.py``,
-``test_step.py`` and ``test_watch.py``, of commands by the long tests of ``test_elastic.py``.
+``tests/integer/test_program.py``, of training by ``test_elastic.py``, ``test_watch.py`` and the
+golden curve of ``test_step.py``, of commands by the long tests of ``test_elastic.py``.
 """
 
 import os
@@ -17,12 +17,17 @@ from jax._src import compiler
 
 from s7jax.train import compilation
 
-# For programs whose HLO is read and that never run: its text is final before LLVM begins.
-READ_ALONE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 # XLA's newer way of writing kernels makes faster ones, and where nothing is optimised takes most of
 # the time of compiling.
-PLAIN = {"xla_cpu_use_fusion_emitters": False}
+EMITTERS = "xla_cpu_use_fusion_emitters"
+PLAIN = {EMITTERS: False}
+
+# For programs whose HLO is read and that never run: its text is final before LLVM begins.
+READ_ALONE = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    EMITTERS: True,
+}
 FLAGS = " ".join(f"--{name}={value}" for name, value in PLAIN.items())  # for a process
 
 
@@ -30,6 +35,13 @@ def environment() -> dict[str, str]:
     """Of a process that chooses its own number of devices: what it runs is compiled as here."""
     flags = FLAGS if FLAGS in os.environ.get("XLA_FLAGS", "") else ""
     return os.environ | {"XLA_FLAGS": flags}
+
+
+def full() -> dict[str, str]:
+    """Of a process whose programs are compiled as users' are."""
+    flags = os.environ.get("XLA_FLAGS", "").replace(FLAGS, "")
+    gone = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+    return {k: v for k, v in os.environ.items() if k != gone} | {"XLA_FLAGS": flags}
 
 
 @contextmanager

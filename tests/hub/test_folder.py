@@ -22,6 +22,8 @@ from s7jax.train.checkpoint import read_record
 from s7jax.train.folder import RunFolder
 from tests.hub.conftest import CONFIGS, QUALITY
 
+pytestmark = pytest.mark.usefixtures("compiled_alike")
+
 NAMES = ("trunk", "expert0", "expert1", "expert2", "router")
 
 

@@ -31,6 +31,8 @@ from s7jax.train.phase import ROUTERS, TRUNK, Phase, phases
 from s7jax.train.run import batches, inputs_record
 from tests.train.conftest import open_run, prepared  # noqa: F401 fixtures
 
+pytestmark = pytest.mark.usefixtures("compiled_alike")
+
 ENVIRONMENT = {"device": "cpu", "model_axis": 1, "stablehlo_sha256": "0" * 64, "jax": "0.10.2"}
 QUALITY = {"bits_per_byte": {"code": {"trunk": 2.5, "routed": 2.25}}}
 

@@ -33,6 +33,7 @@ def test_a_short_run_warms_up_over_a_tenth():
     assert np.argmax(rates) == 10
 
 
+@pytest.mark.usefixtures("quick_compiling")
 def test_adamw_by_hand_decays_matrices_alone_and_clips():
     """Two steps against the textbook formulas in float64."""
     recipe = dataclasses.replace(RECIPE, clip=1.0)
@@ -87,6 +88,7 @@ def test_each_layer_is_made_orthogonal_alone_wherever_it_is_split(shape, split):
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
+@pytest.mark.usefixtures("quick_compiling")
 def test_muon_moves_hidden_matrices_and_adamw_the_rest():
     recipe = dataclasses.replace(RECIPE, optimizer="muon", muon_rate=3.0, clip=1e6)
     numbers = np.random.default_rng(1)

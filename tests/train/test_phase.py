@@ -25,6 +25,8 @@ from s7jax.train.step import Stepper, initial_state, trunk_loss
 from tests.train.stopping import Stopped, stop_at
 from tests.train.training import train_expert, train_trunk
 
+pytestmark = pytest.mark.usefixtures("compiled_alike")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, open_run):

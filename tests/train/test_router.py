@@ -6,6 +6,8 @@ from s7jax.model import parameters
 from s7jax.train import router
 from s7jax.train.phase import TRUNK
 
+pytestmark = pytest.mark.usefixtures("compiled_alike")
+
 
 def sums_of(x, y):
     ones = np.concatenate([x, np.ones((len(x), 1))], axis=1)

@@ -29,8 +29,11 @@ from s7jax.train.step import (
     trunk_loss,
     update_program,
 )
+from tests import compiling
 from tests.compiling import READ_ALONE
 from tests.train.training import train_trunk
+
+pytestmark = pytest.mark.usefixtures("compiled_alike")
 
 
 def tokens(tiny: Config, rows: int = 8):
@@ -173,6 +176,7 @@ def test_the_loss_curve_is_the_golden_one():
     """
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("golden.py")],
+        env=compiling.full(),
         capture_output=True,
         text=True,
         check=True,
