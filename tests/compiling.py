@@ -17,13 +17,14 @@ from jax._src import compiler
 
 from s7jax.train import compilation
 
-# XLA's newer way of writing kernels makes faster ones, and where nothing is optimised takes most of
-# the time of compiling.
+# Taking a program apart, to compile it on many cores, costs more than it gives. XLA's newer way of
+# writing kernels makes faster ones, and where nothing is optimised takes most of the time.
+WHOLE = {"xla_cpu_parallel_codegen_split_count": 1}
 EMITTERS = "xla_cpu_use_fusion_emitters"
-PLAIN = {EMITTERS: False}
+PLAIN = WHOLE | {EMITTERS: False}
 
 # For programs whose HLO is read and that never run: its text is final before LLVM begins.
-READ_ALONE = {
+READ_ALONE = WHOLE | {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     EMITTERS: True,

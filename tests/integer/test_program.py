@@ -145,25 +145,25 @@ def test_beside_any_others(program, tokens, wanted):
     rng = np.random.default_rng(0)
     rows = rng.integers(0, MODEL["vocab"], (8, 64)).astype(np.int32)
     rows[7] = tokens[:64]
-    logits, _ = in_chunks(program, rows, [64], 64, e=3)
+    logits, _ = in_chunks(program, rows, [8] * 8, 64, e=3)
     assert np.array_equal(logits[7], wanted[0][4, :64])
 
 
 @pytest.mark.usefixtures("quick_compiling")
 def test_rows_of_different_lengths_and_padding(program, tokens, wanted):
-    """Row 0 continues at position 20, row 1 at 5; both chunks are padded with rubbish."""
-    rows = np.stack([tokens[:32], tokens[:32]])
-    cache = program.trunk_cache(2, 64)
+    """Row 0 continues at position 20, others at 5; their chunks are padded with rubbish."""
+    rows = np.stack([tokens[:32]] * 8)  # as many as beside any others: compiled there
+    cache = program.trunk_cache(8, 64)
     for at in range(0, 32, 8):  # fills slots far beyond 20 and 5
-        _, _, cache = program.trunk(rows[:, at : at + 8], np.full(2, at), cache)
-    lengths = np.array([20, 5])
-    chunk = np.stack([tokens[20:28], tokens[5:13]])
+        _, _, cache = program.trunk(rows[:, at : at + 8], np.full(8, at), cache)
+    lengths = np.array([20] + [5] * 7)
+    chunk = np.stack([tokens[20:28]] + [tokens[5:13]] * 7)
     chunk[:, 6:] = 99  # what stands after the sixth token is not part of the sequence
     h, _, cache = program.trunk(chunk, lengths, cache)
     logits = np.asarray(program.head(h))
     assert np.array_equal(logits[0, :6], wanted[0][0, 20:26])
     assert np.array_equal(logits[1, :6], wanted[0][0, 5:11])
-    chunk = np.stack([tokens[26:34], tokens[11:19]])
+    chunk = np.stack([tokens[26:34]] + [tokens[11:19]] * 7)
     h, _, cache = program.trunk(chunk, lengths + 6, cache)
     logits = np.asarray(program.head(h))
     assert np.array_equal(logits[0, 0], wanted[0][0, 26])
