@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from micro import Judge, Mutants, make
 
 BATCH = 500
-FEW, MANY = 6, 200  # batches
+FEW, MANY = 10, 200  # batches
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from s7jax.train import checkpoint, trace, transcript
 from s7jax.train import run as runs
 from s7jax.train import step as steps
 from s7jax.train.loop import Training
-from s7jax.train.options import Options
+from s7jax.train.options import Every, Options
 from s7jax.train.phase import Phase
 from s7jax.train.run import batches, load_expert, load_trunk
 from s7jax.train.step import Stepper
@@ -31,7 +31,7 @@ from tests.train.training import train_expert, train_trunk
 
 pytestmark = pytest.mark.usefixtures("compiled_alike")
 
-AUDITABLE = Options(auditable=True)
+AUDITABLE = Options(auditable=True, evaluate_every=Every(steps=10), log_to=())
 SPOILT = 6  # the step of ten at which a forger does something
 
 
