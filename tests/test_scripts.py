@@ -76,6 +76,16 @@ def script_here(monkeypatch, capsys, tmp_path):
     return run
 
 
+@pytest.fixture
+def good_here(script_here):
+    def run(name: str, *args: object, cwd: Path) -> str:
+        code, out, err = script_here(name, *args, cwd=cwd)
+        assert code == 0, err + out
+        return out
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("text")
@@ -168,11 +178,11 @@ def test_an_audit_seals_it_again_and_notices_another_seal(work: Path, tmp_path: 
         assert "trunk.s7t: phase is 'expert0', the run's is 'trunk'" in failed.stderr
 
 
-def test_the_pipeline_again_skips_everything_and_changes_no_byte(work: Path):
+def test_the_pipeline_again_skips_everything_and_changes_no_byte(work: Path, good_here):
     sealed = work / "runs/tiny/model/moe.s7l"
     kept = [sealed, *(work / "runs/tiny" / name for name in ("metrics.jsonl", "report.json"))]
     before = [path.read_bytes() for path in kept]
-    out = good("experiments/pipeline.py", "--run", "tiny", cwd=work)
+    out = good_here("experiments/pipeline.py", "--run", "tiny", cwd=work)
     assert out.count("already trained") == 5
     for phrase in ("already fitted", "evaluation: already done", "quantize: already done"):
         assert phrase in out
@@ -261,21 +271,22 @@ def test_the_sealed_model_beside_the_float_one(work: Path):
     assert refused.stderr.startswith("error: none.s7l: cannot be opened")
 
 
-def test_a_sealed_model_answers_and_proves_it(work: Path, tmp_path: Path):
+def test_a_sealed_model_answers_and_proves_it(work: Path, good_here, tmp_path: Path):
+    """The first answer and a mesh in processes of their own, the others in this one."""
     sealed, proof = work / "runs/tiny/model/moe.s7l", tmp_path / "out.s7p"
     flags = ("--prompt", "def return", "--max-tokens", 6)
     text = good("tools/generate.py", sealed, *flags, "--proof", proof, cwd=work)
-    report = json.loads(good("tools/generate.py", *flags, "--json", cwd=work))
+    report = json.loads(good_here("tools/generate.py", *flags, "--json", cwd=work))
     assert text == report["text"], "standard output is the text, to the byte"
     assert report["root"] == s7l.open(sealed).root.hex()
     assert sum(part["tokens"] for part in report["route"]) == report["tokens"] == 6
     for how in ((), ("--engine", "auto"), ("--engine", "xla", "--mesh", "1x2")):
-        out = good("tools/verify.py", sealed, "--replay", proof, *how, cwd=work)
+        out = good_here("tools/verify.py", sealed, "--replay", proof, *how, cwd=work)
         assert f"replayed 6 steps, chain {report['proof']}" in out
     (tmp_path / "prompt.txt").write_text("def return")
     drawn = ("--file", tmp_path / "prompt.txt", "--max-tokens", 6, "--temperature", 1, "--top-k", 9)
-    twice = [good("tools/generate.py", sealed, *drawn, "--seed", 4, cwd=work) for _ in range(2)]
-    assert twice[0] == twice[1]
+    run = ("tools/generate.py", sealed, *drawn, "--seed", 4)
+    assert good_here(*run, cwd=work) == good(*run, cwd=work)
     with s7jax.open(sealed) as model:
         first, second = model.generate_all(["def return", "x"], max_new_tokens=6)
         assert first.report() == {k: v for k, v in report.items() if k != "seconds"}
@@ -345,7 +356,7 @@ def test_selftest_notices_any_changed_bit(work: Path, script_here, tmp_path: Pat
         assert "changed.s7l" in err or "FIELD" in err
 
 
-def test_the_commands_of_the_specification_work_as_written(work: Path, tmp_path: Path):
+def test_the_commands_of_the_specification_work_as_written(work: Path, good_here, tmp_path: Path):
     """§5's flags, in a folder laid out as there."""
     shutil.copytree(work / "runs/tiny", tmp_path / "run")
     here = tmp_path / "run"
@@ -356,12 +367,12 @@ def test_the_commands_of_the_specification_work_as_written(work: Path, tmp_path:
         *("--out", "model/weights/", "--method", "per_row_int8"),
         cwd=here,
     )
-    good(
+    good_here(
         *("tools/pack.py", "--weights-dir", "model/weights/", "--vocab", "model/vocab.json"),
         *("--out", "model/moe.s7l"),
         cwd=here,
     )
-    assert "V6" in good("tools/verify.py", "model/moe.s7l", cwd=here)
+    assert "V6" in good_here("tools/verify.py", "model/moe.s7l", cwd=here)
     assert (here / "model/moe.s7l").read_bytes() == (tmp_path / "before/moe.s7l").read_bytes()
 
 
@@ -425,17 +436,18 @@ def test_a_fifth_domain_is_added_to_a_finished_run(
         assert (found, message in err) == (2, True), err
 
 
-def test_pack_again_says_so_and_other_weights_are_refused(work: Path, tmp_path: Path):
-    assert "already sealed, identical" in good("tools/pack.py", cwd=work)
+def test_pack_again_says_so_and_other_weights_are_refused(
+    work: Path, good_here, script_here, tmp_path: Path
+):
+    assert "already sealed, identical" in good_here("tools/pack.py", cwd=work)
     (tmp_path / "moe.s7l").write_bytes(b"something else")
-    result = script("tools/pack.py", "--out", tmp_path / "moe.s7l", cwd=work)
-    assert result.returncode == 1
-    assert "never overwritten" in result.stderr
+    code, _, err = script_here("tools/pack.py", "--out", tmp_path / "moe.s7l", cwd=work)
+    assert (code, "never overwritten" in err) == (1, True), err
     assert (tmp_path / "moe.s7l").read_bytes() == b"something else"
 
 
-def test_verify_rejects_one_flipped_weight_bit(work: Path, tmp_path: Path):
-    assert good("tools/verify.py", cwd=work).count("PASS") >= 8
+def test_verify_rejects_one_flipped_weight_bit(work: Path, good_here, tmp_path: Path):
+    assert good_here("tools/verify.py", cwd=work).count("PASS") >= 8
     blob = bytearray((work / "runs/tiny/model/moe.s7l").read_bytes())
     field = s7l.open(work / "runs/tiny/model/moe.s7l").head.lanes[1]
     blob[field.offset + 100] ^= 1
@@ -453,9 +465,7 @@ def test_inspect_shows_checkpoints_and_seals(work: Path, script_here):
         return out
 
     checkpoints = work / "runs/tiny/checkpoints"
-    rows = json.loads(
-        good("tools/inspect_checkpoint.py", checkpoints / "expert1_final", "--json", cwd=work)
-    )
+    rows = json.loads(shown(checkpoints / "expert1_final", "--json"))
     by_name = {row["name"]: row for row in rows}
     q_proj = by_name["layers.attn.q_proj.weight"]
     assert (q_proj["shape"], q_proj["dtype"]) == ([1, 16, 16], "float32")
