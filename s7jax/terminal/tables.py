@@ -185,7 +185,7 @@ def control_rows(report: dict[str, Any]) -> Rows:
     """Every model of a run beside dense ones: what it cost, and how far the routed one is off."""
     domains, rows = report["domains"], []
     names = {f"expert{e}": f"expert {domain}" for e, domain in enumerate(domains)}
-    names |= {f"dense_{equal}": f"dense, equal {equal}" for equal in ("flops", "tokens", "time")}
+    names |= {f"dense_{of.lower()}": f"dense, equal {of}" for of in ("FLOPs", "tokens", "time")}
     names |= {"dense_parameters": "dense, equal FLOPs and parameters", "oracle": "its own expert"}
     names |= {"random": "random expert", "nearest_centroid": "nearest centroid"}
     for row in report["models"]:
